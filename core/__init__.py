@@ -1,0 +1,1 @@
+"""The methods, and the hooks through which they reach ComfyUI's models."""

@@ -1,0 +1,1 @@
+"""The methods: pure torch and einops. Nothing here imports ComfyUI."""

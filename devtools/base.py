@@ -1,0 +1,93 @@
+"""ComfyUI's base directory for development: the pack in `custom_nodes`, the demo models where stock loaders look."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from .places import PACK_NAME
+
+# which of the demo's weight files stock loaders read, and where those look
+MODEL_FOLDERS = {
+    "diversity_demo_vae.safetensors": "vae",
+    "diversity_demo_mmdit.safetensors": "diffusion_models",
+    "diversity_demo_distilled.safetensors": "diffusion_models",
+}
+FOLDERS = ("custom_nodes", "input", "output", "user", "models/vae", "models/diffusion_models")
+# a copied pack needs no tools, and must not hold the work folder that it is copied into
+NOT_COPIED = (".*", "__pycache__", "devtools", "tests", "benchmarks", "training", "output")
+
+
+def prepare_base(base: Path, pack: Path) -> None:
+    """Makes or mends the base directory. What is right already stays; ComfyUI's own files in it are not touched."""
+    for folder in FOLDERS:
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    mount_folder(pack, base / "custom_nodes" / PACK_NAME)
+    for name, folder in MODEL_FOLDERS.items():
+        mount_file(pack / "demo" / "weights" / name, base / "models" / folder / name)
+
+
+def mount_folder(source: Path, target: Path) -> None:
+    """Makes `target` the folder `source`: by a link, by a junction (Windows), or else by a fresh copy."""
+    if same_place(source, target):
+        return
+    remove(target)
+    try:
+        target.symlink_to(source, target_is_directory=True)
+    except OSError:
+        if not _junction(source, target):
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns(*NOT_COPIED))
+
+
+def mount_file(source: Path, target: Path) -> None:
+    """Makes `target` the file `source`: by a link or else by a copy. Without a source there is no target either."""
+    if same_place(source, target):
+        return
+    remove(target)
+    if not source.is_file():
+        return
+    try:
+        target.symlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def same_place(source: Path, target: Path) -> bool:
+    """Whether both are one and the same existing file or folder."""
+    try:
+        return source.samefile(target)
+    except OSError:
+        return False
+
+
+def remove(target: Path) -> None:
+    """Removes a file, a folder, a link or a junction; never what a link or a junction points to."""
+    if target.is_symlink() or target.is_file():
+        target.unlink()
+    elif target.exists() or _is_junction(target):
+        if _is_junction(target):
+            target.rmdir()
+        else:
+            shutil.rmtree(target)
+
+
+def _junction(source: Path, target: Path) -> bool:
+    if sys.platform != "win32":
+        return False
+    import _winapi
+
+    try:
+        _winapi.CreateJunction(str(source), str(target))
+    except OSError:
+        return False
+    return True
+
+
+def _is_junction(path: Path) -> bool:
+    if sys.platform != "win32":
+        return False
+    try:
+        return path.lstat().st_reparse_tag == 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT; Path.is_junction needs 3.12
+    except OSError:
+        return False

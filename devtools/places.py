@@ -1,0 +1,62 @@
+"""Where things are: the pack, the work folder with everything that set-up makes, and the ComfyUI that set-up chose."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+PACK_NAME = "ComfyUI-Diversity"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Paths of one clone of the pack. Everything that set-up writes is below `work`; deleting that is a full reset."""
+
+    root: Path
+
+    @property
+    def work(self) -> Path:
+        return self.root / ".dev"
+
+    @property
+    def venv(self) -> Path:
+        return self.work / "venv"
+
+    @property
+    def python(self) -> Path:
+        return self.program("python")
+
+    @property
+    def base(self) -> Path:
+        """ComfyUI's --base-directory: models, custom_nodes, input, output, user."""
+        return self.work / "base"
+
+    @property
+    def own_comfyui(self) -> Path:
+        """The ComfyUI that set-up unpacks when the machine has none to offer."""
+        return self.work / "comfyui"
+
+    @property
+    def state(self) -> Path:
+        """Written last by a finished set-up: which ComfyUI is used."""
+        return self.work / "setup.json"
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "demo" / "weights"
+
+    def program(self, name: str) -> Path:
+        """A program of the virtual environment, such as `python` or `pytest`."""
+        return self.venv / "Scripts" / f"{name}.exe" if os.name == "nt" else self.venv / "bin" / name
+
+    def comfyui(self) -> Path:
+        """The ComfyUI to run: the one the last set-up chose, else the one it would unpack."""
+        try:
+            return Path(json.loads(self.state.read_text(encoding="utf-8"))["comfyui"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return self.own_comfyui
+
+
+HERE = Places(Path(__file__).resolve().parents[1])

@@ -1,0 +1,51 @@
+"""Shared by all tests: the pack as `comfyui_diversity`, the tools as `devtools`, a real server."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+if TYPE_CHECKING:
+    from devtools.server import Client, Server
+
+
+def _load_devtools() -> None:
+    # By path: the pack's root must stay off sys.path, where its `nodes` would hide ComfyUI's own.
+    folder = ROOT / "devtools"
+    spec = importlib.util.spec_from_file_location(
+        "devtools", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["devtools"] = module
+    spec.loader.exec_module(module)
+
+
+_load_devtools()
+
+from devtools.pack import load_pack  # noqa: E402
+
+load_pack()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """One real ComfyUI server with the pack, for all tests that need one."""
+    from devtools.server import Server
+
+    with Server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Client:
+    """A client of that server."""
+    return server.client
