@@ -1,8 +1,8 @@
 """A headless ComfyUI server to run workflows on, and a small client for it. Standard library only.
 
-    with Server() as server:
-        result = server.client.run(prompt)          # prompt: API format, node id -> {class_type, inputs}
-        pictures = server.client.pictures(result)   # PNG bytes, in the order of the nodes' ids
+with Server() as server:
+    result = server.client.run(prompt)          # prompt: API format, node id -> {class_type, inputs}
+    pictures = server.client.pictures(result)   # PNG bytes, in the order of the nodes' ids
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def _failure(messages: Mapping[str, Any]) -> str:
 
 @dataclass
 class Server:
-    """A ComfyUI server on the CPU with this pack. Use it as a context, or call `start` and `stop`.
+    """A ComfyUI server with this pack, on the CPU unless `gpu`. Use it as a context, or call `start` and `stop`.
 
     Without `port` a free one is taken. `base` and `comfyui` default to what set-up made. The output goes to `log`
     (default: `server.log` in the base directory). `extra` are further command line arguments of ComfyUI.
@@ -205,6 +205,7 @@ class Server:
     python: Path | str = sys.executable
     log: Path | None = None
     extra: Sequence[str] = ()
+    gpu: bool = False
     process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
 
     def __enter__(self) -> Server:
@@ -253,10 +254,10 @@ class Server:
         for name in ("custom_nodes", "user"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        command = [*server_command(self.comfyui, self.base, self.port, python=self.python), *self.extra]
+        command = server_command(self.comfyui, self.base, self.port, python=self.python, gpu=self.gpu)
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                command,
+                [*command, *self.extra],
                 cwd=self.comfyui,
                 env=server_environment(self.comfyui),
                 stdin=subprocess.DEVNULL,

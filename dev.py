@@ -1,0 +1,18 @@
+#!/usr/bin/env python3
+"""Develop ComfyUI-Diversity: `python dev.py demo | test | serve | train`. Sets up all it needs, in the folder .dev."""
+
+import sys
+
+OLDEST = (3, 10)
+
+# Before anything is imported that an older Python could not even read.
+if sys.version_info < OLDEST:
+    sys.exit(
+        "Python %d.%d or newer is needed; this is %d.%d (%s). Run dev.py with a newer one, such as `python3.12 dev.py`."
+        % (OLDEST + tuple(sys.version_info[:2]) + (sys.executable,))  # noqa: UP031 (f-strings are too new)
+    )
+
+from devtools.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

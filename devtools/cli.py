@@ -1,0 +1,109 @@
+"""The commands behind dev.py. Standard library only: everything else runs in the environment that set-up makes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import webbrowser
+from collections.abc import Sequence
+
+from .errors import SetupError
+from .places import HERE
+from .server import Server, ServerError
+from .setup import say, set_up
+from .weights import check_weights
+
+DEFAULT_PORT = 8188  # ComfyUI's own
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command; returns the exit code. What fails is said in plain words, without a traceback."""
+    parser = argparse.ArgumentParser(prog="python dev.py", description="Tools for developing ComfyUI-Diversity.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    demo = commands.add_parser("demo", help="make pictures with every shipped workflow and measure their diversity")
+    demo.set_defaults(call=run_demo)
+    test = commands.add_parser(
+        "test", help="lint, types and all tests; further arguments go to pytest, which then runs alone"
+    )
+    test.set_defaults(call=run_tests)
+    train = commands.add_parser("train", help="train the demo models again")
+    train.set_defaults(call=run_training)
+    serve = commands.add_parser("serve", help="open a ComfyUI with the pack and the demo world")
+    serve.add_argument("--port", type=int, default=DEFAULT_PORT, help="default: %(default)s")
+    serve.add_argument("--gpu", action="store_true", help="let ComfyUI use the GPU; the demo world needs none")
+    serve.add_argument("--open", action="store_true", help="open it in the browser")
+    serve.set_defaults(call=run_server)
+
+    # `demo --help`, `test --help` and `train --help` are answered by the programs that know the options
+    own, passed_on = list(arguments), []
+    if own and own[0] in ("demo", "test", "train"):
+        own, passed_on = own[:1], own[1:]
+    options, unknown = parser.parse_known_args(own)
+    try:
+        return options.call(options, [*passed_on, *unknown])
+    except (SetupError, ServerError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted. Run the same command again to go on.", file=sys.stderr)
+        return 130
+
+
+def run_demo(_: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """All shipped workflows on the demo world."""
+    check_weights(HERE.weights)
+    set_up(HERE)
+    return _in_environment("python", "-m", "devtools.demo", *arguments)
+
+
+def run_tests(_: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Lint, types, tests; stops at the first of them that fails. The last lines are pytest's own."""
+    set_up(HERE)
+    if not arguments:
+        for program in (["ruff", "check"], ["basedpyright", "--level", "error"]):
+            say(f"\n$ {' '.join(program)}")
+            if code := _in_environment(*program):
+                return code
+    say(f"\n$ pytest {' '.join(arguments)}")
+    return _in_environment("pytest", *arguments)
+
+
+def run_training(_: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """The demo's training scripts."""
+    comfyui = set_up(HERE)
+    return _in_environment("python", "-m", "demo.training", *arguments, COMFYUI_PATH=str(comfyui))
+
+
+def run_server(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """A server in the foreground, until Ctrl-C."""
+    check_weights(HERE.weights)
+    comfyui = set_up(HERE)
+    server = Server(port=options.port, comfyui=comfyui, python=HERE.python, gpu=options.gpu, extra=arguments)
+    say("Starting ComfyUI ...")
+    with server:
+        say(f"ComfyUI is ready: {server.url}  (log: {server.log_path}; Ctrl-C stops it)")
+        say(f"The workflows of the pack are under Workflow > Browse Templates > {HERE.root.name}.")
+        if options.open:
+            webbrowser.open(server.url)
+        try:
+            while True:
+                server.check_alive()
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            say("\nStopping ComfyUI.")
+    return 0
+
+
+def _in_environment(program: str, *arguments: str, **variables: str) -> int:
+    """Runs a program of the virtual environment in the pack's folder; returns its exit code."""
+    command = [str(HERE.program(program)), *arguments]
+    process = subprocess.Popen(command, cwd=HERE.root, env={**os.environ, **variables})
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue  # the program got it, too, and ends in its own way
