@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .widgets import (
+    FOREIGN_NODES,
     control_widgets,
     default,
     has_upload_button,
@@ -62,7 +63,8 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
             source = owner.resolve_input(node, slot)
             if source is not None:
                 inputs[socket["name"]] = source.as_input()
-        title = node.get("title") or object_info[node["type"]]["display_name"]
+        definition = object_info[node["type"]]
+        title = node.get("title") or definition["display_name"] or definition["name"]
         prompt[owner.path(node)] = {"inputs": inputs, "class_type": node["type"], "_meta": {"title": title}}
 
     # A link to a muted node is dropped, so that the server reports the missing input by name.
@@ -129,6 +131,8 @@ class _Graph:
 
     def widgets(self, node: dict[str, Any]) -> dict[str, Any]:
         """Values of a node's widgets by name. Saved by position, with an extra value behind each seed."""
+        if node["type"] in FOREIGN_NODES:
+            raise ValueError(f"Node {self.path(node)} is a {node['type']}, which only the front end can read.")
         saved = node.get("widgets_values") or []
         if not isinstance(saved, list):
             raise ValueError(f"Node {self.path(node)} ({node['type']}) saves its widgets by name: not supported.")
@@ -140,7 +144,8 @@ class _Graph:
             value = saved[position] if position < len(saved) else default(spec)
             value = self.primitive_values.get((node["id"], name), value)
             refuse_evaluated(f"Node {self.path(node)} ({node['type']}), {name}", name, value, spec)
-            values[name] = _wrap(value)
+            if position < len(saved) or value is not None:  # a list without choices has no value at all
+                values[name] = _wrap(value)
             position += 1 + control_widgets(name, spec)
         position += any(has_upload_button(spec) for _, spec in specs)
         if len(saved) > position:

@@ -1,0 +1,133 @@
+"""The real front end in a headless Chromium: to save templates as it saves them, and to check what it makes of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+START_MILLISECONDS = 180_000  # a cold start on a busy two-core machine
+
+# Builds a graph the way hands would: nodes made and linked by the front end itself, so that it fills in the rest.
+_BUILD = """async nodes => {
+    await app.loadGraphData({last_node_id: 0, last_link_id: 0, nodes: [], links: [], version: 0.4})
+    const made = {}
+    for (const [key, {type, pos, size, title, values, mode, color}] of Object.entries(nodes)) {
+        const node = LiteGraph.createNode(type)
+        if (!node) throw new Error(`there is no node ${type}`)
+        app.graph.add(node)
+        Object.assign(node, {pos, mode}, title ? {title} : {})
+        if (color) Object.assign(node, {color: color[0], bgcolor: color[1]})
+        if (size) node.setSize(size)
+        for (const [name, value] of Object.entries(values)) {
+            const widget = node.widgets?.find(w => w.name === name)
+            if (!widget) throw new Error(`${type} has no widget ${name}`)
+            widget.value = value
+        }
+        made[key] = node
+    }
+    for (const [key, {type, inputs}] of Object.entries(nodes)) {
+        for (const [name, [source, output]] of Object.entries(inputs)) {
+            const slot = made[key].inputs.findIndex(i => i.name === name)
+            if (slot < 0) throw new Error(`${type} has no input ${name}`)
+            if (!made[source].connect(output, made[key], slot)) throw new Error(`${source} does not fit ${key}.${name}`)
+        }
+    }
+    return Object.fromEntries(Object.entries(made).map(([key, node]) => [key, node.id]))
+}"""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node to build: its type, where it stands, its widgets' values and its links, `input: (node key, output)`."""
+
+    type: str
+    pos: tuple[int, int] = (0, 0)
+    size: tuple[int, int] | None = None
+    title: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, tuple[str, int]] = field(default_factory=dict)
+    mode: int = 0
+    color: tuple[str, str] | None = None
+
+
+def find_chromium() -> str | None:
+    """A Chromium on the path; the one Playwright would download is not used."""
+    return next((found for name in CHROMIUM_NAMES if (found := shutil.which(name))), None)
+
+
+class Frontend:
+    """ComfyUI's page of a running server, opened in a browser of its own.
+
+    Raises `FileNotFoundError` when there is no Chromium. `errors` gathers what the page itself complains about.
+    """
+
+    def __init__(self, url: str, *, width: int = 1600, height: int = 900) -> None:
+        self.url = url
+        self.size = {"width": width, "height": height}
+        self.errors: list[str] = []
+
+    def __enter__(self) -> Frontend:
+        chromium = find_chromium()
+        if chromium is None:
+            raise FileNotFoundError("No Chromium on the path. On Debian: apt-get install chromium.")
+        self._playwright: Playwright = sync_playwright().start()
+        try:
+            # Chromium's sandbox needs rights that a container's root does not have.
+            self._browser: Browser = self._playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            self.page: Page = self._browser.new_page(viewport=self.size, locale="en-US")
+            self.page.set_default_timeout(START_MILLISECONDS)
+            self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+            self.page.goto(self.url)
+            self.page.wait_for_function(
+                "() => !!window.app?.vueAppReady && 'KSampler' in (window.LiteGraph?.registered_node_types ?? {})"
+            )
+            # The gallery of templates covers a first visitor's graph.
+            self.page.keyboard.press("Escape")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if hasattr(self, "_browser"):
+            self._browser.close()
+        self._playwright.stop()
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Opens a saved workflow, as dropping its file on the page does."""
+        self.page.evaluate("async workflow => { await app.loadGraphData(workflow) }", workflow)
+
+    def build(self, nodes: dict[str, Node]) -> dict[str, int]:
+        """Makes a graph from scratch and opens it; returns the ids of the nodes. Raises what the front end refuses."""
+        return self.page.evaluate(_BUILD, {key: asdict(node) for key, node in nodes.items()})
+
+    def unknown_nodes(self) -> list[str]:
+        """Types of nodes in the open graph that the front end has no definition for."""
+        return self.page.evaluate(
+            "() => app.graph.nodes.map(n => n.type).filter(t => !(t in LiteGraph.registered_node_types))"
+        )
+
+    def prompt(self) -> dict[str, Any]:
+        """What the front end would send to the server now."""
+        # As text, for what JSON leaves out (undefined) would arrive here as None.
+        return json.loads(self.page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).output)"))
+
+    def saved(self) -> dict[str, Any]:
+        """What the front end would write to a file now (Export)."""
+        return json.loads(self.page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).workflow)"))
+
+    def screenshot(self, path: Path) -> None:
+        """A picture of the whole open graph."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.wait_for_timeout(1500)  # the view glides there
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=path)
