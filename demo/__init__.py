@@ -1,0 +1,1 @@
+"""The demo world: procedurally drawn scenes, and small models that were trained on them."""

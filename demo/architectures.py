@@ -1,0 +1,67 @@
+"""The sizes of the demo models, shared by training and loading."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+IMAGE_SIZE = 128
+LATENT_CHANNELS = 16
+
+# Scale and shift of ComfyUI's SD3 latent format; with these in the VAE file the denoisers see unit-variance latents.
+VAE_SCALE, VAE_SHIFT = 1.5305, 0.0609
+
+TEXT = {
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+    "hidden_act": "quick_gelu",
+    "max_position_embeddings": 77,
+    "layer_norm_eps": 1e-5,
+    "projection_dim": 128,
+    "eos_token_id": 49407,
+    "bos_token_id": 49406,
+    "pad_token_id": 49407,
+}
+VOCABULARY = 49_408  # the tokenizer is CLIP's own
+
+# ComfyUI reads a vision tower's sizes from a file
+VISION_CONFIG = Path(__file__).parent / "clip_vision_config.json"
+VISION = json.loads(VISION_CONFIG.read_text(encoding="utf-8"))
+
+UNET = {
+    "image_size": 32,
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
+    "model_channels": 64,
+    "num_res_blocks": [2, 2],
+    "channel_mult": [1, 2],
+    "transformer_depth": [0, 0, 1, 1],
+    "transformer_depth_output": [0, 0, 0, 1, 1, 1],
+    "transformer_depth_middle": 1,
+    "context_dim": TEXT["hidden_size"],
+    "use_linear_in_transformer": True,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "num_heads": -1,
+    "num_head_channels": 32,
+}
+
+_MMDIT_DEPTH = 3  # ComfyUI reads the depth off the width: 64 channels a block
+MMDIT = {
+    "input_size": None,
+    "patch_size": 2,
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
+    "depth": _MMDIT_DEPTH,
+    "adm_in_channels": TEXT["projection_dim"],
+    "context_embedder_config": {
+        "target": "torch.nn.Linear",
+        "params": {"in_features": TEXT["hidden_size"], "out_features": 64 * _MMDIT_DEPTH},
+    },
+    "num_patches": 256,
+    "pos_embed_max_size": 16,
+    "qk_norm": "rms",
+    "pos_embed_scaling_factor": None,
+}

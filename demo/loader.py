@@ -1,0 +1,109 @@
+"""The demo models as ComfyUI's own objects.
+
+ComfyUI's stock loaders read the demo VAE and the two MMDiTs. They know CLIPs and SD1.5-like UNets in the released
+sizes only, so these two are built here, from the same classes that the stock loaders use.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import comfy.clip_vision
+import comfy.latent_formats
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from torch import Tensor
+
+from . import architectures
+
+WEIGHTS = Path(__file__).parent / "weights"
+CLIP_FILE, UNET_FILE = "diversity_demo_clip.safetensors", "diversity_demo_unet.safetensors"
+
+
+def load_clip(embedding_directory: list[str] | None = None) -> comfy.sd.CLIP:
+    """The text tower as a CLIP of the SD1.5 kind: 77 tokens, width 128, with a trained text projection.
+
+    `embedding_directory` lists the folders that `embedding:name` in a prompt is looked up in.
+    """
+    target = comfy.supported_models_base.ClipTarget(_Tokenizer, comfy.sd1_clip.SD1ClipModel)
+    target.params = {"clip_model": comfy.sd1_clip.SDClipModel}  # returns the projected pooled vector
+    sizes = {"clip_l_model_config": architectures.TEXT}
+    clip = comfy.sd.CLIP(target, embedding_directory=embedding_directory, model_options=sizes)
+    text = _with_prefix(_read(CLIP_FILE), "text.")
+    text["text_model.embeddings.token_embedding.weight"] = _full_vocabulary(
+        text.pop("token_embedding.rows"), text.pop("token_embedding.ids")
+    )
+    _load_all(clip.cond_stage_model.clip_l.transformer, text, CLIP_FILE)
+    return clip
+
+
+def load_clip_vision() -> comfy.clip_vision.ClipVisionModel:
+    """The vision tower of the same CLIP: 128 px, patches of 16 px, projection to the text tower's space."""
+    vision = comfy.clip_vision.ClipVisionModel(str(architectures.VISION_CONFIG))
+    _load_all(vision.model, _with_prefix(_read(CLIP_FILE), "vision."), CLIP_FILE)
+    return vision
+
+
+def load_unet() -> comfy.model_patcher.ModelPatcher:
+    """The noise-predicting UNet: ComfyUI's SD1.5 model with the demo world's sizes and 16 latent channels."""
+    weights = _read(UNET_FILE)
+    device = comfy.model_management.get_torch_device()
+    offload = comfy.model_management.unet_offload_device()
+    size = comfy.utils.calculate_parameters(weights)
+    dtype = comfy.model_management.unet_dtype(model_params=size, weight_dtype=comfy.utils.weight_dtype(weights))
+    config = _DemoSD15({**architectures.UNET, "adm_in_channels": None})
+    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device))
+    model = config.get_model(weights, "", device=comfy.model_management.unet_inital_load_device(size, dtype))
+    _load_all(model.diffusion_model, weights, UNET_FILE)
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+
+
+class _DemoSD15(comfy.supported_models.SD15):
+    unet_extra_config: dict = {}
+    latent_format = comfy.latent_formats.SD3
+
+
+class _Tokenizer(comfy.sd1_clip.SD1Tokenizer):
+    """CLIP's own tokenizer; `embedding:` files must have the demo CLIP's width."""
+
+    def __init__(self, embedding_directory: list[str] | None = None, tokenizer_data: dict | None = None) -> None:
+        super().__init__(
+            embedding_directory=embedding_directory,
+            tokenizer_data=tokenizer_data or {},
+            tokenizer=partial(comfy.sd1_clip.SDTokenizer, embedding_size=architectures.TEXT["hidden_size"]),
+        )
+
+
+def _read(file: str) -> dict[str, Tensor]:
+    path = WEIGHTS / file
+    if not path.is_file():
+        raise ValueError(f"The demo world's weight file {path} is missing. Restore it, for instance by `git checkout`.")
+    try:
+        return comfy.utils.load_torch_file(str(path), safe_load=True)
+    except Exception as error:
+        raise ValueError(f"The demo world's weight file {path} cannot be read ({error}). Restore it.") from error
+
+
+def _with_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _full_vocabulary(rows: Tensor, ids: Tensor) -> Tensor:
+    """Token embeddings `[49408, D]`: the file holds those of the words that captions use, every other word is the
+    average of them and so means nothing in particular."""
+    table = rows.float().mean(0).to(rows.dtype).repeat(architectures.VOCABULARY, 1)
+    table[ids] = rows
+    return table
+
+
+def _load_all(module: torch.nn.Module, weights: dict[str, Tensor], file: str) -> None:
+    missing, unexpected = module.load_state_dict(weights, strict=False)
+    if missing or unexpected:
+        raise ValueError(f"{file} does not fit the demo model: missing {missing[:3]}, unexpected {unexpected[:3]}.")

@@ -1,0 +1,83 @@
+"""Reads the attributes off a picture: an attribute classifier that no method optimises.
+
+Its penultimate features also serve the diversity metrics, so that diversity is scored in a space of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .world.attributes import VALUES
+from .world.prompts import Prompt
+
+WEIGHTS = Path(__file__).parent / "weights" / "diversity_demo_scorer.safetensors"
+_SIDE = 64  # the classifier's own input size
+
+
+class AttributeClassifier(nn.Module):
+    """Pictures `[N, 3, 64, 64]` in 0..1 to features `[N, 128]`, and features to logits of every attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (32, 64, 96, 128)
+        stages: list[nn.Module] = []
+        for before, after in zip((5, *widths), widths, strict=False):
+            stages += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
+            stages += [nn.Conv2d(after, after, 3, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
+        self.stages = nn.Sequential(*stages)
+        self.summary = nn.Linear(4 * 4 * widths[-1], 128)
+        self.heads = nn.ModuleDict({name: nn.Linear(128, len(values)) for name, values in VALUES.items()})
+
+    def features(self, pictures: Tensor) -> Tensor:
+        # Two more channels hold x and y: a place is then as easy to read as a colour.
+        line = torch.linspace(-1, 1, pictures.shape[-1], device=pictures.device)
+        grid = torch.stack(torch.meshgrid(line, line, indexing="ij")).expand(len(pictures), -1, -1, -1)
+        return F.silu(self.summary(self.stages(torch.cat([pictures, grid], 1)).flatten(1)))
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        features = self.features(pictures)
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+def to_input(images: np.ndarray) -> Tensor:
+    """`uint8 [N, H, W, 3]` to the classifier's `[N, 3, 64, 64]`."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images is {images.dtype} {list(images.shape)}; it must be uint8 [N, H, W, 3].")
+    pictures = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    return F.interpolate(pictures, size=(_SIDE, _SIDE), mode="area")
+
+
+class Scorer:
+    """Attributes and features of pictures."""
+
+    def __init__(self, classifier: AttributeClassifier) -> None:
+        self._classifier = classifier.eval()
+
+    @classmethod
+    def load(cls, path: Path = WEIGHTS) -> Scorer:
+        classifier = AttributeClassifier()
+        classifier.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+        return cls(classifier)
+
+    @torch.no_grad()
+    def read(self, images: np.ndarray) -> list[dict[str, str]]:
+        """The attributes of each picture of `uint8 [N, H, W, 3]`."""
+        logits = self._classifier(to_input(images))
+        winners = {name: values.argmax(1).tolist() for name, values in logits.items()}
+        return [{name: VALUES[name][winners[name][k]] for name in VALUES} for k in range(len(images))]
+
+    @torch.no_grad()
+    def features(self, images: np.ndarray) -> Tensor:
+        """Features `[N, 128]` of `uint8 [N, H, W, 3]` for similarity-based metrics."""
+        return self._classifier.features(to_input(images))
+
+
+def satisfies(attributes: dict[str, str], prompt: Prompt) -> bool:
+    """Whether a picture with these attributes shows everything that the prompt states."""
+    return all(attributes[name] == value for name, value in prompt.stated.items())

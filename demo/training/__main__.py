@@ -1,0 +1,43 @@
+"""Train what is not trained yet, in order: `python -m demo.training [NAME ...] [--folder DIR] [--threads N]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+# In this order: later ones need earlier ones. Each trains what is not trained yet and writes its weight file.
+STAGES = {
+    "clip": "export.export_clip",
+    "scorer": "export.export_scorer",
+    "vae": "export.export_vae",
+    "latents": "latents.encode_latents",
+    "unet": "export.export_unet",
+    "mmdit": "export.export_mmdit",
+    "pairs": "distil.make_pairs",
+    "distilled": "export.export_distilled",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python dev.py train", description=__doc__)
+    parser.add_argument("stages", nargs="*", metavar="NAME", help=f"any of: {', '.join(STAGES)} (default: all)")
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parents[2] / ".dev" / "training")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: PyTorch's choice)")
+    options = parser.parse_args()
+    unknown = [name for name in options.stages if name not in STAGES]
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: no such stage; there are {', '.join(STAGES)}")
+    options.folder.mkdir(parents=True, exist_ok=True)
+
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    for name in options.stages or STAGES:
+        module, function = STAGES[name].split(".")
+        getattr(importlib.import_module(f".{module}", __package__), function)(options.folder)
+
+
+if __name__ == "__main__":
+    main()

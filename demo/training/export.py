@@ -1,0 +1,71 @@
+"""Trained models to the weight files of the pack: fp16 safetensors and a manifest of their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..loader import CLIP_FILE, UNET_FILE, WEIGHTS
+from ..scorer import WEIGHTS as SCORER_FILE
+
+
+def export_clip(folder: Path) -> None:
+    from .clip import train_clip
+
+    model, vocabulary = train_clip(folder)
+    weights: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        if name.endswith("position_ids") or name == "logit_scale":
+            continue
+        if name == "text_model.embeddings.token_embedding.weight":
+            weights["text.token_embedding.rows"] = value
+        elif name.startswith("text_"):
+            weights[f"text.{name}"] = value
+        else:
+            weights[f"vision.{name}"] = value
+    _write(WEIGHTS / CLIP_FILE, weights, extra={"text.token_embedding.ids": torch.tensor(vocabulary.ids)})
+
+
+def export_scorer(folder: Path) -> None:
+    from .scorer import train_scorer
+
+    _write(SCORER_FILE, train_scorer(folder).state_dict())
+
+
+def export_vae(folder: Path) -> None:
+    from .vae import train_vae
+
+    _write(WEIGHTS / "diversity_demo_vae.safetensors", train_vae(folder).state_dict())
+
+
+def export_unet(folder: Path) -> None:
+    from .unet import train_unet
+
+    _write(WEIGHTS / UNET_FILE, train_unet(folder).state_dict())
+
+
+def export_mmdit(folder: Path) -> None:
+    from .mmdit import train_mmdit
+
+    _write(WEIGHTS / "diversity_demo_mmdit.safetensors", train_mmdit(folder).state_dict())
+
+
+def export_distilled(folder: Path) -> None:
+    from .distil import train_distilled
+
+    _write(WEIGHTS / "diversity_demo_distilled.safetensors", train_distilled(folder).state_dict())
+
+
+def _write(path: Path, weights: dict[str, Tensor], extra: dict[str, Tensor] | None = None) -> None:
+    """Save as fp16, and renew the manifest that set-up checks the files against."""
+    halves = {name: value.detach().cpu().half().contiguous() for name, value in weights.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({**halves, **(extra or {})}, path, metadata={"format": "pt"})
+    files = sorted(path.parent.glob("*.safetensors"))
+    sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    (path.parent / "manifest.json").write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
