@@ -132,7 +132,7 @@ def install(places: Places, comfyui: Path) -> None:
     pip(
         places,
         ["install", "-r", str(theirs), "-r", str(ours), "-c", str(constraints)],
-        "Installing packages (the first time 3 GB are downloaded)",
+        "Installing packages (first 3 GB of downloads)",
     )
     write_stamp(places, fingerprint(comfyui))
 
@@ -234,21 +234,21 @@ def run(command: Sequence[str], places: Places, doing: str, remedy: str) -> None
 
 def _show_progress(process: subprocess.Popen[str], doing: str, lines: list[str]) -> None:
     """On a terminal one line that is kept up to date; elsewhere, such as in a log of CI, a line now and then."""
-    started = time.monotonic()
+    started = shown_at = time.monotonic()
     live = sys.stdout.isatty()
     every = 0.5 if live else 20.0
-    shown_at = started
-    if not live:
-        say(f"{doing} ...")
+    width = shutil.get_terminal_size().columns - 1 if live else 120
+
+    def show(text: str, end: str) -> None:
+        print(f"\r{text[:width]:<{width}}" if live else text[:width], end=end, flush=True)
+
+    show(f"{doing} ...", "" if live else "\n")
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.5)
             break
-        if time.monotonic() - shown_at >= every:
-            shown_at = time.monotonic()
-            width = shutil.get_terminal_size().columns - 1
-            text = f"{doing} ... {shown_at - started:4.0f} s  {lines[-1].strip() if lines else ''}"[:width]
-            print(f"\r{text:<{width}}" if live else f"  {text}", end="" if live else "\n", flush=True)
-    done = f"{doing}: {'done' if process.returncode == 0 else 'failed'} after {time.monotonic() - started:.0f} s"
-    width = shutil.get_terminal_size().columns - 1
-    print(f"\r{done:<{width}}" if live else done, flush=True)
+        now = time.monotonic()
+        if now - shown_at >= every:
+            shown_at = now
+            show(f"{doing} ... {now - started:.0f} s  {lines[-1].strip() if lines else ''}", "" if live else "\n")
+    show(f"{doing}: {'done' if process.returncode == 0 else 'failed'} after {time.monotonic() - started:.0f} s", "\n")
