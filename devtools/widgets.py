@@ -12,7 +12,8 @@ FOREIGN_WIDGETS = {
 }  # fmt: skip
 # Nodes to which a front-end extension adds widgets that the server knows nothing of.
 FOREIGN_NODES = {
-    "LoadImageOutput", "PreviewAny", "PreviewAudio", "SaveAudio", "SaveAudioMP3", "SaveAudioOpus", "Preview3D", "SaveGLB",
+    "LoadImageOutput", "PreviewAny", "PreviewAudio", "SaveAudio", "SaveAudioMP3", "SaveAudioOpus", "Preview3D",
+    "SaveGLB",
 }  # fmt: skip
 UPLOADS = ("image_upload", "video_upload", "animated_image_upload")
 EMPTY_DEFAULT = {"INT": 0, "FLOAT": 0, "BOOLEAN": False, "STRING": "", "MARKDOWN": ""}

@@ -45,8 +45,8 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
         nodes in the order in which the front end would run them.
 
     Raises:
-        ValueError: no saved workflow, a node the server does not know, a link that leads nowhere, too many widget
-            values for a node, or something that only the front end can evaluate.
+        ValueError: no saved workflow, a node the server does not know, a link that leads nowhere or round in a loop, too
+            many widget values for a node, or something that only the front end can evaluate.
     """
     if not isinstance(workflow.get("nodes"), list):
         raise ValueError("workflow has no list of nodes; it must be saved with Export, not with Export (API).")
@@ -60,7 +60,11 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
     for owner, node in graph.executable_nodes():
         inputs = dict(owner.widgets(node))
         for slot, socket in enumerate(owner.slots(node)):
-            source = owner.resolve_input(node, slot)
+            try:
+                source = owner.resolve_input(node, slot)
+            except RecursionError:
+                where = f"Node {owner.path(node)}, input {socket['name']!r}"
+                raise ValueError(f"{where}: the links form a loop that no node makes a value for.") from None
             if source is not None:
                 inputs[socket["name"]] = source.as_input()
         definition = object_info[node["type"]]

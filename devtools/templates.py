@@ -1,0 +1,132 @@
+"""The workflow templates, built in the real front end so that they are exactly what it saves.
+
+    python -m devtools.templates            # all
+    python -m devtools.templates baseline   # those whose name has "baseline" in it
+
+A template is a dictionary of nodes by a name of our own; positions are in pixels of the front end's canvas.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+from .frontend import Frontend, Node
+from .places import HERE
+
+FOLDER = HERE.root / "workflows"
+PROMPT = "a heart"
+SEED = 1
+PICTURES = 10
+# The demo models' own settings: file for stock loaders (None: Load Demo World gives the model), scheduler, CFG, steps.
+MODELS: dict[str, tuple[str | None, str, float, int]] = {
+    "unet": (None, "normal", 6.0, 20),
+    "mmdit": ("diversity_demo_mmdit.safetensors", "simple", 6.0, 20),
+    "distilled": ("diversity_demo_distilled.safetensors", "simple", 1.0, 4),
+}
+GREEN, RED, YELLOW = ("#232", "#353"), ("#322", "#533"), ("#432", "#653")
+
+BASELINE_NOTE = {
+    "unet": """**One prompt, ten pictures.** The prompt names a heart and nothing else; the model has seen hearts in \
+eight colours, three sizes and five places.
+
+Press **Run** and count: most of the ten are alike. Set **cfg** to 1 and run again: more colours, and now and then \
+something that is no heart. The nodes of this pack are for having both.
+
+*Load Demo World* gives a small noise-predicting UNet. For a model of your own, put *Load Checkpoint* in its place.""",
+    "mmdit": """**The same with a flow-matching transformer** of the SD3 family, read by ComfyUI's own *Load Diffusion \
+Model*. *Load Demo World* gives only the CLIP.
+
+Press **Run** and count the colours of the ten hearts; then try **cfg** 1 and 3.
+
+Prompt, seed and size are those of *baseline_unet*.""",
+    "distilled": """**A fast model:** the transformer of *baseline_mmdit*, distilled to run in **4 steps** at \
+**cfg 1**. Fast models are the ones that people find monotonous.
+
+Press **Run** and compare with *baseline_mmdit*.
+
+Leave cfg at 1: guidance is built into this model.""",
+}
+
+
+def baseline(model: str) -> dict[str, Node]:
+    """Prompt to ten pictures with nothing but ComfyUI's own nodes and the demo world's loader."""
+    file, scheduler, cfg, steps = MODELS[model]
+    nodes = {
+        "world": Node("DiversityLoadDemoWorld", (0, 150 if file else 0), (300, 66)),
+        "positive": Node(
+            "CLIPTextEncode", (360, 80), (320, 120), "Prompt", {"text": PROMPT}, {"clip": ("world", 1)}, color=GREEN
+        ),
+        "negative": Node(
+            "CLIPTextEncode", (360, 260), (320, 90), "Negative prompt", {"text": ""}, {"clip": ("world", 1)}, color=RED
+        ),
+        "latent": Node(
+            "EmptySD3LatentImage", (360, 410), (320, 106), values={"width": 128, "height": 128, "batch_size": PICTURES}
+        ),
+        "sampler": Node(
+            "KSampler",
+            (740, 0),
+            (290, 262),
+            values={
+                "seed": SEED,
+                "control_after_generate": "fixed",
+                "steps": steps,
+                "cfg": cfg,
+                "sampler_name": "euler",
+                "scheduler": scheduler,
+                "denoise": 1.0,
+            },
+            inputs={
+                "model": ("model" if file else "world", 0),
+                "positive": ("positive", 0),
+                "negative": ("negative", 0),
+                "latent_image": ("latent", 0),
+            },
+        ),
+        "vae": Node("VAELoader", (740, 330), (290, 58), values={"vae_name": "diversity_demo_vae.safetensors"}),
+        "decode": Node("VAEDecode", (1090, 0), (180, 46), inputs={"samples": ("sampler", 0), "vae": ("vae", 0)}),
+        "save": Node(
+            "SaveImage",
+            (1330, 0),
+            (480, 516),
+            values={"filename_prefix": f"diversity/baseline_{model}"},
+            inputs={"images": ("decode", 0)},
+        ),
+        "note": Node(
+            "MarkdownNote", (0, 280), (300, 236), "What to look at", {"text": BASELINE_NOTE[model]}, color=YELLOW
+        ),
+    }
+    if file:
+        nodes["model"] = Node("UNETLoader", (0, 0), (300, 82), values={"unet_name": file, "weight_dtype": "default"})
+    return nodes
+
+
+TEMPLATES: dict[str, dict[str, Node]] = {f"baseline_{model}": baseline(model) for model in MODELS}
+
+
+def write(name: str, workflow: dict[str, Any]) -> Path:
+    """Writes a template. Its id comes from its name: building it twice gives the same file."""
+    workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"ComfyUI-Diversity/{name}"))
+    workflow["extra"] = {"ds": {"scale": 0.9, "offset": [80, 100]}}
+    path = FOLDER / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(workflow, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def main(wanted: str = "") -> None:
+    from .server import Server
+
+    with Server() as server, Frontend(server.url) as frontend:
+        for name, nodes in TEMPLATES.items():
+            if wanted in name:
+                frontend.build(nodes)
+                frontend.load(frontend.saved())  # what a reader opens and saves again must not differ
+                print(write(name, frontend.saved()).relative_to(HERE.root))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
