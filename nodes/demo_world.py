@@ -16,8 +16,9 @@ class LoadDemoWorld(io.ComfyNode):
             display_name="Load Demo World",
             category="diversity",
             description=(
-                "Loads the small models that come with ComfyUI-Diversity: a UNet that draws hearts, stars, fish, trees, "
-                "balloons and houses at 128 px, and the CLIP that reads its prompts. For trying the nodes in seconds."
+                "Loads the small models that come with ComfyUI-Diversity: a UNet that draws hearts, stars, fish, "
+                "trees, balloons and houses at 128 px, and the CLIP that reads its prompts. For trying the nodes "
+                "in seconds, without downloading a model."
             ),
             inputs=[],
             outputs=[

@@ -57,8 +57,8 @@ class Vocabulary:
 
 
 def build(vocabulary: Vocabulary) -> CLIPModel:
-    text = {**TEXT, "vocab_size": len(vocabulary.ids), "eos_token_id": vocabulary.end, "bos_token_id": vocabulary.end - 1}
-    text["pad_token_id"] = vocabulary.end
+    special = {"eos_token_id": vocabulary.end, "bos_token_id": vocabulary.end - 1, "pad_token_id": vocabulary.end}
+    text = {**TEXT, **special, "vocab_size": len(vocabulary.ids)}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=TEXT["projection_dim"]))
 
 

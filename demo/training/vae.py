@@ -17,7 +17,7 @@ from .data import Scenes, natural_scenes, uniform_scenes
 from .initialise import initialise, zero
 from .loop import Schedule, train
 
-STEPS, BATCH, CROP = 3_000, 16, 64
+STEPS, BATCH, CROP = 2_400, 16, 64
 
 
 def build() -> TAESD:

@@ -92,9 +92,7 @@ class _Pen:
 
 def _heart(pen: _Pen) -> None:
     turns = [2 * pi * k / 120 for k in range(120)]
-    outline = [
-        (sin(t) ** 3, -(13 * cos(t) - 5 * cos(2 * t) - 2 * cos(3 * t) - cos(4 * t)) / 16 - 0.05) for t in turns
-    ]
+    outline = [(sin(t) ** 3, -(13 * cos(t) - 5 * cos(2 * t) - 2 * cos(3 * t) - cos(4 * t)) / 16 - 0.05) for t in turns]
     pen.polygon(outline, pen.shade(0.82))
     pen.polygon([(0.90 * x, 0.90 * y - 0.03) for x, y in outline], pen.fill)
     pen.ellipse(-0.44, -0.44, 0.17, 0.12, pen.shade(1.35))

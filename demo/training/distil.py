@@ -1,0 +1,93 @@
+"""The few-step model: the MMDiT's guided pictures learned along straight lines, so that CFG 1 and few steps suffice.
+
+Pairs of a noise and the picture that the teacher makes of it at CFG 6; the student then learns the velocity of the
+straight line between the two (reflow with guidance built in: Liu et al. 2022, "Flow Straight and Fast"; Liu et al.
+2023, "InstaFlow"). It inherits the guided teacher's low diversity, as distilled models do.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .comfy_boot import DEVICE  # isort: skip
+
+from ..world.captions import random_caption
+from .data import natural_scenes
+from .latents import Conditionings
+from .loop import Schedule, train
+from .mmdit import BATCH, SHIFT, SHORT, levels, train_mmdit, velocity_loss
+
+PAIRS, CFG, TEACHER_STEPS = 8_192, 6.0, 16
+STEPS = 2_500
+_CHUNK = 64
+
+
+def captions_of_pairs(folder: Path) -> list[str]:
+    """The caption of each pair; captions of the world's own distribution, none empty."""
+    rng = np.random.default_rng(70)
+    scenes = natural_scenes(folder).scenes
+    return [random_caption(scenes[k], rng) for k in rng.integers(len(scenes), size=PAIRS)]
+
+
+@torch.no_grad()
+def make_pairs(folder: Path) -> tuple[Tensor, Tensor]:
+    """Noises and the teacher's latents, both `[PAIRS, 16, 16, 16]` fp16; kept every 16 chunks, so it can be resumed."""
+    path = folder / "pairs.safetensors"
+    if path.exists():
+        stored = load_file(path)
+        return stored["noise"], stored["clean"]
+    partial = folder / "pairs.partial.safetensors"
+    noise = torch.randn(PAIRS, 16, 16, 16, generator=torch.Generator().manual_seed(71)).half()
+    clean, done = torch.zeros_like(noise), 0
+    if partial.exists():
+        stored = load_file(partial)
+        clean, done = stored["clean"], int(stored["done"])
+    teacher, conditionings, captions = train_mmdit(folder).eval(), Conditionings(), captions_of_pairs(folder)
+    for k in tqdm(range(done, PAIRS, _CHUNK), initial=done // _CHUNK, total=PAIRS // _CHUNK, desc="pairs"):
+        clean[k : k + _CHUNK] = _guided(
+            teacher, noise[k : k + _CHUNK].float().to(DEVICE), captions[k : k + _CHUNK], conditionings
+        ).cpu()
+        if (k // _CHUNK) % 16 == 15:
+            save_file({"clean": clean, "done": torch.tensor(k + _CHUNK)}, partial)
+    save_file({"noise": noise, "clean": clean}, partial)
+    os.replace(partial, path)
+    return noise, clean
+
+
+def _guided(teacher: nn.Module, x: Tensor, captions: list[str], conditionings: Conditionings) -> Tensor:
+    """The teacher's picture of each noise: Euler steps at CFG 6 on the shifted schedule."""
+    context, pooled = conditionings.encode(captions + [""] * len(captions))
+    even = torch.linspace(1, 0, TEACHER_STEPS + 1)
+    sigmas = SHIFT * even / (1 + (SHIFT - 1) * even)
+    for sigma, following in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
+        times = torch.full((2 * len(x),), sigma * 1000, device=DEVICE)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            both = teacher(torch.cat([x, x]), times, context=context[:, :SHORT], y=pooled).float()
+        stated, empty = both.chunk(2)
+        x = x + (following - sigma) * (empty + CFG * (stated - empty))
+    return x
+
+
+def train_distilled(folder: Path) -> nn.Module:
+    torch.manual_seed(80)
+    noises, cleans = make_pairs(folder)
+    captions, conditionings = captions_of_pairs(folder), Conditionings()
+
+    def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
+        chosen = rng.integers(PAIRS, size=BATCH)
+        context, pooled = conditionings.encode([captions[k] for k in chosen])
+        clean, noise = (part[chosen].float().to(DEVICE) for part in (cleans, noises))
+        sigma = levels(rng)
+        sigma[: BATCH // 8] = 1.0  # with four steps, a quarter of the work is the one that starts at pure noise
+        return velocity_loss(model, clean, noise, context, pooled, sigma, rng, step > 0.8 * STEPS)
+
+    student = copy.deepcopy(train_mmdit(folder)).requires_grad_(True)
+    return train("distilled", student, loss_at, Schedule(STEPS, 6e-4), folder, seed=81)

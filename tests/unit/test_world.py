@@ -1,0 +1,103 @@
+"""The demo world's scenes: distributions, drawings, captions, prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from comfyui_diversity.demo.world.attributes import (
+    COLOURS,
+    OBJECTS,
+    PLACES,
+    VALUES,
+    Scene,
+    distribution,
+    rare_values,
+    sample_scene,
+    sample_uniform_scene,
+)
+from comfyui_diversity.demo.world.captions import OPTIONAL, caption, random_caption
+from comfyui_diversity.demo.world.draw import draw
+from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS
+
+RED_HEART = Scene("heart", "red", "medium", "centre", "white")
+
+
+@pytest.mark.parametrize("obj", OBJECTS)
+@pytest.mark.parametrize("attribute", OPTIONAL)
+def test_distributions_cover_every_value(attribute: str, obj: str) -> None:
+    table = distribution(attribute, obj)
+    assert set(table) == set(VALUES[attribute])
+    assert sum(table.values()) == pytest.approx(1.0)
+    assert max(table.values()) > 0.5  # a strong mode ...
+    assert rare_values(obj)[attribute]  # ... and a rare side
+
+
+def test_scenes_follow_their_distribution() -> None:
+    rng = np.random.default_rng(3)
+    hearts = [s for s in (sample_scene(rng) for _ in range(12_000)) if s.object == "heart"]
+    counts = Counter(s.colour for s in hearts)
+    for colour, p in distribution("colour", "heart").items():
+        assert counts[colour] / len(hearts) == pytest.approx(p, abs=4 * (p * (1 - p) / len(hearts)) ** 0.5)
+
+
+def test_the_same_generator_draws_the_same_picture() -> None:
+    first, second = (draw(RED_HEART, np.random.default_rng(5)) for _ in range(2))
+    assert first.shape == (128, 128, 3)
+    assert first.dtype == np.uint8
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, draw(RED_HEART, np.random.default_rng(6)))
+
+
+def test_every_value_changes_the_picture() -> None:
+    def picture(**changes: str) -> np.ndarray:
+        fields = {name: getattr(RED_HEART, name) for name in VALUES} | changes
+        return draw(Scene(**fields), np.random.default_rng(0))
+
+    for attribute, values in VALUES.items():
+        pictures = {picture(**{attribute: value}).tobytes() for value in values}
+        assert len(pictures) == len(values), attribute
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_small_object_lies_where_its_place_says(place: str) -> None:
+    rng = np.random.default_rng(1)
+    picture = draw(Scene("star", "red", "small", place, "white"), rng).astype(int)
+    y, x = np.nonzero(picture[..., 0] - picture[..., 1] > 80)
+    dx, dy = x.mean() / 128 - 0.5, y.mean() / 128 - 0.5
+    expected = {"centre": (0, 0), "left": (-0.21, 0), "right": (0.21, 0), "top": (0, -0.21), "bottom": (0, 0.21)}
+    assert (dx, dy) == pytest.approx(expected[place], abs=0.05)
+
+
+def test_captions_say_what_is_stated_and_nothing_else() -> None:
+    scene = Scene("star", "orange", "small", "top", "navy")
+    assert caption(scene, ()) == "a star"
+    assert caption(scene, ("colour",)) == "an orange star"
+    assert caption(scene, ("size", "colour", "place", "background")) == (
+        "a small orange star at the top on a navy background"
+    )
+    rng = np.random.default_rng(2)
+    for _ in range(300):
+        drawn = sample_uniform_scene(rng)
+        text = random_caption(drawn, rng)
+        assert drawn.object in text.split()
+        assert sum(word in COLOURS for word in text.split()) <= 1
+
+
+def test_tuning_and_reporting_share_no_prompt() -> None:
+    report, tune = ({prompt.text for prompt in prompts} for prompts in (REPORT_PROMPTS, TUNE_PROMPTS))
+    assert len(report) == len(REPORT_PROMPTS)
+    assert not report & tune
+    assert {prompt.object for prompt in REPORT_PROMPTS} == set(OBJECTS)
+
+
+def test_bad_values_are_named() -> None:
+    with pytest.raises(ValueError, match=r"colour is 'beige'; it must be one of red"):
+        Scene("heart", "beige", "small", "top", "navy")
+    with pytest.raises(ValueError, match="stated has mood"):
+        caption(RED_HEART, ("mood",))
+    with pytest.raises(ValueError, match="attribute is 'mood'"):
+        distribution("mood", "heart")
+    with pytest.raises(ValueError, match="object is 'dog'"):
+        distribution("colour", "dog")
