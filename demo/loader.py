@@ -69,6 +69,9 @@ class _DemoSD15(comfy.supported_models.SD15):
     unet_extra_config: dict = {}
     latent_format = comfy.latent_formats.SD3
 
+    def inpaint_model(self) -> bool:
+        return False  # ComfyUI takes more than 4 latent channels for an inpainting model's mask and masked picture
+
 
 class _Tokenizer(comfy.sd1_clip.SD1Tokenizer):
     """CLIP's own tokenizer; `embedding:` files must have the demo CLIP's width."""
