@@ -38,10 +38,18 @@ load_pack()
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """One real ComfyUI server with the pack, for all tests that need one."""
+    """One real ComfyUI server with the pack, for all tests that need one.
+
+    It has a base directory of its own: a server clears the temporary files in its base when it starts, and a developer
+    may have one open.
+    """
+    from devtools.base import prepare_base
+    from devtools.places import HERE
     from devtools.server import Server
 
-    with Server() as running:
+    base = HERE.work / "test-base"
+    prepare_base(base, HERE.root)
+    with Server(base=base) as running:
         yield running
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+from devtools.pack import NAME
 from devtools.places import HERE
 
 
@@ -30,3 +31,9 @@ def test_root_is_not_on_the_import_path():
     """Else the pack's `nodes` would hide ComfyUI's."""
     assert str(HERE.root) not in sys.path
     assert "" not in sys.path
+
+
+def test_the_pack_was_imported_once_and_by_us():
+    """Not by pytest, which takes a folder with an __init__.py for a package of tests."""
+    init = str(HERE.root / "__init__.py")
+    assert [name for name, module in sys.modules.items() if getattr(module, "__file__", None) == init] == [NAME]
