@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, ViewportSize, sync_playwright
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 START_MILLISECONDS = 180_000  # a cold start on a busy two-core machine
@@ -70,7 +70,7 @@ class Frontend:
 
     def __init__(self, url: str, *, width: int = 1600, height: int = 900) -> None:
         self.url = url
-        self.size = {"width": width, "height": height}
+        self.size = ViewportSize(width=width, height=height)
         self.errors: list[str] = []
 
     def __enter__(self) -> Frontend:

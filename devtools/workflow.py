@@ -45,8 +45,8 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
         nodes in the order in which the front end would run them.
 
     Raises:
-        ValueError: no saved workflow, a node the server does not know, a link that leads nowhere or round in a loop, too
-            many widget values for a node, or something that only the front end can evaluate.
+        ValueError: no saved workflow, a node the server does not know, a link that leads nowhere or round in a loop,
+            too many widget values for a node, or something that only the front end can evaluate.
     """
     if not isinstance(workflow.get("nodes"), list):
         raise ValueError("workflow has no list of nodes; it must be saved with Export, not with Export (API).")

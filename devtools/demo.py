@@ -1,0 +1,216 @@
+"""Runs every row of `runs.RUNS` through a real ComfyUI server, measures the pictures, and shows them.
+
+Writes below demo/output: pictures and a contact sheet per row, an overview per model, figures.json with one row each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .graph import only_node, with_settings, with_values
+from .measure import Group, measure
+from .pack import load_pack
+from .places import HERE
+from .runs import RUNS, Run
+from .server import Client, PromptError, Server, ServerError
+from .sheet import Block, caption, contact_sheet, table
+from .workflow import to_prompt
+
+load_pack()
+
+from comfyui_diversity.demo.scorer import Scorer  # noqa: E402
+from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS  # noqa: E402
+
+if TYPE_CHECKING:
+    from comfyui_diversity.demo.world.prompts import Prompt
+
+OUTPUT = HERE.root / "demo" / "output"
+PICTURES = 10
+FIRST_SEED = 1000  # prompt k has seed FIRST_SEED + k in every row
+SCRATCH = "diversity_demo"  # the folder below ComfyUI's output that the pictures pass through
+QUICK_EVERY = 4
+OVERVIEW_COLUMNS = 5
+
+
+class RowError(RuntimeError):
+    """A row that could not be made: says which, and why."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do: rows, prompts with their seeds, and where to write."""
+
+    runs: Sequence[Run]
+    prompts: Sequence[tuple[Prompt, int]]
+    output: Path
+
+    @property
+    def pictures(self) -> int:
+        return len(self.runs) * len(self.prompts) * PICTURES
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the demo; returns the exit code."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=100)  # else the table would be squeezed into 80 columns of a file
+    try:
+        plan = make_plan(arguments)
+        rows = run(plan, console)
+    except KeyboardInterrupt:
+        console.print("\nInterrupted; the server is stopped.")
+        return 130
+    except (RowError, ValueError, OSError, ServerError) as error:
+        console.print("\n[bold red]The demo failed.[/]", highlight=False)
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        console.print(f"ComfyUI's own words are in {Server().log_path}.", highlight=False, soft_wrap=True)
+        return 1
+    console.print(table(rows))
+    console.print("(eff.): effective number of values of what a prompt leaves open. Means over prompts.", style="dim")
+    console.print(f"Figures: {plan.output / 'figures.json'}\nPictures: {plan.output}", highlight=False)
+    return 0
+
+
+def make_plan(arguments: Sequence[str] | None = None) -> Plan:
+    """The plan that the command line asks for. Raises ValueError when no row is left."""
+    parser = argparse.ArgumentParser(prog="python dev.py demo", description="Make pictures, measure them, show them.")
+    parser.add_argument("--only", metavar="TEXT", default="", help="only rows with TEXT in model/method_cfg")
+    parser.add_argument("--quick", action="store_true", help="only every fourth prompt")
+    options = parser.parse_args(arguments)
+
+    chosen = [row for row in RUNS if options.only in f"{row.model}/{row.name}"]
+    if not chosen:
+        names = ", ".join(f"{row.model}/{row.name}" for row in RUNS)
+        raise ValueError(f"--only is {options.only!r}; it must be part of one of {names}.")
+    prompts = [(prompt, FIRST_SEED + k) for k, prompt in enumerate(REPORT_PROMPTS)]
+    if options.quick:
+        prompts = prompts[::QUICK_EVERY]
+    # Part of the rows, or of the prompts, must not pass for the whole.
+    whole = not options.quick and len(chosen) == len(RUNS)
+    return Plan(chosen, prompts, OUTPUT if whole else OUTPUT / "partial")
+
+
+def run(plan: Plan, console: Console) -> list[dict[str, Any]]:
+    """Carries a plan out; returns the rows that it wrote to figures.json."""
+    names = [(row.model, row.name) for row in plan.runs]
+    if twice := {f"{model}/{name}" for model, name in names if names.count((model, name)) > 1}:
+        raise ValueError(f"Rows must differ in model, method, CFG or variant; twice there is {', '.join(twice)}.")
+    scorer = Scorer.load()
+    groups: dict[Run, list[Group]] = {}
+    rows: dict[Run, dict[str, Any]] = {}
+    plan.output.mkdir(parents=True, exist_ok=True)
+    console.print("Starting ComfyUI ...")
+    with Server() as server, _progress(console) as progress:
+        task = progress.add_task("", total=plan.pictures)
+        try:
+            info = server.client.object_info()
+            for row in plan.runs:
+                progress.update(task, description=row.title)
+                groups[row], seconds = _run_row(
+                    row, plan, server.client, info, lambda: progress.advance(task, PICTURES)
+                )
+                rows[row] = _figures(row, groups[row], seconds, scorer)
+                _write_row(plan, row, rows[row], groups[row])
+        finally:
+            shutil.rmtree(server.base / "output" / SCRATCH, ignore_errors=True)
+    for model in dict.fromkeys(row.model for row in plan.runs):
+        _write_overview(plan, model, rows, groups)
+    figures = list(rows.values())
+    (plan.output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return figures
+
+
+def _run_row(row: Run, plan: Plan, client: Client, info: dict[str, Any], advance: Any) -> tuple[list[Group], float]:
+    """All prompts of a row through the server; the pictures, and the seconds that the server worked on them."""
+    groups, seconds = [], 0.0
+    try:
+        path = HERE.root / "workflows" / f"{row.template}.json"
+        prompt = with_settings(to_prompt(json.loads(path.read_text(encoding="utf-8")), info), row.settings)
+        save = only_node(prompt, ("SaveImage",))
+        for wanted, seed in plan.prompts:
+            values = {"text": wanted.text, "seed": seed, "cfg": row.cfg, "steps": row.steps, "batch_size": PICTURES}
+            values["filename_prefix"] = f"{SCRATCH}/{row.model}_{row.name}_{seed}"
+            result = client.run(with_values(prompt, values))
+            images = np.stack([decode(picture) for picture in client.pictures(result, save)])
+            if len(images) != PICTURES:
+                raise ValueError(f"The workflow made {len(images)} pictures of {wanted.text!r}, not {PICTURES}.")
+            groups.append(Group(wanted, images))
+            seconds += result.seconds
+            advance()
+    except (ValueError, OSError, PromptError, ServerError) as error:
+        # ComfyUI's traceback is in its log; the first lines say what is wrong.
+        reason = "\n".join(str(error).splitlines()[:4])
+        raise RowError(f"Row {row.model}/{row.name} (workflows/{row.template}.json): {reason}") from error
+    return groups, seconds
+
+
+def decode(picture: bytes) -> np.ndarray:
+    """A picture file as `uint8 [H, W, 3]`."""
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+
+
+def _figures(row: Run, groups: Sequence[Group], seconds: float, scorer: Scorer) -> dict[str, Any]:
+    return {
+        "workflow": row.template,
+        "model": row.model,
+        "method": row.method,
+        "settings": row.settings,
+        "cfg": row.cfg,
+        "steps": row.steps,
+        "prompts": len(groups),
+        "images": sum(len(group.images) for group in groups),
+        **measure(groups, scorer),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _write_row(plan: Plan, row: Run, figures: dict[str, Any], groups: Sequence[Group]) -> None:
+    folder = plan.output / row.model / row.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for group in groups:
+        for k, image in enumerate(group.images):
+            Image.fromarray(image).save(folder / f"{group.prompt.text.replace(' ', '_')}_{k}.png")
+    block = Block(row.title, caption(figures), [group.images for group in groups])
+    contact_sheet([g.prompt.text for g in groups], [block], PICTURES).save(folder / "sheet.jpg", quality=92)
+
+
+def _write_overview(plan: Plan, model: str, rows: dict[Run, dict[str, Any]], groups: dict[Run, list[Group]]) -> None:
+    """The rows of one model side by side: the same prompts and the same noise under every method."""
+    blocks = [
+        Block(row.title.split("  ·  ", 1)[1], caption(rows[row]), [group.images for group in groups[row]])
+        for row in rows
+        if row.model == model
+    ]
+    labels = [prompt.text for prompt, _ in plan.prompts]
+    contact_sheet(labels, blocks, OVERVIEW_COLUMNS, side=96).save(plan.output / model / "overview.jpg", quality=92)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<44}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("pictures"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""The rows of the demo. A new method adds its entries to `RUNS`; nothing else in the demo has to know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row: a template, run on every report prompt at this guidance scale and number of steps.
+
+    `settings` are values of single nodes, `{"NodeType.input": value}`; `variant` tells apart rows that differ in
+    nothing but these.
+    """
+
+    template: str
+    model: str
+    method: str
+    cfg: float
+    steps: int
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its folder below the model's."""
+        return f"{self.method}_cfg{self.cfg:g}" + (f"_{self.variant}" if self.variant else "")
+
+    @property
+    def title(self) -> str:
+        method = f"{self.method} {self.variant}".strip()
+        return f"{self.model}  ·  {method}  ·  CFG {self.cfg:g}  ·  {self.steps} steps"
+
+
+RUNS: tuple[Run, ...] = (
+    *(Run("baseline_unet", "unet", "baseline", cfg, 20) for cfg in (1, 3, 6)),
+    *(Run("baseline_mmdit", "mmdit", "baseline", cfg, 20) for cfg in (1, 3, 6)),
+    Run("baseline_distilled", "distilled", "baseline", 1, 4),
+)
