@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ import webbrowser
 from collections.abc import Sequence
 
 from .errors import SetupError
-from .places import HERE
+from .places import HERE, python_environment
 from .server import Server, ServerError
 from .setup import say, set_up
 from .weights import check_weights
@@ -101,7 +100,7 @@ def run_server(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _in_environment(program: str, *arguments: str, **variables: str) -> int:
     """Runs a program of the virtual environment in the pack's folder; returns its exit code."""
     command = [str(HERE.program(program)), *arguments]
-    process = subprocess.Popen(command, cwd=HERE.root, env={**os.environ, **variables})
+    process = subprocess.Popen(command, cwd=HERE.root, env={**python_environment(HERE.comfyui()), **variables})
     while True:
         try:
             return process.wait()

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .places import HERE
+from .places import HERE, python_environment
 
 LOCALHOST = "127.0.0.1"
 START_SECONDS = 300.0  # a cold start on a busy two-core machine stays far below this
@@ -68,15 +68,6 @@ def server_command(comfyui: Path, base: Path, port: int, *, python: Path | str, 
     command += ["--database-url", f"sqlite:///{(base / 'user' / 'comfyui.db').as_posix()}"]
     command += ["--disable-api-nodes", "--disable-auto-launch", "--preview-method", "none"]
     return command if gpu else [*command, "--cpu", "--use-pytorch-cross-attention"]
-
-
-def server_environment(comfyui: Path) -> dict[str, str]:
-    """The environment of the server: as ours, but with Python's cache, without which a start takes twice as long."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment["PYTHONUNBUFFERED"] = "1"
-    if comfyui != HERE.own_comfyui:
-        environment["PYTHONPYCACHEPREFIX"] = str(HERE.work / "pycache")  # a tree that is not ours stays as it is
-    return environment
 
 
 @dataclass
@@ -259,7 +250,7 @@ class Server:
             self.process = subprocess.Popen(
                 [*command, *self.extra],
                 cwd=self.comfyui,
-                env=server_environment(self.comfyui),
+                env=python_environment(self.comfyui),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
