@@ -10,7 +10,7 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,16 +104,22 @@ def make_plan(arguments: Sequence[str] | None = None) -> Plan:
 
 
 def run(plan: Plan, console: Console) -> list[dict[str, Any]]:
-    """Carries a plan out; returns the rows that it wrote to figures.json."""
-    names = [(row.model, row.name) for row in plan.runs]
-    if twice := {f"{model}/{name}" for model, name in names if names.count((model, name)) > 1}:
+    """Carries a plan out on a server of its own; returns the rows that it wrote to figures.json."""
+    names = [f"{row.model}/{row.name}" for row in plan.runs]
+    if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"Rows must differ in model, method, CFG or variant; twice there is {', '.join(twice)}.")
+    console.print("Starting ComfyUI ...")
+    with Server() as server:
+        return carry_out(plan, server, console)
+
+
+def carry_out(plan: Plan, server: Server, console: Console) -> list[dict[str, Any]]:
+    """Carries a plan out on a running server; returns the rows that it wrote to figures.json."""
     scorer = Scorer.load()
     groups: dict[Run, list[Group]] = {}
     rows: dict[Run, dict[str, Any]] = {}
     plan.output.mkdir(parents=True, exist_ok=True)
-    console.print("Starting ComfyUI ...")
-    with Server() as server, _progress(console) as progress:
+    with _progress(console) as progress:
         task = progress.add_task("", total=plan.pictures)
         try:
             info = server.client.object_info()
@@ -124,6 +130,7 @@ def run(plan: Plan, console: Console) -> list[dict[str, Any]]:
                 )
                 rows[row] = _figures(row, groups[row], seconds, scorer)
                 _write_row(plan, row, rows[row], groups[row])
+                console.print(f"{row.title:<44} {seconds:4.0f} s", highlight=False)
         finally:
             shutil.rmtree(server.base / "output" / SCRATCH, ignore_errors=True)
     for model in dict.fromkeys(row.model for row in plan.runs):
@@ -133,7 +140,9 @@ def run(plan: Plan, console: Console) -> list[dict[str, Any]]:
     return figures
 
 
-def _run_row(row: Run, plan: Plan, client: Client, info: dict[str, Any], advance: Any) -> tuple[list[Group], float]:
+def _run_row(
+    row: Run, plan: Plan, client: Client, info: dict[str, Any], advance: Callable[[], None]
+) -> tuple[list[Group], float]:
     """All prompts of a row through the server; the pictures, and the seconds that the server worked on them."""
     groups, seconds = [], 0.0
     try:

@@ -1,0 +1,137 @@
+"""The demo on a real server, in small: what it writes, and how it fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from devtools.demo import PICTURES, Plan, RowError, carry_out, make_plan
+from devtools.places import HERE
+from devtools.server import Server
+
+KEYS = [
+    "workflow",
+    "model",
+    "method",
+    "settings",
+    "cfg",
+    "steps",
+    "prompts",
+    "images",
+    "adherence",
+    "effective_number",
+    "rare_share",
+    "mss",
+    "vendi",
+    "seconds",
+]
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """One prompt on two quick rows."""
+    whole = make_plan([])
+    runs = [dataclasses.replace(row, steps=2) for row in whole.runs if row.model == "unet" and row.cfg in (1, 6)]
+    return Plan(runs, whole.prompts[6:7], tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="module")
+def rows(plan: Plan, server: Server) -> list[dict]:
+    return carry_out(plan, server, QUIET)
+
+
+def test_figures(plan: Plan, rows: list[dict]) -> None:
+    assert json.loads((plan.output / "figures.json").read_text(encoding="utf-8")) == rows
+    for row, run in zip(rows, plan.runs, strict=True):
+        assert list(row) == KEYS
+        assert (row["model"], row["method"], row["cfg"], row["steps"]) == (run.model, run.method, run.cfg, run.steps)
+        assert (row["prompts"], row["images"]) == (1, PICTURES)
+        assert 0 <= row["adherence"] <= 1
+        assert 0 <= row["rare_share"] <= 1
+        assert -1 <= row["mss"] <= 1
+        assert 1 <= row["vendi"] <= PICTURES
+        assert row["seconds"] > 0
+        unstated = plan.prompts[0][0].unstated
+        assert set(row["effective_number"]) == set(unstated)
+        assert all(1 <= number <= PICTURES for number in row["effective_number"].values())
+
+
+def test_pictures_and_sheets(plan: Plan, rows: list[dict]) -> None:
+    text = plan.prompts[0][0].text.replace(" ", "_")
+    for run in plan.runs:
+        folder = plan.output / run.model / run.name
+        pictures = [Image.open(folder / f"{text}_{k}.png") for k in range(PICTURES)]
+        assert {picture.size for picture in pictures} == {(128, 128)}
+        assert len({picture.tobytes() for picture in pictures}) == PICTURES
+        assert Image.open(folder / "sheet.jpg").width > PICTURES * 128
+    assert (plan.output / "unet" / "overview.jpg").is_file()
+
+
+def test_guidance_changes_the_pictures_not_the_noise(plan: Plan, rows: list[dict]) -> None:
+    # Rows of a model share prompts and seeds; only what the row changes may differ.
+    one, six = (plan.output / run.model / run.name for run in plan.runs)
+    names = sorted(path.name for path in one.glob("*.png"))
+    assert names == sorted(path.name for path in six.glob("*.png"))
+    assert any((one / name).read_bytes() != (six / name).read_bytes() for name in names)
+
+
+def test_nothing_is_left_in_the_servers_output(plan: Plan, rows: list[dict], server: Server) -> None:
+    assert not (server.base / "output" / "diversity_demo").exists()
+
+
+def test_a_failing_row_is_named(plan: Plan, server: Server) -> None:
+    bad = dataclasses.replace(plan, runs=[dataclasses.replace(plan.runs[0], settings={"VAELoader.vae_name": "gone"})])
+    with pytest.raises(RowError, match=r"Row unet/baseline_cfg1 \(workflows/baseline_unet.json\): .*refused.*\n.*gone"):
+        carry_out(bad, server, QUIET)
+    bad = dataclasses.replace(plan, runs=[dataclasses.replace(plan.runs[0], template="no_such_template")])
+    with pytest.raises(RowError, match="no_such_template"):
+        carry_out(bad, server, QUIET)
+
+
+def demo(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "devtools.demo", *arguments]
+    return subprocess.Popen(command, cwd=HERE.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_exit_code_of_a_mistake() -> None:
+    process = demo("--only", "nothing")
+    words, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "--only is 'nothing'" in words
+    assert "Traceback" not in words
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no interrupt to a process without a console")
+def test_interrupt_stops_the_server() -> None:
+    process = demo("--only", "distilled")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "Starting ComfyUI" in line:
+            break
+    servers = wait_for(lambda: psutil.Process(process.pid).children(recursive=True))
+    process.send_signal(signal.SIGINT)
+    words, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, words
+    assert "Interrupted" in words
+    assert not [server for server in servers if server.is_running()]
+
+
+def wait_for(look: Callable[[], list[psutil.Process]], seconds: float = 60) -> list[psutil.Process]:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if seen := look():
+            return seen
+        time.sleep(0.1)
+    pytest.fail("nothing happened")

@@ -1,0 +1,85 @@
+"""Every template, run by a real server: to the end, reproducibly, and from the cache when nothing changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from devtools.graph import SAMPLERS, only_node, with_values
+from devtools.places import HERE
+from devtools.server import Client
+from devtools.workflow import to_prompt
+
+TEMPLATES = sorted((HERE.root / "workflows").glob("*.json"))
+BATCH = 2
+
+
+@pytest.fixture(scope="module", params=TEMPLATES, ids=lambda path: path.stem)
+def prompt(request: pytest.FixtureRequest, client: Client) -> dict[str, Any]:
+    """A template as a small, quick prompt."""
+    path: Path = request.param
+    whole = to_prompt(json.loads(path.read_text(encoding="utf-8")), client.object_info())
+    prefix = {"filename_prefix": f"tests/{path.stem}"}
+    return with_values(whole, {"steps": 2, "batch_size": BATCH, "seed": 11, **prefix})
+
+
+def run(client: Client, prompt: dict[str, Any]) -> tuple[list[bytes], list[str]]:
+    """Picture files, and the types of the nodes that the server took from its cache."""
+    result = client.run(prompt)
+    cached = [prompt[node]["class_type"] for node in result.cached]
+    return client.pictures(result, only_node(prompt, ("SaveImage",))), cached
+
+
+def sampled(cached: list[str]) -> bool:
+    return not set(cached) & set(SAMPLERS)
+
+
+def test_runs_to_the_end(client: Client, prompt: dict[str, Any]) -> None:
+    from devtools.demo import decode
+
+    files, _ = run(client, prompt)
+    assert len(files) == BATCH
+    pictures = [decode(file) for file in files]
+    assert all(picture.shape == (128, 128, 3) for picture in pictures)
+    assert not np.array_equal(*pictures), "the pictures of one batch must differ"
+    assert all(picture.std() > 1 for picture in pictures), "a picture of one flat colour"
+
+
+def test_the_seed_alone_decides(client: Client, prompt: dict[str, Any]) -> None:
+    first, _ = run(client, prompt)
+    other, cached = run(client, with_values(prompt, {"seed": 12}))
+    assert sampled(cached)
+    assert not set(first) & set(other)
+    # The other run has pushed the first one's pictures out of the cache: these are made anew.
+    again, cached = run(client, prompt)
+    assert sampled(cached)
+    assert again == first
+
+
+def test_same_after_the_models_are_loaded_again(client: Client, prompt: dict[str, Any]) -> None:
+    first, _ = run(client, prompt)
+    client.request("/free", {"unload_models": True, "free_memory": True})
+    # The server forgets all before or after the next prompt, as it happens: one of these two starts from nothing.
+    _, cached_then = run(client, with_values(prompt, {"seed": 12}))
+    again, cached_now = run(client, prompt)
+    assert [] in (cached_then, cached_now)
+    assert again == first
+
+
+def test_nothing_new_is_not_run(client: Client, prompt: dict[str, Any]) -> None:
+    first, _ = run(client, prompt)
+    again, cached = run(client, prompt)
+    assert sorted(cached) == sorted(node["class_type"] for node in prompt.values())
+    assert again == first
+
+
+def test_text_guidance_and_batch_reach_the_model(client: Client, prompt: dict[str, Any]) -> None:
+    first, _ = run(client, prompt)
+    for change in ({"text": "a small green fish"}, {"cfg": 2.5}, {"steps": 3}):
+        other, _ = run(client, with_values(prompt, change))
+        assert other != first, f"{change} changed nothing"
+    assert len(run(client, with_values(prompt, {"batch_size": 3}))[0]) == 3

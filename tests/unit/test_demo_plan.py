@@ -1,0 +1,56 @@
+"""What the demo is asked to do."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS
+from rich.console import Console
+
+from devtools.demo import OUTPUT, PICTURES, make_plan, run
+from devtools.places import HERE
+from devtools.runs import RUNS
+
+
+def test_whole_plan() -> None:
+    plan = make_plan([])
+    assert list(plan.runs) == list(RUNS)
+    assert [prompt for prompt, _ in plan.prompts] == list(REPORT_PROMPTS)
+    assert len({seed for _, seed in plan.prompts}) == len(REPORT_PROMPTS)
+    assert plan.pictures == len(RUNS) * len(REPORT_PROMPTS) * PICTURES
+    assert plan.output == OUTPUT
+
+
+def test_the_baselines_are_there() -> None:
+    rows = {(row.model, row.cfg, row.steps) for row in RUNS if row.method == "baseline"}
+    assert {(model, cfg, 20) for model in ("unet", "mmdit") for cfg in (1, 3, 6)} <= rows
+    assert ("distilled", 1) in {(model, cfg) for model, cfg, _ in rows}
+
+
+def test_every_row_has_its_template() -> None:
+    for row in RUNS:
+        assert (HERE.root / "workflows" / f"{row.template}.json").is_file()
+
+
+def test_part_of_it_goes_elsewhere() -> None:
+    plan = make_plan(["--only", "unet/baseline_cfg3"])
+    assert [row.name for row in plan.runs] == ["baseline_cfg3"]
+    assert plan.output == OUTPUT / "partial"
+    quick = make_plan(["--quick"])
+    assert 0 < len(quick.prompts) < len(REPORT_PROMPTS)
+    # A prompt has the seed it has in the whole plan.
+    assert all(entry in make_plan([]).prompts for entry in quick.prompts)
+    assert quick.output == OUTPUT / "partial"
+
+
+def test_refuses_to_do_nothing() -> None:
+    with pytest.raises(ValueError, match="--only is 'nothing'; it must be part of one of unet/baseline_cfg1"):
+        make_plan(["--only", "nothing"])
+
+
+def test_refuses_two_rows_of_one_name() -> None:
+    plan = make_plan(["--only", "unet/baseline_cfg3"])
+    twice = dataclasses.replace(plan, runs=[plan.runs[0], dataclasses.replace(plan.runs[0], steps=5)])
+    with pytest.raises(ValueError, match="twice there is unet/baseline_cfg3"):
+        run(twice, Console(quiet=True))
