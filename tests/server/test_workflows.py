@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from devtools.graph import SAMPLERS, only_node, with_values
@@ -45,7 +44,7 @@ def test_runs_to_the_end(client: Client, prompt: dict[str, Any]) -> None:
     assert len(files) == BATCH
     pictures = [decode(file) for file in files]
     assert all(picture.shape == (128, 128, 3) for picture in pictures)
-    assert not np.array_equal(*pictures), "the pictures of one batch must differ"
+    assert (pictures[0] != pictures[1]).any(), "the pictures of one batch must differ"
     assert all(picture.std() > 1 for picture in pictures), "a picture of one flat colour"
 
 

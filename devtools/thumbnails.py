@@ -1,0 +1,40 @@
+"""Thumbnails of the templates, from what each of them really makes.
+
+    python -m devtools.thumbnails            # all
+    python -m devtools.thumbnails baseline   # those whose name has "baseline" in it
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+
+from .demo import decode
+from .graph import only_node
+from .places import HERE
+from .server import Server
+from .sheet import grid
+from .workflow import to_prompt
+
+COLUMNS, SHOWN = 3, 9  # a square fits the front end's cards
+
+
+def main(wanted: str = "") -> None:
+    templates = [path for path in sorted((HERE.root / "workflows").glob("*.json")) if wanted in path.stem]
+    if not templates:
+        raise SystemExit(f"No template in {HERE.root / 'workflows'} has {wanted!r} in its name.")
+    with Server() as server:
+        info = server.client.object_info()
+        for path in templates:
+            prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), info)
+            files = server.client.pictures(server.client.run(prompt), only_node(prompt, ("SaveImage",)))
+            pictures = np.stack([decode(file) for file in files[:SHOWN]])
+            thumbnail = path.with_suffix(".jpg")
+            grid(pictures, COLUMNS).save(thumbnail, quality=88)
+            print(thumbnail.relative_to(HERE.root))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
