@@ -18,7 +18,7 @@ from .initialise import initialise, zero
 from .latents import Conditionings, captions_for, encode_latents
 from .loop import Schedule, train
 
-STEPS, BATCH = 7_000, 64
+STEPS, BATCH = 5_000, 64
 SHIFT = 3.0  # the noise levels that ComfyUI's SD3 sampling visits
 SHORT = 20  # no caption is longer in tokens
 
