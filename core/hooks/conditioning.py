@@ -1,0 +1,49 @@
+"""Conditioning of some pictures of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def conditioning_rows(conds: dict[str, list[dict[str, Any]]], rows: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+    """A guider's processed conditioning for the pictures at positions `rows` of the batch; the input is left as it is.
+
+    Picture k reads row k of a conditioning with several rows, and row k modulo their number where they are fewer.
+    Raises ValueError for a ControlNet with several hint pictures, which keeps its place in the batch to itself.
+    """
+    return {name: [_entry_rows(entry, rows) for entry in entries] for name, entries in conds.items()}
+
+
+def _entry_rows(entry: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    control = entry.get("control")
+    while control is not None:
+        hint = getattr(control, "cond_hint_original", None)
+        if isinstance(hint, Tensor) and len(hint) > 1:
+            raise ValueError(
+                f"A ControlNet has {len(hint)} hint pictures, one for each picture of the batch, so the batch cannot "
+                "be cut into chunks: set the chunk to 0 and use a batch that fits in memory, or use one hint picture."
+            )
+        control = getattr(control, "previous_controlnet", None)
+    chosen = {**entry, "model_conds": {name: _cond_rows(cond, rows) for name, cond in entry["model_conds"].items()}}
+    if isinstance(entry.get("mask"), Tensor):
+        chosen["mask"] = _tensor_rows(entry["mask"], rows)
+    return chosen
+
+
+def _cond_rows(cond: Any, rows: Sequence[int]) -> Any:
+    value = cond.cond
+    if isinstance(value, Tensor) and value.ndim > 0:
+        return cond._copy_with(_tensor_rows(value, rows))
+    if isinstance(value, list) and all(isinstance(item, Tensor) and item.ndim > 0 for item in value):
+        return cond._copy_with([_tensor_rows(item, rows) for item in value])
+    return cond
+
+
+def _tensor_rows(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+    if len(tensor) == 1:
+        return tensor
+    return tensor[torch.tensor([row % len(tensor) for row in rows], device=tensor.device)]

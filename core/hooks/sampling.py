@@ -1,0 +1,140 @@
+"""Changing the noise that a sampler starts from, on any sampler node, without touching the model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+logger = logging.getLogger("ComfyUI-Diversity")
+
+
+@dataclass(frozen=True)
+class SamplerRun:
+    """What a sampler is about to start with: the model is loaded and the conditioning is processed.
+
+    noise: `[B, C, H, W]` or `[B, C, T, H, W]`, about unit variance, before it is scaled to the first sigma.
+    latent_image: the picture in the model's latent space; zeros for an empty one.
+    denoise_mask: 1 where the picture may change, of the noise's shape; None for everywhere.
+    """
+
+    guider: comfy.samplers.CFGGuider
+    sampler: comfy.samplers.Sampler
+    sigmas: Tensor
+    extra_args: dict[str, Any]
+    noise: Tensor
+    latent_image: Tensor
+    denoise_mask: Tensor | None
+
+    @property
+    def model(self) -> Any:
+        """The BaseModel."""
+        return self.guider.inner_model
+
+
+NoiseChange = Callable[[SamplerRun], Tensor]
+
+
+def with_noise_change(model: ModelPatcher, key: str, change: NoiseChange) -> ModelPatcher:
+    """A clone of the model with which every sampler starts from `change(run)` in place of its own noise.
+
+    It stacks with the wrappers of others; a change under the same key takes the place of an earlier one. A sampler that
+    adds no noise, such as the second of two KSampler (Advanced) in a row, is left alone, which the log says.
+    """
+
+    def wrapper(
+        executor: Any,
+        guider: comfy.samplers.CFGGuider,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        *rest: Any,
+        **named: Any,
+    ) -> Tensor:
+        sampler = executor.class_obj
+        # A probe changes the noise itself; changing it twice would double the strength.
+        if not isinstance(sampler, _Probe):
+            if torch.count_nonzero(noise) == 0:
+                logger.warning("%s: this sampler adds no noise, so there is none to change.", key)
+            else:
+                image = torch.zeros_like(noise) if latent_image is None else latent_image
+                run = SamplerRun(guider, sampler, sigmas, extra_args, noise, image, denoise_mask)
+                _check_shape(noise)
+                noise = change(run)
+        return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *rest, **named)
+
+    patched = model.clone()
+    patched.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, key)
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, key, wrapper)
+    return patched
+
+
+def changed_noise(
+    guider: comfy.samplers.CFGGuider,
+    sigmas: Tensor,
+    noise: Tensor,
+    latent: dict[str, Any],
+    seed: int,
+    change: NoiseChange,
+) -> Tensor:
+    """The noise that a sampler with this guider and these sigmas would start from after `change`, on the CPU.
+
+    Loads the model and processes the conditioning the way sampling does, and samples nothing. `latent` is the LATENT to
+    be sampled: `samples`, and `noise_mask` if it has one. Raises ValueError for no sigmas and for zero noise.
+    """
+    if sigmas.numel() == 0:
+        raise ValueError("sigmas is empty (denoise is 0): there is no first step whose noise could be optimised.")
+    _check_shape(noise)
+    if torch.count_nonzero(noise) == 0:
+        raise ValueError("The noise is zero everywhere (DisableNoise?): there is nothing to optimise.")
+    probe = _Probe(change)
+    # A copy, since a guider keeps what belongs to a run on itself, and this one is shared with the sampler.
+    copy.copy(guider).sample(
+        noise, latent["samples"], probe, sigmas, denoise_mask=latent.get("noise_mask"), disable_pbar=True, seed=seed
+    )
+    assert probe.noise is not None
+    return probe.noise.to("cpu", noise.dtype)
+
+
+class _Probe(comfy.samplers.Sampler):
+    """A sampler that samples nothing but takes the changed noise from where a real one would start."""
+
+    def __init__(self, change: NoiseChange) -> None:
+        self._change = change
+        self.noise: Tensor | None = None
+
+    def sample(
+        self,
+        model_wrap: comfy.samplers.CFGGuider,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        image = torch.zeros_like(noise) if latent_image is None else latent_image
+        self.noise = self._change(SamplerRun(model_wrap, self, sigmas, extra_args, noise, image, denoise_mask))
+        return self.noise
+
+
+def _check_shape(noise: Tensor) -> None:
+    # Nested latents (video with sound) reach a sampler packed into one [B, 1, L] tensor.
+    if getattr(noise, "is_nested", False) or noise.ndim not in (4, 5):
+        shape = "nested" if getattr(noise, "is_nested", False) else list(noise.shape)
+        raise ValueError(
+            f"The latent is {shape}; noise can be optimised for [B, C, H, W] and [B, C, T, H, W]. Nested latents "
+            "(pictures and sound together) and plain sound have no picture grid to compare."
+        )

@@ -1,0 +1,227 @@
+"""Contrastive Noise Optimization (CNO): initial noises whose one-step clean estimates repel each other.
+
+Kim et al., "Diverse Text-to-Image Generation via Contrastive Noise Optimization", ICLR 2026, arXiv 2510.03813.
+
+Two things differ from the paper, both measured by `benchmarks/cno_settings.py`: the step is bolder, and after every
+step each noise is rescaled to the length it started with. A bold step alone leaves the sphere that Gaussian noise lives
+on, and the pictures suffer; on the sphere it is safe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from einops import einsum
+from torch import Tensor
+from torch.nn import functional as F
+
+# Noise [B, C, ...] to its clean estimate [B, C, ...] and the pullback of that estimate: a function that takes a
+# gradient with respect to the clean estimate to one with respect to the noise.
+Estimate = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
+
+DENOMINATORS = ("all", "positive", "others")
+PROJECTIONS = ("norm", "none")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How noise is optimised.
+
+    strength: how far a noise value may move in all, in standard deviations of the noise; the learning rate is
+        strength / iterations, so that more iterations refine the path without lengthening it.
+    iterations: gradient steps; each needs one clean estimate.
+    temperature: tau of the InfoNCE loss.
+    window: clean estimates are averaged to a window x window grid before they are compared.
+    gamma: temperature of the attraction is gamma * tau; None is the closed form, see `closed_form_gamma`.
+    denominator: see `contrastive_loss`.
+    projection: "norm" rescales each noise to its own length after every step, "none" leaves it as it is.
+
+    Raises ValueError for a value that is not allowed.
+    """
+
+    strength: float = 0.5
+    iterations: int = 10
+    temperature: float = 0.1
+    window: int = 16
+    gamma: float | None = None
+    denominator: str = "all"
+    projection: str = "norm"
+
+    def __post_init__(self) -> None:
+        _require(math.isfinite(self.strength) and self.strength >= 0, "strength", self.strength, "0 or more")
+        _require(self.iterations >= 0, "iterations", self.iterations, "0 or more")
+        _require(math.isfinite(self.temperature) and self.temperature > 0, "temperature", self.temperature, "above 0")
+        _require(self.window >= 1, "window", self.window, "1 or more")
+        good_gamma = self.gamma is None or (math.isfinite(self.gamma) and self.gamma > 0)
+        _require(good_gamma, "gamma", self.gamma, "above 0, or None for the closed form")
+        _require(self.denominator in DENOMINATORS, "denominator", self.denominator, f"one of {', '.join(DENOMINATORS)}")
+        _require(self.projection in PROJECTIONS, "projection", self.projection, f"one of {', '.join(PROJECTIONS)}")
+
+    @property
+    def active(self) -> bool:
+        """Whether these settings change a noise at all."""
+        return self.iterations > 0 and self.strength > 0
+
+
+def closed_form_gamma(negatives: int, temperature: float) -> float:
+    """gamma = 1 / (tau ln(n) + 1) for n negatives (n = B - 1 in a batch of B): attraction balances n full repulsions.
+
+    Raises ValueError for no negatives or a temperature of 0 or less.
+    """
+    _require(negatives >= 1, "negatives", negatives, "1 or more")
+    _require(temperature > 0, "temperature", temperature, "above 0")
+    return 1 / (temperature * math.log(negatives) + 1)
+
+
+def pool(latent: Tensor, window: int, like: Tensor | None = None) -> Tensor:
+    """Latent `[B, C, H, W]` or `[B, C, T, H, W]` averaged to a window x window grid, frames apart: `[B, C, cells]`.
+
+    A side shorter than the window keeps its own length: a finer grid would only repeat cells. `like` is a latent whose
+    grid is used instead, so that the two can be compared cell by cell.
+    """
+    *frames, height, width = (latent if like is None else like).shape[2:]
+    grid = (min(window, height), min(window, width))
+    if not frames:
+        return F.adaptive_avg_pool2d(latent, grid).flatten(2)
+    return F.adaptive_avg_pool3d(latent, (frames[0], *grid)).flatten(2)
+
+
+def contrastive_loss(
+    clean: Tensor,
+    reference: Tensor,
+    *,
+    temperature: float,
+    gamma: float,
+    denominator: str = "all",
+    avoid: Tensor | None = None,
+) -> Tensor:
+    """InfoNCE of pooled clean estimates `[B, C, P]` against where they started, reference `[B, C, P]`; a scalar.
+
+    Similarity is the cosine over the channels, cell by cell; the loss is the mean over cells and batch of
+
+        -cos(clean_i, reference_i) / (gamma tau) + log sum_j exp(cos(clean_i, clean_j) / tau)
+
+    where the sum runs over the other estimates, over `avoid` `[M, C, P]`, and over a term for i itself:
+    "all" (the paper's formula): its similarity with itself, 1 / tau;
+    "positive" (the paper's released code): the first term's exponent;
+    "others" (decoupled contrastive learning, arXiv 2110.06848): none.
+    """
+    unit = F.normalize(clean, dim=1)
+    attraction = einsum(unit, F.normalize(reference, dim=1), "i c p, i c p -> i p") / (gamma * temperature)
+    logits = einsum(unit, unit, "i c p, j c p -> i j p") / temperature
+    own = torch.eye(len(clean), dtype=torch.bool, device=clean.device)[:, :, None]
+    if denominator == "positive":
+        logits = torch.where(own, attraction[:, None], logits)
+    elif denominator == "others":
+        logits = logits.masked_fill(own, -torch.inf)
+    if avoid is not None:
+        earlier = einsum(unit, F.normalize(avoid, dim=1), "i c p, m c p -> i m p") / temperature
+        logits = torch.cat([logits, earlier], 1)
+    return (logits.logsumexp(1) - attraction).mean()
+
+
+def optimise_noise(
+    noise: Tensor,
+    estimate: Estimate,
+    settings: Settings,
+    *,
+    movable: Tensor | None = None,
+    avoid: Tensor | None = None,
+    after_step: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Noise `[B, C, H, W]` or `[B, C, T, H, W]` moved so that its clean estimates differ; same shape, type and device.
+
+    estimate: clean estimate and pullback of a noise, called once for each iteration; its first result is the reference.
+    movable: boolean, broadcastable to the noise; values where it is False stay as they are (the kept part of a
+    picture). avoid: latents `[M, C, ...]` of other pictures to be repelled as well; any height and width.
+    after_step: called after every iteration.
+
+    Must run where gradients can be taken (not under `torch.inference_mode`). Settings that are not active give the
+    noise itself. Raises ValueError for a noise of another rank, for nothing to repel, and for a gradient that is zero
+    everywhere or not finite.
+    """
+    if noise.ndim not in (4, 5):
+        raise ValueError(f"noise has shape {list(noise.shape)}; it must be [B, C, H, W] or [B, C, T, H, W].")
+    if not settings.active:
+        return noise
+    if avoid is not None and len(avoid) == 0:
+        avoid = None
+    negatives = len(noise) - 1 + (0 if avoid is None else len(avoid))
+    if negatives == 0:
+        raise ValueError(
+            "The batch holds 1 picture and there are no earlier ones to stay away from: nothing to be different from. "
+            "Make a batch of 2 or more, or give pictures to avoid."
+        )
+    if avoid is not None and (avoid.ndim != noise.ndim or avoid.shape[1] != noise.shape[1]):
+        raise ValueError(
+            f"The pictures to avoid are latents of shape {list(avoid.shape)}, the noise is {list(noise.shape)}: "
+            "both must have the same number of dimensions and channels, so come from the same kind of model."
+        )
+    gamma = closed_form_gamma(negatives, settings.temperature) if settings.gamma is None else settings.gamma
+    start = noise.detach().float()
+    current = start.clone()
+    optimiser = torch.optim.Adam([current], lr=settings.strength / settings.iterations)
+    repelled = None if avoid is None else pool(avoid.to(start), settings.window, like=noise)
+    reference: Tensor | None = None
+    scale: float | None = None
+    for _ in range(settings.iterations):
+        clean, pullback = estimate(current.detach())
+        clean = clean.detach().float().requires_grad_()
+        with torch.enable_grad():
+            pooled = pool(clean, settings.window)
+            reference = pooled.detach() if reference is None else reference
+            loss = contrastive_loss(
+                pooled,
+                reference,
+                temperature=settings.temperature,
+                gamma=gamma,
+                denominator=settings.denominator,
+                avoid=repelled,
+            )
+        gradient = pullback(torch.autograd.grad(loss, clean)[0]).float()
+        if movable is not None:
+            gradient = gradient.masked_fill(~movable, 0)
+        scale = _checked_scale(gradient) if scale is None else scale
+        # Adam ignores the scale of its gradients but for a tiny constant, which must not decide when they are tiny too.
+        current.grad = gradient / scale
+        optimiser.step()
+        if settings.projection == "norm":
+            current.copy_(_with_length_of(start, current, movable))
+        after_step()
+    return current.detach().to(noise.dtype)
+
+
+def _with_length_of(start: Tensor, moved: Tensor, movable: Tensor | None) -> Tensor:
+    """Each `moved[i]` rescaled to the length of `start[i]`, both measured over the movable part; the rest untouched."""
+    if movable is None:
+        return moved * (_lengths(start) / _lengths(moved))
+    ratio = _lengths(start * movable) / _lengths(moved * movable)
+    # An image of which nothing may move has no length here.
+    return torch.where(movable, moved * ratio.nan_to_num(1.0, 1.0, 1.0), moved)
+
+
+def _lengths(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)), keepdim=True)
+
+
+def _checked_scale(gradient: Tensor) -> float:
+    """Root mean square of the first gradient. Raises ValueError when it leads nowhere."""
+    scale = gradient.square().mean().sqrt().item()
+    if not math.isfinite(scale):
+        raise ValueError("The gradient of the noise is not finite: the model gives NaN or infinity at the first step.")
+    if scale == 0:
+        raise ValueError(
+            "The gradient of the noise is zero: no noise can be told which way to move. Either all noises of the "
+            "batch are the same, or the mask lets nothing change, or the model's estimate does not depend on the "
+            "noise except "
+            'through the network (then set the gradient to "full").'
+        )
+    return scale
+
+
+def _require(good: bool, name: str, value: object, allowed: str) -> None:
+    if not good:
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}.")

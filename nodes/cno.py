@@ -1,0 +1,361 @@
+"""Diverse noise: Contrastive Noise Optimization as a model patch, as NOISE and as a LATENT to keep."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import comfy.sample
+import torch
+from comfy_api.latest import io
+
+from ..core.hooks.denoise import GRADIENTS, CleanEstimate
+from ..core.hooks.gradients import gradients
+from ..core.hooks.noise import OptimisedNoise, StoredNoise, stored_noise
+from ..core.hooks.progress import Progress
+from ..core.hooks.sampling import SamplerRun, with_noise_change
+from ..core.methods.cno import DENOMINATORS, PROJECTIONS, Settings, optimise_noise
+from ._inputs import advanced
+
+CATEGORY = "diversity/noise"
+_DEFAULT = Settings()
+
+
+def _options() -> list[io.Input]:
+    """The widgets that all forms of the node share. Saved workflows keep them by position: append, never reorder."""
+    return [
+        io.Float.Input(
+            "strength",
+            default=_DEFAULT.strength,
+            min=0.0,
+            max=2.0,
+            step=0.05,
+            tooltip=(
+                "How different the pictures become: the furthest that a noise value may move, in standard deviations. "
+                "0 changes nothing. Above 1 pictures may stop following the prompt."
+            ),
+        ),
+        io.Int.Input(
+            "iterations",
+            default=_DEFAULT.iterations,
+            min=0,
+            max=100,
+            tooltip=(
+                "Steps in which the strength is spent. Each costs as much time as one sampling step. Fewer for "
+                "few-step models. 0 changes nothing."
+            ),
+        ),
+        advanced(
+            io.Combo.Input(
+                "gradient",
+                options=list(GRADIENTS),
+                default=GRADIENTS[0],
+                tooltip=(
+                    '"stop": holds the network\'s output fixed within a step; cheap. "full": goes back through the '
+                    "network; about three times the time and far more memory."
+                ),
+            )
+        ),
+        advanced(
+            io.Combo.Input(
+                "denominator",
+                options=list(DENOMINATORS),
+                default=_DEFAULT.denominator,
+                tooltip=(
+                    'What a picture\'s own term in the contrastive loss is: "all": its similarity to itself (the '
+                    'paper); "positive": its similarity to where it started (the paper\'s code); "others": left out.'
+                ),
+            )
+        ),
+        advanced(
+            io.Float.Input(
+                "temperature",
+                default=_DEFAULT.temperature,
+                min=0.01,
+                max=2.0,
+                step=0.01,
+                tooltip="Low: only the most similar pictures repel each other. High: all do alike.",
+            )
+        ),
+        advanced(
+            io.Int.Input(
+                "window",
+                default=_DEFAULT.window,
+                min=1,
+                max=128,
+                tooltip=(
+                    "Pictures are compared on a grid of window x window cells, cell by cell. 1 compares the average of "
+                    "the whole picture."
+                ),
+            )
+        ),
+        advanced(
+            io.Float.Input(
+                "gamma",
+                default=0.0,
+                min=0.0,
+                max=4.0,
+                step=0.01,
+                tooltip=(
+                    "Temperature of the pull back to where a noise started, as a multiple of the temperature; lower "
+                    "pulls harder. 0 computes it from the batch size, 1 / (temperature * ln(batch - 1) + 1)."
+                ),
+            )
+        ),
+        advanced(
+            io.Combo.Input(
+                "projection",
+                options=list(PROJECTIONS),
+                default=_DEFAULT.projection,
+                tooltip=(
+                    '"norm": every noise keeps its length, as Gaussian noise has it; what makes a strong setting safe. '
+                    '"none": the paper.'
+                ),
+            )
+        ),
+        advanced(
+            io.Int.Input(
+                "chunk",
+                default=0,
+                min=0,
+                max=4096,
+                tooltip=(
+                    "Pictures that go through the model at once. 0: all, and fewer when memory runs out. All pictures "
+                    "repel each other whatever the chunk."
+                ),
+            )
+        ),
+    ]
+
+
+def _avoid() -> io.Input:
+    return io.Latent.Input(
+        "avoid",
+        optional=True,
+        tooltip=(
+            "Other pictures to stay away from, as latents of the same model: earlier results (Recall Pictures), or any "
+            "picture through VAE Encode. With them a batch of 1 will do."
+        ),
+    )
+
+
+class _Change:
+    """Optimises the noise of a sampler's run; holds settings only."""
+
+    def __init__(
+        self,
+        strength: float,
+        iterations: int,
+        gradient: str,
+        denominator: str,
+        temperature: float,
+        window: int,
+        gamma: float,
+        projection: str,
+        chunk: int,
+        avoid: dict[str, Any] | None,
+    ) -> None:
+        self._settings = Settings(
+            strength=strength,
+            iterations=iterations,
+            temperature=temperature,
+            window=window,
+            gamma=None if gamma == 0 else gamma,
+            denominator=denominator,
+            projection=projection,
+        )
+        self._estimate = partial(CleanEstimate, gradient=gradient, chunk=chunk)
+        self._avoid = None if avoid is None or len(avoid["samples"]) == 0 else avoid["samples"]
+
+    def __call__(self, run: SamplerRun) -> torch.Tensor:
+        if not self._settings.active:
+            return run.noise
+        progress = Progress(self._settings.iterations)
+        with gradients():
+            noise = run.noise.clone()
+            avoid = None
+            if self._avoid is not None:
+                avoid = run.model.process_latent_in(self._avoid.clone()).to(noise)
+            return optimise_noise(
+                noise,
+                self._estimate(run),
+                self._settings,
+                movable=None if run.denoise_mask is None else run.denoise_mask.clone() > 0,
+                avoid=avoid,
+                after_step=progress.step,
+            )
+
+
+class DiverseNoiseModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityCNOModel",
+            display_name="Diverse Noise (CNO)",
+            category=CATEGORY,
+            description=(
+                "Makes the pictures of a batch differ: before sampling, their initial noises are moved apart by what "
+                "the model first makes of them. Goes between the model and any sampler; needs a batch of 2 or more."
+            ),
+            inputs=[io.Model.Input("model", tooltip="Any diffusion model."), *_options(), _avoid()],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The same model; samplers optimise their noise first.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, avoid: dict[str, Any] | None = None, **options: Any) -> io.NodeOutput:
+        return io.NodeOutput(with_noise_change(model, "diversity_cno", _Change(**options, avoid=avoid)))
+
+
+def _guided_inputs() -> list[io.Input]:
+    return [
+        io.Noise.Input("noise", tooltip="The noise to start from, for instance of Random Noise."),
+        io.Guider.Input("guider", tooltip="Model, prompts and CFG, for instance of CFG Guider: the sampler's own."),
+        io.Sigmas.Input("sigmas", tooltip="The sampler's own; the first one is where the noise is optimised."),
+    ]
+
+
+class DiverseNoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityCNONoise",
+            display_name="Diverse Noise",
+            category=CATEGORY,
+            description=(
+                "Makes the pictures of a batch differ, for SamplerCustomAdvanced: goes between a noise and the "
+                "sampler. The same method as Diverse Noise (CNO)."
+            ),
+            inputs=[
+                *_guided_inputs(),
+                *_options(),
+                advanced(
+                    io.Int.Input(
+                        "batch_size",
+                        default=0,
+                        min=0,
+                        max=4096,
+                        tooltip=(
+                            "0: the latent's own batch. To make one picture of a batch again, put its size here and "
+                            "pick the picture by Latent From Batch before the sampler."
+                        ),
+                    )
+                ),
+                _avoid(),
+            ],
+            outputs=[io.Noise.Output(display_name="NOISE", tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        noise: Any,
+        guider: Any,
+        sigmas: torch.Tensor,
+        batch_size: int,
+        avoid: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(OptimisedNoise(noise, guider, sigmas, _Change(**options, avoid=avoid), batch_size))
+
+
+class DiverseNoiseLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityCNOLatent",
+            display_name="Diverse Noise to Latent",
+            category=CATEGORY,
+            description=(
+                "Optimised noise as a latent, to keep (Save Latent), share and use again by Use Noise or Noise from "
+                "Latent. It is noise, not a picture: not for a sampler's latent_image."
+            ),
+            inputs=[
+                *_guided_inputs(),
+                io.Latent.Input(
+                    "latent_image", tooltip="The latent to be sampled; its size and batch are the noise's."
+                ),
+                *_options(),
+                _avoid(),
+            ],
+            outputs=[io.Latent.Output(display_name="noise", tooltip="One noise for each picture of the batch.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        noise: Any,
+        guider: Any,
+        sigmas: torch.Tensor,
+        latent_image: dict[str, Any],
+        avoid: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> io.NodeOutput:
+        samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent_image["samples"])
+        latent = {**latent_image, "samples": samples}
+        optimised = OptimisedNoise(noise, guider, sigmas, _Change(**options, avoid=avoid)).generate_noise(latent)
+        indices = latent.get("batch_index", list(range(len(optimised))))
+        return io.NodeOutput({"samples": optimised, "batch_index": list(indices)})
+
+
+class NoiseFromLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityNoiseFromLatent",
+            display_name="Noise from Latent",
+            category=CATEGORY,
+            description=(
+                "Kept noise for SamplerCustomAdvanced. A latent cut by Latent From Batch gets the noise of the "
+                "pictures that it holds."
+            ),
+            inputs=[
+                io.Latent.Input(
+                    "noise_latent", tooltip="Noise from Diverse Noise to Latent, or loaded by Load Latent."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    tooltip="Only matters to samplers that add noise on the way (ancestral, SDE).",
+                ),
+            ],
+            outputs=[io.Noise.Output(display_name="NOISE", tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, noise_latent: dict[str, Any], seed: int) -> io.NodeOutput:
+        return io.NodeOutput(StoredNoise(noise_latent, seed))
+
+
+class UseNoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityUseNoise",
+            display_name="Use Noise",
+            category=CATEGORY,
+            description=(
+                "Kept noise for KSampler and any other sampler, on every kind of model: the sampler starts from it "
+                "instead of its own. Cut both latents by Latent From Batch to make one picture again."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="Any diffusion model."),
+                io.Latent.Input("noise_latent", tooltip="As many noises as the sampler's latent holds pictures."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The same model; samplers start from the kept noise.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, noise_latent: dict[str, Any]) -> io.NodeOutput:
+        samples = noise_latent["samples"]
+        return io.NodeOutput(
+            with_noise_change(model, "diversity_use_noise", lambda run: stored_noise(samples, run.noise))
+        )
+
+
+NODES = [DiverseNoiseModel, DiverseNoise, DiverseNoiseLatent, NoiseFromLatent, UseNoise]

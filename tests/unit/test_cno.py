@@ -1,0 +1,381 @@
+"""Contrastive Noise Optimization as mathematics: no ComfyUI, no model but a small random network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from comfyui_diversity.core.methods.cno import (
+    DENOMINATORS,
+    Settings,
+    closed_form_gamma,
+    contrastive_loss,
+    optimise_noise,
+    pool,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+Pullback = Callable[[Tensor], Tensor]
+
+
+def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def small_network() -> nn.Module:
+    """Fixed weights, picture by picture, not linear."""
+    network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 4, 3, padding=1))
+    for index, parameter in enumerate(network.parameters()):
+        parameter.data = gaussian(*parameter.shape, seed=index) * 0.2
+        parameter.requires_grad_(False)
+    return network
+
+
+class Estimate:
+    """Clean estimate noise + network(noise) + a picture that all have in common, which is what mode collapse looks
+    like.
+
+    Differentiated in full; remembers on what it was called.
+    """
+
+    common = 2 * gaussian(4, 1, 1, seed=99)
+
+    def __init__(self) -> None:
+        self.network = small_network()
+        self.calls: list[Tensor] = []
+
+    def __call__(self, noise: Tensor) -> tuple[Tensor, Pullback]:
+        self.calls.append(noise.clone())
+        variable = noise.detach().requires_grad_()
+        clean = variable + self.network(variable) + self.common
+        return clean.detach(), lambda gradient: torch.autograd.grad(clean, variable, gradient)[0]
+
+
+def similarity(clean: Tensor) -> float:
+    """Mean cosine over cells and pairs."""
+    unit = nn.functional.normalize(clean, dim=1).flatten(2)
+    cosines = torch.einsum("icp,jcp->ijp", unit, unit).mean(2)
+    return cosines[~torch.eye(len(clean), dtype=torch.bool)].mean().item()
+
+
+# --- gamma -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(2, 1.0), (5, 0.878), (8, 0.837)])
+def test_closed_form_gamma_has_the_papers_values(batch: int, expected: float) -> None:
+    assert closed_form_gamma(batch - 1, 0.1) == pytest.approx(expected, abs=5e-4)
+
+
+@given(st.integers(1, 500), st.floats(0.01, 2))
+def test_closed_form_gamma_balances_full_attraction_and_full_repulsion(negatives: int, temperature: float) -> None:
+    """Its definition: the attraction at its highest, 1 / (gamma tau), is the repulsion at its highest."""
+    gamma = closed_form_gamma(negatives, temperature)
+    assert 1 / (gamma * temperature) == pytest.approx(math.log(negatives * math.exp(1 / temperature)), rel=1e-9)
+
+
+def test_closed_form_gamma_refuses_no_negatives() -> None:
+    with pytest.raises(ValueError, match="negatives is 0"):
+        closed_form_gamma(0, 0.1)
+
+
+# --- loss ------------------------------------------------------------------------------------------------------------
+
+
+def loss_by_loops(
+    clean: np.ndarray,
+    reference: np.ndarray,
+    temperature: float,
+    gamma: float,
+    denominator: str,
+    avoid: np.ndarray | None,
+) -> float:
+    """The formula written out, one cosine at a time."""
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a @ b / math.sqrt((a @ a) * (b @ b)))
+
+    batch, _, cells = clean.shape
+    total = 0.0
+    for cell in range(cells):
+        for i in range(batch):
+            anchor = clean[i, :, cell]
+            positive = math.exp(cosine(anchor, reference[i, :, cell]) / (gamma * temperature))
+            below = 0.0
+            for j in range(batch):
+                if j != i or denominator == "all":
+                    below += math.exp(cosine(anchor, clean[j, :, cell]) / temperature)
+                elif denominator == "positive":
+                    below += positive
+            for other in avoid if avoid is not None else ():
+                below += math.exp(cosine(anchor, other[:, cell]) / temperature)
+            total -= math.log(positive / below)
+    return total / (batch * cells)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(2, 5),
+    channels=st.integers(2, 6),
+    cells=st.integers(1, 5),
+    memory=st.integers(0, 3),
+    temperature=st.floats(0.05, 1),
+    gamma=st.floats(0.3, 2),
+    denominator=st.sampled_from(DENOMINATORS),
+    seed=st.integers(0, 10_000),
+)
+def test_loss_is_the_formula(
+    batch: int,
+    channels: int,
+    cells: int,
+    memory: int,
+    temperature: float,
+    gamma: float,
+    denominator: str,
+    seed: int,
+) -> None:
+    clean, reference, avoid = (
+        gaussian(rows, channels, cells, seed=seed + k, dtype=torch.float64)
+        for k, rows in enumerate((batch, batch, memory))
+    )
+    loss = contrastive_loss(
+        clean,
+        reference,
+        temperature=temperature,
+        gamma=gamma,
+        denominator=denominator,
+        avoid=avoid if memory else None,
+    )
+    expected = loss_by_loops(
+        clean.numpy(), reference.numpy(), temperature, gamma, denominator, avoid.numpy() if memory else None
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_loss_gradient_agrees_with_finite_differences(denominator: str) -> None:
+    clean = gaussian(3, 4, 5, dtype=torch.float64).requires_grad_()
+    reference, avoid = gaussian(3, 4, 5, seed=1, dtype=torch.float64), gaussian(2, 4, 5, seed=2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda x: contrastive_loss(x, reference, temperature=0.3, gamma=0.8, denominator=denominator, avoid=avoid),
+        clean,
+    )
+
+
+# --- pooling ---------------------------------------------------------------------------------------------------------
+
+
+def test_pool_averages_cells_and_keeps_frames_apart() -> None:
+    picture = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert pool(picture, 2).tolist() == [[[2.5, 4.5, 10.5, 12.5]]]
+    video = torch.stack([picture, picture + 100], 2)
+    assert pool(video, 1).tolist() == [[[7.5, 107.5]]]
+
+
+def test_pool_keeps_a_grid_that_is_coarser_than_the_window() -> None:
+    assert pool(gaussian(2, 4, 8, 6), 16).shape == (2, 4, 48)
+
+
+def test_pool_brings_another_size_to_the_same_grid() -> None:
+    assert pool(gaussian(2, 4, 32, 32), 16, like=gaussian(1, 4, 8, 24)).shape == (2, 4, 8 * 16)
+
+
+# --- optimisation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_estimates_move_apart(denominator: str) -> None:
+    noise, estimate = gaussian(5, 4, 8, 8), Estimate()
+    moved = optimise_noise(noise, estimate, Settings(denominator=denominator))
+    assert similarity(estimate(moved)[0]) < similarity(estimate(noise)[0]) - 0.03
+
+
+def test_two_pictures_are_enough() -> None:
+    noise, estimate = gaussian(2, 4, 8, 8), Estimate()
+    moved = optimise_noise(noise, estimate, Settings())
+    assert similarity(estimate(moved)[0]) < similarity(estimate(noise)[0]) - 0.03
+
+
+def test_one_picture_has_nothing_to_differ_from() -> None:
+    with pytest.raises(ValueError, match="batch holds 1 picture"):
+        optimise_noise(gaussian(1, 4, 8, 8), Estimate(), Settings())
+
+
+def test_one_picture_can_stay_away_from_earlier_ones() -> None:
+    noise, estimate = gaussian(1, 4, 8, 8), Estimate()
+    avoid = gaussian(3, 4, 32, 32, seed=9) + Estimate.common
+    moved = optimise_noise(noise, estimate, Settings(), avoid=avoid)
+
+    def nearness(z: Tensor) -> float:
+        unit, others = (nn.functional.normalize(pool(x, 8), dim=1) for x in (estimate(z)[0], avoid))
+        return torch.einsum("icp,mcp->imp", unit, others).mean().item()
+
+    assert nearness(moved) < nearness(noise) - 0.03
+
+
+def test_an_empty_memory_changes_nothing() -> None:
+    noise = gaussian(3, 4, 8, 8)
+    without = optimise_noise(noise, Estimate(), Settings())
+    assert torch.equal(without, optimise_noise(noise, Estimate(), Settings(), avoid=torch.zeros(0, 9, 1, 1)))
+
+
+def test_memory_of_another_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="same number of dimensions and channels"):
+        optimise_noise(gaussian(3, 4, 8, 8), Estimate(), Settings(), avoid=gaussian(2, 16, 8, 8))
+
+
+@pytest.mark.parametrize("off", [Settings(iterations=0), Settings(strength=0.0)])
+def test_settings_that_do_nothing_give_the_same_noise_at_no_cost(off: Settings) -> None:
+    noise, estimate = gaussian(3, 4, 8, 8), Estimate()
+    assert torch.equal(optimise_noise(noise, estimate, off), noise)
+    assert estimate.calls == []
+
+
+def test_one_estimate_for_each_iteration_the_first_of_them_on_the_noise_itself() -> None:
+    noise, estimate = gaussian(3, 4, 8, 8), Estimate()
+    optimise_noise(noise, estimate, Settings(iterations=4))
+    assert len(estimate.calls) == 4
+    assert torch.equal(estimate.calls[0], noise)
+    assert not torch.equal(estimate.calls[1], noise)
+
+
+def test_the_first_step_moves_every_value_by_the_learning_rate() -> None:
+    noise = gaussian(3, 4, 8, 8)
+    moved = optimise_noise(noise, Estimate(), Settings(strength=0.3, iterations=1, projection="none"))
+    assert torch.allclose((moved - noise).abs(), torch.full_like(noise, 0.3), atol=1e-3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(strength=st.floats(0.05, 2), iterations=st.integers(1, 12), seed=st.integers(0, 1000))
+def test_strength_bounds_the_move(strength: float, iterations: int, seed: int) -> None:
+    """Adam's step is bounded by its learning rate but for the lag of its second moment."""
+    noise = gaussian(3, 4, 6, 6, seed=seed)
+    moved = optimise_noise(noise, Estimate(), Settings(strength=strength, iterations=iterations, projection="none"))
+    assert (moved - noise).abs().max() <= strength * 1.35
+
+
+def test_norm_projection_keeps_the_length_of_each_noise() -> None:
+    noise = gaussian(4, 4, 8, 8) * torch.tensor([0.5, 1, 1, 2])[:, None, None, None]
+    lengths = noise.flatten(1).norm(dim=1)
+    kept = optimise_noise(noise, Estimate(), Settings(strength=1.0))
+    free = optimise_noise(noise, Estimate(), Settings(strength=1.0, projection="none"))
+    assert torch.allclose(kept.flatten(1).norm(dim=1), lengths, rtol=1e-5)
+    assert not torch.allclose(free.flatten(1).norm(dim=1), lengths, rtol=1e-2)
+
+
+def test_only_the_movable_part_moves_and_keeps_its_own_length() -> None:
+    noise = gaussian(3, 4, 8, 8)
+    movable = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+    movable[..., :5] = True
+    movable[0] = False  # one picture may not change at all
+    moved = optimise_noise(noise, Estimate(), Settings(), movable=movable)
+    still = ~movable.expand_as(noise)
+    assert torch.equal(moved[still], noise[still])
+    assert not torch.equal(moved, noise)
+    for before, after in zip(noise, moved, strict=True):
+        assert after[..., :5].norm().item() == pytest.approx(before[..., :5].norm().item(), rel=1e-5)
+
+
+def test_scale_of_the_estimate_does_not_matter() -> None:
+    """The cosine ignores it, and Adam's small constant must not bring it back: v-prediction has slopes of 1e-4."""
+
+    class Scaled(Estimate):
+        def __call__(self, noise: Tensor) -> tuple[Tensor, Pullback]:
+            clean, pullback = super().__call__(noise)
+            return clean, lambda gradient: pullback(gradient) * 2.0**-40
+
+    noise = gaussian(3, 4, 8, 8)
+    assert torch.equal(optimise_noise(noise, Estimate(), Settings()), optimise_noise(noise, Scaled(), Settings()))
+
+
+def test_same_input_same_output_and_the_input_and_global_random_state_are_left_alone() -> None:
+    noise = gaussian(3, 4, 8, 8)
+    estimate = Estimate()
+    before, state = noise.clone(), torch.get_rng_state()
+    first, second = (optimise_noise(noise, estimate, Settings()) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(noise, before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_half_precision_noise_comes_back_as_such() -> None:
+    moved = optimise_noise(gaussian(3, 4, 8, 8).half(), Estimate(), Settings())
+    assert moved.dtype == torch.float16
+    assert torch.isfinite(moved).all()
+
+
+def test_video_and_other_channel_counts() -> None:
+    """An estimate that is a fixed rotation of the channels, so that every shape can go through it."""
+    turn = torch.linalg.qr(gaussian(7, 7))[0]
+
+    def estimate(noise: Tensor) -> tuple[Tensor, Pullback]:
+        return torch.einsum("dc,bc...->bd...", turn, noise), lambda g: torch.einsum("dc,bd...->bc...", turn, g)
+
+    for shape in ((3, 7, 9, 5), (3, 7, 2, 8, 8)):
+        noise = gaussian(*shape)
+        moved = optimise_noise(noise, estimate, Settings(window=4))
+        assert moved.shape == noise.shape
+        assert torch.isfinite(moved).all()
+        assert not torch.equal(moved, noise)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 64), (3, 4), (2, 2, 4, 4, 4, 4)])
+def test_other_ranks_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        optimise_noise(gaussian(*shape), Estimate(), Settings())
+
+
+def test_a_batch_of_equal_noises_is_refused() -> None:
+    noise = gaussian(1, 4, 8, 8).repeat(3, 1, 1, 1)
+    estimate = Estimate()
+
+    def equal(z: Tensor) -> tuple[Tensor, Pullback]:
+        """The gradient of a cosine at 1 is zero up to rounding, so that is set to zero here."""
+        clean, pullback = estimate(z)
+        return clean, lambda gradient: pullback(gradient) * 0
+
+    with pytest.raises(ValueError, match="gradient of the noise is zero"):
+        optimise_noise(noise, equal, Settings())
+
+
+def test_a_model_that_gives_nan_is_named() -> None:
+    def broken(noise: Tensor) -> tuple[Tensor, Pullback]:
+        return noise * torch.nan, lambda gradient: gradient
+
+    with pytest.raises(ValueError, match="not finite"):
+        optimise_noise(gaussian(3, 4, 8, 8), broken, Settings())
+
+
+def test_after_step_runs_after_each_iteration_and_may_stop_it() -> None:
+    steps = []
+
+    def stop_at_second() -> None:
+        steps.append(1)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        optimise_noise(gaussian(3, 4, 8, 8), Estimate(), Settings(iterations=5), after_step=stop_at_second)
+    assert len(steps) == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("strength", -0.1),
+        ("strength", math.nan),
+        ("iterations", -1),
+        ("temperature", 0.0),
+        ("window", 0),
+        ("gamma", 0.0),
+        ("denominator", "both"),
+        ("projection", "cube"),
+    ],
+)
+def test_settings_name_what_is_wrong(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{field} is {value!r}; it must be"):
+        Settings(**{field: value})  # type: ignore[arg-type]
