@@ -163,7 +163,7 @@ def test_interrupted_installation_starts_over(places: Places):
 
 
 @POSIX
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, getattr(signal, "SIGKILL", signal.SIGTERM)])
 def test_set_up_resumes_after_an_interruption(places: Places, how: signal.Signals):
     """`dev.py` is stopped while it makes the environment; afterwards the environment can be made."""
     command = [sys.executable, "dev.py", "test"]
