@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
 
-_source = os.environ.get("COMFYUI_PATH", str(Path(__file__).parents[2] / ".dev" / "comfyui"))
-if not (Path(_source) / "comfy").is_dir():
-    raise SystemExit(f"COMFYUI_PATH is {_source!r}, which holds no ComfyUI. Run `python dev.py train`, which sets it.")
-sys.path.insert(0, _source)
+if importlib.util.find_spec("comfy") is None:
+    _source = os.environ.get("COMFYUI_PATH", str(Path(__file__).parents[2] / ".dev" / "comfyui"))
+    if not (Path(_source) / "comfy").is_dir():
+        raise SystemExit(f"COMFYUI_PATH is {_source!r}, which holds no ComfyUI. `python dev.py train` sets it.")
+    sys.path.insert(0, _source)
 
-import torch  # noqa: E402
-from comfy.cli_args import args  # noqa: E402
+import torch
+from comfy.cli_args import args
 
 args.cpu = not torch.cuda.is_available()
 args.use_pytorch_cross_attention = True  # the other kernels are slower on a CPU, some have no backward pass

@@ -61,14 +61,14 @@ def train(
             group["lr"] = schedule.rate_at(step)
         model.train()
         loss = loss_at(model, step, np.random.default_rng([seed, step]))
+        value = loss.item()
+        if not math.isfinite(value):
+            raise SystemExit(f"{name}: the loss became {value} at step {step}; start again from {checkpoint}.")
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         _average(averaged, model, min(schedule.average, (step + 1) / (step + 10)))
-        value = loss.item()
-        if not math.isfinite(value):
-            raise SystemExit(f"{name}: the loss became {value} at step {step}; start again from {checkpoint}.")
         smooth = value if smooth is None else 0.98 * smooth + 0.02 * value
         bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
         if time.monotonic() - saved > _CHECKPOINT_SECONDS or step + 1 == schedule.steps:

@@ -20,7 +20,7 @@ from .initialise import initialise, zero
 from .latents import Conditionings, captions_for, encode_latents
 from .loop import Schedule, train
 
-STEPS, BATCH = 4_000, 64
+STEPS, BATCH = 3_400, 64
 _SNR_CEILING = 5.0  # Min-SNR weighting (Hang et al. 2023): the last, nearly clean levels do not crowd out the others
 
 

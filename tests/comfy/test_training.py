@@ -1,0 +1,73 @@
+"""The training loop: learns, resumes as if it had never stopped, and names a failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from comfyui_diversity.demo.training import loop
+from torch import Tensor, nn
+
+SCHEDULE = loop.Schedule(steps=40, rate=0.05, warmup=5)
+
+
+def line_loss(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
+    """Fit y = 2 x - 1 from random points."""
+    x = torch.from_numpy(rng.standard_normal((16, 1), np.float32))
+    return (model(x) - (2 * x - 1)).square().mean()
+
+
+def fresh_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(1, 1)
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    model = loop.train("line", fresh_model(), line_loss, loop.Schedule(400, 0.05, 5, average=0.9), tmp_path, seed=1)
+    assert model.weight.item() == pytest.approx(2, abs=0.05)
+    assert model.bias.item() == pytest.approx(-1, abs=0.05)
+
+
+def test_a_stopped_run_ends_like_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", 0)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "stopped").mkdir()
+    whole = loop.train("line", fresh_model(), line_loss, SCHEDULE, tmp_path / "whole", seed=1)
+
+    def interrupted(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
+        if step == 17:
+            raise KeyboardInterrupt
+        return line_loss(model, step, rng)
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.train("line", fresh_model(), interrupted, SCHEDULE, tmp_path / "stopped", seed=1)
+    resumed = loop.train("line", fresh_model(), line_loss, SCHEDULE, tmp_path / "stopped", seed=1)
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    first = loop.train("line", fresh_model(), line_loss, SCHEDULE, tmp_path, seed=1)
+
+    def never(*_: object) -> Tensor:
+        raise AssertionError("a finished training ran a step")
+
+    again = loop.train("line", fresh_model(), never, SCHEDULE, tmp_path, seed=1)
+    assert torch.equal(first.weight, again.weight)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    def broken(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
+        return model.weight.sum() * float("nan")
+
+    with pytest.raises(SystemExit, match=r"the loss became nan at step 0"):
+        loop.train("line", fresh_model(), broken, SCHEDULE, tmp_path, seed=1)
+
+
+def test_the_rate_warms_up_and_falls() -> None:
+    rates = [SCHEDULE.rate_at(step) for step in range(SCHEDULE.steps + 1)]
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == pytest.approx(SCHEDULE.rate)
+    assert rates[-1] == pytest.approx(0.01 * SCHEDULE.rate)
