@@ -1,7 +1,9 @@
-"""Thumbnails of the templates, from what each of them really makes.
+"""Thumbnails of the templates, from what each of them really makes: nine pictures in a square.
 
     python -m devtools.thumbnails            # all
     python -m devtools.thumbnails baseline   # those whose name has "baseline" in it
+
+Run it again when a template, a model or a method changes.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def test_refuses_a_link_from_nowhere() -> None:
 def test_refuses_text_that_the_front_end_rewrites(text: str) -> None:
     workflow = recorded("widgets and seeds")
     node_of(workflow, "CLIPTextEncode")["widgets_values"] = [text]
-    with pytest.raises(ValueError, match="CLIPTextEncode.*text has a random choice"):
+    with pytest.raises(ValueError, match=r"CLIPTextEncode.*text has a random choice"):
         to_prompt(workflow, INFO)
 
 
