@@ -1,0 +1,125 @@
+"""What the settings of Contrastive Noise Optimization do, beside the published ones and beside pink noise.
+
+    python -m benchmarks.cno_settings --model unet                    # choose: on the prompts for choosing
+    python -m benchmarks.cno_settings --model unet --report --only shipped published pink
+    python -m benchmarks.cno_settings --model unet --batches          # runs of ten batches of four
+
+All rows share prompts and seeds. Adherence and diversity come from the attribute classifier, which nothing optimises.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .world import RECIPES, World  # isort: skip - this makes ComfyUI and the pack importable
+
+import torch
+from comfyui_diversity.core.hooks.denoise import CleanEstimate
+from comfyui_diversity.core.hooks.gradients import gradients
+from comfyui_diversity.core.hooks.sampling import SamplerRun, with_noise_change
+from comfyui_diversity.core.methods.cno import Settings, optimise_noise
+from comfyui_diversity.demo.scorer import Scorer
+from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS
+from rich.console import Console
+from torch import Tensor
+
+from devtools.measure import measure
+from devtools.places import HERE
+
+from .peers import pink
+
+OUTPUT = HERE.root / ".dev" / "benchmarks"
+BATCH = 10
+FIRST_SEED = {False: 5000, True: 1000}  # report seeds are the demo's
+
+Make = Callable[[World, str, int], Tensor]
+
+
+def cno(gradient: str = "stop", **settings: Any) -> Make:
+    """Pictures with optimised noise."""
+
+    def make(world: World, text: str, seed: int) -> Tensor:
+        return world.latents(text, seed, BATCH, patched=patched(world, Settings(**settings), gradient))
+
+    return make
+
+
+def patched(world: World, settings: Settings, gradient: str = "stop", avoid: Tensor | None = None) -> Any:
+    def change(run: SamplerRun) -> Tensor:
+        with gradients():
+            repelled = None if avoid is None else run.model.process_latent_in(avoid.clone())
+            return optimise_noise(run.noise.clone(), CleanEstimate(run, gradient), settings, avoid=repelled)
+
+    return with_noise_change(world.model, "benchmark", change)
+
+
+def with_noise(change: Callable[[Tensor], Tensor]) -> Make:
+    return lambda world, text, seed: world.latents(text, seed, BATCH, noise=change)
+
+
+PUBLISHED: dict[str, Any] = {"strength": 0.03, "iterations": 3, "gamma": 1.0, "projection": "none"}
+ROWS: dict[str, Make] = {
+    "baseline": lambda world, text, seed: world.latents(text, seed, BATCH),
+    "published": cno(**PUBLISHED),
+    "published, full gradient, code's denominator": cno("full", **PUBLISHED, denominator="positive"),
+    "bold, no projection": cno(strength=0.5, iterations=10, projection="none"),
+    "bold": cno(strength=0.5, iterations=10),
+    "bold, positive": cno(strength=0.5, iterations=10, denominator="positive"),
+    "bold, others": cno(strength=0.5, iterations=10, denominator="others"),
+    "bold, 3 steps": cno(strength=0.5, iterations=3),
+    "bold, 5 steps": cno(strength=0.5, iterations=5),
+    "strength 1": cno(strength=1.0, iterations=10),
+    "window 4": cno(window=4),
+    "window 1": cno(window=1),
+    "temperature 0.3": cno(temperature=0.3),
+    "temperature 1": cno(temperature=1.0),
+    "full gradient": cno("full"),
+    **{f"pink {alpha}": with_noise(lambda noise, alpha=alpha: pink(noise, alpha)) for alpha in (0.2, 0.5, 1.0)},
+    "shipped": cno(),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(RECIPES), default="unet")
+    parser.add_argument("--report", action="store_true", help="the prompts that figures are published on")
+    parser.add_argument("--only", nargs="*", default=[], help="rows whose name begins with one of these")
+    parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    prompts = (REPORT_PROMPTS if options.report else TUNE_PROMPTS)[: options.prompts or None]
+    chosen = {name: make for name, make in ROWS.items() if not options.only or name.startswith(tuple(options.only))}
+    world, scorer, console = World(options.model), Scorer.load(), Console(width=140)
+    kind = "report" if options.report else "tune"
+    for name, make in chosen.items():
+        started, groups = time.perf_counter(), []
+        for k, prompt in enumerate(prompts):
+            groups.append(world.group(prompt, [make(world, prompt.text, FIRST_SEED[options.report] + k)]))
+        row = {"model": options.model, "prompts": kind, "count": len(prompts), "row": name, **measure(groups, scorer)}
+        row["seconds"] = round(time.perf_counter() - started, 1)
+        console.print(line(row), highlight=False)
+        write(OUTPUT / f"cno_settings_{options.model}_{kind}.jsonl", row)
+
+
+def line(row: dict[str, Any]) -> str:
+    colours = row["effective_number"]
+    numbers = " ".join(f"{name[:6]} {value:.2f}" for name, value in colours.items())
+    return (
+        f"{row['row']:<46} MSS {row['mss']:.3f}  Vendi {row['vendi']:.2f}  adherence {row['adherence']:.3f}  "
+        f"rare {row['rare_share']:.3f}  {numbers}  {row['seconds']:.0f} s"
+    )
+
+
+def write(path: Path, row: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The demo world inside this process: pictures of a prompt from ComfyUI's own sampling, with any noise and any
+patch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from devtools.pack import load_comfyui, load_pack
+from devtools.places import HERE
+
+# `python -m` puts the pack's root on the path, where its `nodes` would hide ComfyUI's.
+sys.path[:] = [entry for entry in sys.path if entry not in ("", str(HERE.root))]
+load_pack()
+load_comfyui()
+
+import comfy.sample  # noqa: E402
+import comfy.sd  # noqa: E402
+import comfy.utils  # noqa: E402
+from comfyui_diversity.demo import loader  # noqa: E402
+
+from devtools.measure import Group  # noqa: E402
+
+NoiseMaker = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a demo model is sampled."""
+
+    cfg: float
+    steps: int
+    scheduler: str
+
+
+RECIPES = {
+    "unet": Recipe(6.0, 20, "normal"),
+    "mmdit": Recipe(6.0, 20, "simple"),
+    "distilled": Recipe(1.0, 4, "simple"),
+}
+
+
+class World:
+    """One demo model with its CLIP and VAE. Raises ValueError for an unknown model."""
+
+    def __init__(self, model: str) -> None:
+        if model not in RECIPES:
+            raise ValueError(f"model is {model!r}; it must be one of {', '.join(RECIPES)}.")
+        self.recipe = RECIPES[model]
+        with torch.inference_mode():
+            if model == "unet":
+                self.model: Any = loader.load_unet()
+            else:
+                file = loader.WEIGHTS / f"diversity_demo_{model}.safetensors"
+                self.model = comfy.sd.load_diffusion_model(str(file))
+            self._clip = loader.load_clip()
+            weights = comfy.utils.load_torch_file(str(loader.WEIGHTS / "diversity_demo_vae.safetensors"))
+            self._vae = comfy.sd.VAE(sd=weights)
+            self._vae.throw_exception_if_invalid()
+
+    @torch.inference_mode()
+    def conditioning(self, text: str) -> list:
+        return self._clip.encode_from_tokens_scheduled(self._clip.tokenize(text))
+
+    @torch.inference_mode()
+    def latents(self, text: str, seed: int, batch: int, patched: Any = None, noise: NoiseMaker | None = None) -> Tensor:
+        """Finished latents `[batch, 16, 16, 16]` as KSampler with euler gives them.
+
+        patched: a patched clone of `model`; noise: what becomes of KSampler's own noise.
+        """
+        empty = torch.zeros(batch, 16, 16, 16)
+        start = comfy.sample.prepare_noise(empty, seed)
+        return comfy.sample.sample(
+            self.model if patched is None else patched,
+            start if noise is None else noise(start),
+            self.recipe.steps,
+            self.recipe.cfg,
+            "euler",
+            self.recipe.scheduler,
+            self.conditioning(text),
+            self.conditioning(""),
+            empty,
+            seed=seed,
+            disable_pbar=True,
+        )
+
+    @torch.inference_mode()
+    def pictures(self, latents: Tensor) -> Any:
+        """`uint8 [N, 128, 128, 3]`, rounded as SaveImage does."""
+        return (255.0 * self._vae.decode(latents)).clamp(0, 255).numpy().astype("uint8")
+
+    def group(self, prompt: Any, latents: Sequence[Tensor]) -> Group:
+        return Group(prompt, self.pictures(torch.cat(list(latents))))

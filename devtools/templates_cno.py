@@ -1,0 +1,136 @@
+"""Templates of diverse noise: with KSampler, with SamplerCustomAdvanced, on a fast model, and with a memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from .frontend import Node
+from .templates import MODELS, SEED, YELLOW, baseline
+
+BLUE = ("#223", "#335")
+_WIDTH = 360  # a column, by which everything after the new node moves to the right
+
+NOTES = {
+    "cno_unet": """**The same ten hearts as *baseline_unet*, made to differ.** One node more: *Diverse Noise (CNO)*
+    between the \
+model and the sampler. Prompt and seed are the same.
+
+Press **Run** and compare: other colours, sizes, places and backgrounds, and all of them hearts.
+
+**strength** is the knob: 0 is the baseline again.""",
+    "cno_mmdit": """**With SamplerCustomAdvanced:** *Diverse Noise* goes between *RandomNoise* and the sampler, and
+    reads \
+model, prompts and cfg from the sampler's own guider. Here on a flow-matching transformer.
+
+Press **Run** and compare with *baseline_mmdit*: the same prompt and seed.""",
+    "cno_distilled": """**On a fast model:** four steps at cfg 1. Each **iteration** costs as much as a step of the \
+sampler, so fewer of them here; the strength is spent all the same.
+
+Press **Run** and compare with *baseline_distilled*.""",
+    "cno_memory": """**Many small batches that differ as a whole.** *Remember Pictures* keeps what this run has made;
+    the \
+next run reads it by *Recall Pictures* and stays away from it.
+
+Press **Run** several times, with a new seed each time, and look at all the pictures together.
+
+To begin anew, choose another **name** in both nodes.""",
+}
+
+
+def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
+    """KSampler with a patched model."""
+    nodes = _moved(baseline(model), _WIDTH, ("sampler", "vae", "decode", "save"))
+    source = nodes["sampler"].inputs["model"]
+    nodes["cno"] = Node(
+        "DiversityCNOModel", (740, 0), (300, 330), values=settings, inputs={"model": source}, color=BLUE
+    )
+    nodes["sampler"] = replace(nodes["sampler"], inputs={**nodes["sampler"].inputs, "model": ("cno", 0)})
+    return nodes
+
+
+def with_guider(model: str, **settings: Any) -> dict[str, Node]:
+    """SamplerCustomAdvanced with changed noise."""
+    nodes = _moved(baseline(model), 2 * _WIDTH, ("vae", "decode", "save"))
+    _, scheduler, cfg, steps = MODELS[model]
+    source = nodes.pop("sampler").inputs["model"]
+    prompts = {"positive": ("positive", 0), "negative": ("negative", 0)}
+    nodes["random"] = Node(
+        "RandomNoise", (740, 0), (300, 82), values={"noise_seed": SEED, "control_after_generate": "fixed"}
+    )
+    nodes["guider"] = Node("CFGGuider", (740, 130), (300, 98), values={"cfg": cfg}, inputs={"model": source, **prompts})
+    nodes["scheduler"] = Node(
+        "BasicScheduler",
+        (740, 280),
+        (300, 106),
+        values={"scheduler": scheduler, "steps": steps, "denoise": 1.0},
+        inputs={"model": source},
+    )
+    nodes["select"] = Node("KSamplerSelect", (740, 440), (300, 58), values={"sampler_name": "euler"})
+    nodes["cno"] = Node(
+        "DiversityCNONoise",
+        (1100, 0),
+        (300, 400),
+        values=settings,
+        inputs={"noise": ("random", 0), "guider": ("guider", 0), "sigmas": ("scheduler", 0)},
+        color=BLUE,
+    )
+    nodes["sampler"] = Node(
+        "SamplerCustomAdvanced",
+        (1460, 130),
+        (290, 106),
+        inputs={
+            "noise": ("cno", 0),
+            "guider": ("guider", 0),
+            "sampler": ("select", 0),
+            "sigmas": ("scheduler", 0),
+            "latent_image": ("latent", 0),
+        },
+    )
+    nodes["decode"] = replace(nodes["decode"], inputs={"samples": ("sampler", 0), "vae": ("vae", 0)})
+    return nodes
+
+
+def with_memory(model: str, **settings: Any) -> dict[str, Node]:
+    """Four pictures a run, which the next runs stay away from."""
+    nodes = with_sampler(model, **settings)
+    nodes["latent"] = replace(nodes["latent"], values={**nodes["latent"].values, "batch_size": 4})
+    sampler = nodes["sampler"]
+    nodes["sampler"] = replace(sampler, values={**sampler.values, "control_after_generate": "randomize"})
+    nodes["recall"] = Node(
+        "DiversityMemoryLoad", (740, 390), (300, 102), values={"name": "hearts", "first": 0}, color=BLUE
+    )
+    nodes["cno"] = replace(nodes["cno"], inputs={**nodes["cno"].inputs, "avoid": ("recall", 0)})
+    nodes["remember"] = Node(
+        "DiversityMemorySave",
+        (1100, 450),
+        (290, 78),
+        values={"name": "hearts"},
+        inputs={"latent": ("sampler", 0)},
+        color=BLUE,
+    )
+    return nodes
+
+
+def _moved(nodes: dict[str, Node], right: int, names: tuple[str, ...]) -> dict[str, Node]:
+    return {
+        name: replace(node, pos=(node.pos[0] + right, node.pos[1])) if name in names else node
+        for name, node in nodes.items()
+    }
+
+
+def _finished(name: str, nodes: dict[str, Node]) -> dict[str, Node]:
+    nodes["note"] = replace(nodes["note"], values={"text": NOTES[name]}, color=YELLOW)
+    nodes["save"] = replace(nodes["save"], values={"filename_prefix": f"diversity/{name}"})
+    return nodes
+
+
+CNO_TEMPLATES: dict[str, dict[str, Node]] = {
+    name: _finished(name, nodes)
+    for name, nodes in {
+        "cno_unet": with_sampler("unet"),
+        "cno_mmdit": with_guider("mmdit"),
+        "cno_distilled": with_sampler("distilled", iterations=3),
+        "cno_memory": with_memory("unet"),
+    }.items()
+}
