@@ -85,7 +85,7 @@ def train_distilled(folder: Path) -> nn.Module:
         chosen = rng.integers(PAIRS, size=BATCH)
         context, pooled = conditionings.encode([captions[k] for k in chosen])
         clean, noise = (part[chosen].float().to(DEVICE) for part in (cleans, noises))
-        sigma = levels(rng)
+        sigma = levels(rng, layout=True)
         sigma[: BATCH // 8] = 1.0  # with four steps, a quarter of the work is the one that starts at pure noise
         return velocity_loss(model, clean, noise, context, pooled, sigma, rng, step > 0.8 * STEPS)
 

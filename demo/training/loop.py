@@ -42,11 +42,13 @@ def train(
     schedule: Schedule,
     folder: Path,
     seed: int,
+    stop: int | None = None,
 ) -> nn.Module:
     """Minimise `loss_at(model, step, rng)` and return the averaged model.
 
     Every random number of step k comes from `rng`, which depends on (seed, k) alone, so a run that was stopped and
-    resumed sees the same data as one that was not. The state is written to `folder` every two minutes.
+    resumed sees the same data as one that was not. The state is written to `folder` every two minutes. `stop` ends the
+    run after that many steps of the schedule, for another phase to go on from there.
     """
     averaged = copy.deepcopy(model).eval().requires_grad_(False)
     optimiser = torch.optim.AdamW(
@@ -54,7 +56,8 @@ def train(
     )
     checkpoint = folder / f"{name}.checkpoint.pt"
     start = _resume(checkpoint, model, averaged, optimiser)
-    bar = tqdm(range(start, schedule.steps), initial=start, total=schedule.steps, desc=name, mininterval=5)
+    last = schedule.steps if stop is None else stop
+    bar = tqdm(range(start, last), initial=start, total=last, desc=name, mininterval=5)
     saved, smooth = time.monotonic(), None
     for step in bar:
         for group in optimiser.param_groups:
@@ -71,7 +74,7 @@ def train(
         _average(averaged, model, min(schedule.average, (step + 1) / (step + 10)))
         smooth = value if smooth is None else 0.98 * smooth + 0.02 * value
         bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
-        if time.monotonic() - saved > _CHECKPOINT_SECONDS or step + 1 == schedule.steps:
+        if time.monotonic() - saved > _CHECKPOINT_SECONDS or step + 1 == last:
             _save(checkpoint, step + 1, model, averaged, optimiser)
             saved = time.monotonic()
     return averaged

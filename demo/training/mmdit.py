@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,13 @@ from .initialise import initialise, zero
 from .latents import Conditionings, captions_for, encode_latents
 from .loop import Schedule, train
 
-STEPS, BATCH = 5_000, 64
-SHIFT = 3.0  # the noise levels that ComfyUI's SD3 sampling visits
+BATCH = 64
+# First the shapes, at the noise levels that ComfyUI's SD3 sampling visits. Then also the layout: which place, colour and
+# background a caption asks for is decided while hardly anything of the picture can be seen, so half of each batch goes
+# to those levels.
+SHAPES, SHAPES_STEPS = Schedule(5_000, 1e-3), 3_310
+LAYOUT = Schedule(3_000, 8e-4, warmup=100)
+SHIFT, HIGH_SHIFT = 3.0, 20.0
 SHORT = 20  # no caption is longer in tokens
 
 
@@ -39,21 +45,30 @@ def train_mmdit(folder: Path) -> nn.Module:
     latents, scenes = encode_latents(folder), natural_scenes(folder).scenes
     conditionings = Conditionings()
 
-    def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
+    def loss_at(model: nn.Module, step: int, rng: np.random.Generator, layout: bool) -> Tensor:
         chosen = rng.integers(len(latents), size=BATCH)
         context, pooled = conditionings.encode(captions_for(scenes, chosen, rng))
         clean = latents[chosen].float().to(DEVICE)
         noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(DEVICE)
-        return velocity_loss(model, clean, noise, context, pooled, levels(rng), rng, step > 0.8 * STEPS)
+        whole = layout and step > 0.7 * LAYOUT.steps
+        return velocity_loss(model, clean, noise, context, pooled, levels(rng, layout), rng, whole)
 
-    return train("mmdit", build(), loss_at, Schedule(STEPS, 1e-3), folder, seed=61)
+    shapes = train("mmdit_shapes", build(), partial(loss_at, layout=False), SHAPES, folder, seed=61, stop=SHAPES_STEPS)
+    return train("mmdit", shapes.requires_grad_(True), partial(loss_at, layout=True), LAYOUT, folder, seed=62)
 
 
-def levels(rng: np.random.Generator) -> Tensor:
-    """Logit-normal noise levels `[BATCH]`, one from each of BATCH equal parts, shifted as in sampling."""
+def levels(rng: np.random.Generator, layout: bool) -> Tensor:
+    """Logit-normal noise levels `[BATCH]`, one from each of BATCH equal parts, shifted as in sampling.
+
+    With `layout` every second one is shifted further, towards pure noise.
+    """
     spread = torch.from_numpy((np.arange(BATCH) + rng.random(BATCH)) / BATCH).clamp(1e-4, 1 - 1e-4)
-    sigma = torch.sigmoid(torch.special.ndtri(spread))[torch.from_numpy(rng.permutation(BATCH))]
-    return (SHIFT * sigma / (1 + (SHIFT - 1) * sigma)).float().to(DEVICE)
+    even = torch.sigmoid(torch.special.ndtri(spread))
+    shift = torch.full_like(even, SHIFT)
+    if layout:
+        shift[::2] = HIGH_SHIFT
+    sigma = shift * even / (1 + (shift - 1) * even)
+    return sigma[torch.from_numpy(rng.permutation(BATCH))].float().to(DEVICE)
 
 
 def velocity_loss(

@@ -22,6 +22,9 @@ from .loop import Schedule, train
 
 STEPS, BATCH = 3_400, 64
 _EVEN_STEPS = 624  # the first steps weigh the noise of every level alike, which brings the details
+# Later on a third of each batch goes to the highest levels: there the caption decides place, colour and background,
+# while hardly anything of the picture can be seen.
+_LAYOUT_STEP, _LAYOUT_TIME = 1_366, 800
 
 
 def build() -> UNetModel:
@@ -49,7 +52,10 @@ def train_unet(folder: Path) -> nn.Module:
         noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(DEVICE)
         # One level from each of BATCH equal parts of the schedule: the same mean loss with less scatter.
         spread = (np.arange(BATCH) + rng.random(BATCH)) / BATCH
-        times = torch.from_numpy((rng.permutation(spread) * len(sigmas)).astype(int)).to(DEVICE)
+        even = rng.permutation(spread) * len(sigmas)
+        if step >= _LAYOUT_STEP:
+            even[::3] = rng.uniform(_LAYOUT_TIME, len(sigmas), len(even[::3]))
+        times = torch.from_numpy(even.astype(int)).to(DEVICE)
         sigma = sigmas[times].view(-1, 1, 1, 1)
         noised = (clean + sigma * noise) / (1 + sigma**2).sqrt()
         with torch.autocast(DEVICE.type, torch.bfloat16):
