@@ -26,7 +26,7 @@ from .loop import Schedule, train
 from .mmdit import BATCH, SHIFT, SHORT, levels, train_mmdit, velocity_loss
 
 PAIRS, CFG, TEACHER_STEPS = 8_192, 6.0, 16
-STEPS = 2_000
+STEPS = 1_600
 _CHUNK = 64
 
 

@@ -20,9 +20,9 @@ from .latents import Conditionings, captions_for, encode_latents
 from .loop import Schedule, train
 
 BATCH = 64
-# First the shapes, at the noise levels that ComfyUI's SD3 sampling visits. Then also the layout: which place, colour and
-# background a caption asks for is decided while hardly anything of the picture can be seen, so half of each batch goes
-# to those levels.
+# First the shapes, at the noise levels that ComfyUI's SD3 sampling visits. Then also the layout: which place, colour
+# and background a caption asks for is decided while hardly anything of the picture can be seen, so half of each batch
+# goes to those levels.
 SHAPES, SHAPES_STEPS = Schedule(5_000, 1e-3), 3_310
 LAYOUT = Schedule(3_000, 8e-4, warmup=100)
 SHIFT, HIGH_SHIFT = 3.0, 20.0
