@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,19 @@ import pytest
 
 from devtools.graph import SAMPLERS, only_node, with_values
 from devtools.places import HERE
-from devtools.server import Client
+from devtools.server import Client, Server
 from devtools.workflow import to_prompt
 
 TEMPLATES = sorted((HERE.root / "workflows").glob("*.json"))
 BATCH = 2
+SCRATCH = "tests"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clean_output(server: Server) -> Iterator[None]:
+    """The pictures of these tests do not pile up in the development ComfyUI's output."""
+    yield
+    shutil.rmtree(server.base / "output" / SCRATCH, ignore_errors=True)
 
 
 @pytest.fixture(scope="module", params=TEMPLATES, ids=lambda path: path.stem)
@@ -22,7 +32,7 @@ def prompt(request: pytest.FixtureRequest, client: Client) -> dict[str, Any]:
     """A template as a small, quick prompt."""
     path: Path = request.param
     whole = to_prompt(json.loads(path.read_text(encoding="utf-8")), client.object_info())
-    prefix = {"filename_prefix": f"tests/{path.stem}"}
+    prefix = {"filename_prefix": f"{SCRATCH}/{path.stem}"}
     return with_values(whole, {"steps": 2, "batch_size": BATCH, "seed": 11, **prefix})
 
 
