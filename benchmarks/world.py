@@ -1,11 +1,10 @@
-"""The demo world inside this process: pictures of a prompt from ComfyUI's own sampling, with any noise and any
-patch."""
+"""The demo world inside this process: pictures from ComfyUI's own sampling, with any noise and any patch."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,20 +45,20 @@ RECIPES = {
 
 
 class World:
-    """One demo model with its CLIP and VAE. Raises ValueError for an unknown model."""
+    """One demo model with its CLIP and VAE; `steps` 0 is the model's own. Raises ValueError for an unknown model."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, steps: int = 0) -> None:
         if model not in RECIPES:
             raise ValueError(f"model is {model!r}; it must be one of {', '.join(RECIPES)}.")
-        self.recipe = RECIPES[model]
+        self.recipe = RECIPES[model] if steps == 0 else replace(RECIPES[model], steps=steps)
         with torch.inference_mode():
             if model == "unet":
                 self.model: Any = loader.load_unet()
             else:
-                file = loader.WEIGHTS / f"diversity_demo_{model}.safetensors"
-                self.model = comfy.sd.load_diffusion_model(str(file))
+                file = {"mmdit": loader.MMDIT_FILE, "distilled": loader.DISTILLED_FILE}[model]
+                self.model = comfy.sd.load_diffusion_model(str(loader.WEIGHTS / file))
             self._clip = loader.load_clip()
-            weights = comfy.utils.load_torch_file(str(loader.WEIGHTS / "diversity_demo_vae.safetensors"))
+            weights = comfy.utils.load_torch_file(str(loader.WEIGHTS / loader.VAE_FILE))
             self._vae = comfy.sd.VAE(sd=weights)
             self._vae.throw_exception_if_invalid()
 

@@ -18,6 +18,7 @@ import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
 import comfy.utils
+import folder_paths
 import torch
 from torch import Tensor
 
@@ -25,6 +26,17 @@ from . import architectures
 
 WEIGHTS = Path(__file__).parent / "weights"
 CLIP_FILE, UNET_FILE = "diversity_demo_clip.safetensors", "diversity_demo_unet.safetensors"
+# What stock loaders read lies in folders that ComfyUI is told of, named as its own.
+STOCK_FOLDERS = ("vae", "diffusion_models")
+VAE_FILE = "vae/diversity_demo_vae.safetensors"
+MMDIT_FILE = "diffusion_models/diversity_demo_mmdit.safetensors"
+DISTILLED_FILE = "diffusion_models/diversity_demo_distilled.safetensors"
+
+
+def list_stock_models() -> None:
+    """Adds the demo VAE and MMDiTs to the lists of ComfyUI's own loaders, so that the templates run as they are."""
+    for folder in STOCK_FOLDERS:
+        folder_paths.add_model_folder_path(folder, str(WEIGHTS / folder))
 
 
 def load_clip(embedding_directory: list[str] | None = None) -> comfy.sd.CLIP:

@@ -1,4 +1,4 @@
-"""ComfyUI's base directory for development: the pack in `custom_nodes`, the demo models where stock loaders look."""
+"""ComfyUI's base directory for development: the pack in `custom_nodes`, room for models and pictures."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ from pathlib import Path
 
 from .places import PACK_NAME
 
-# which of the demo's weight files stock loaders read, and where those look
-MODEL_FOLDERS = {
-    "diversity_demo_vae.safetensors": "vae",
-    "diversity_demo_mmdit.safetensors": "diffusion_models",
-    "diversity_demo_distilled.safetensors": "diffusion_models",
-}
-FOLDERS = ("custom_nodes", "input", "output", "user", "models/vae", "models/diffusion_models")
+FOLDERS = ("custom_nodes", "input", "output", "user")
 # a copied pack needs no tools, and must not hold the work folder that it is copied into
 NOT_COPIED = (".*", "__pycache__", "devtools", "tests", "benchmarks", "training", "output")
 
@@ -24,8 +18,6 @@ def prepare_base(base: Path, pack: Path) -> None:
     for folder in FOLDERS:
         (base / folder).mkdir(parents=True, exist_ok=True)
     mount_folder(pack, base / "custom_nodes" / PACK_NAME)
-    for name, folder in MODEL_FOLDERS.items():
-        mount_file(pack / "demo" / "weights" / name, base / "models" / folder / name)
 
 
 def mount_folder(source: Path, target: Path) -> None:
@@ -38,19 +30,6 @@ def mount_folder(source: Path, target: Path) -> None:
     except OSError:
         if not _junction(source, target):
             shutil.copytree(source, target, ignore=shutil.ignore_patterns(*NOT_COPIED))
-
-
-def mount_file(source: Path, target: Path) -> None:
-    """Makes `target` the file `source`: by a link or else by a copy. Without a source there is no target either."""
-    if same_place(source, target):
-        return
-    remove(target)
-    if not source.is_file():
-        return
-    try:
-        target.symlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def same_place(source: Path, target: Path) -> bool:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..loader import CLIP_FILE, UNET_FILE, WEIGHTS
+from ..loader import CLIP_FILE, DISTILLED_FILE, MMDIT_FILE, UNET_FILE, VAE_FILE, WEIGHTS
 from ..scorer import WEIGHTS as SCORER_FILE
 
 
@@ -40,7 +40,7 @@ def export_scorer(folder: Path) -> None:
 def export_vae(folder: Path) -> None:
     from .vae import train_vae
 
-    _write(WEIGHTS / "diversity_demo_vae.safetensors", train_vae(folder).state_dict())
+    _write(WEIGHTS / VAE_FILE, train_vae(folder).state_dict())
 
 
 def export_unet(folder: Path) -> None:
@@ -52,13 +52,13 @@ def export_unet(folder: Path) -> None:
 def export_mmdit(folder: Path) -> None:
     from .mmdit import train_mmdit
 
-    _write(WEIGHTS / "diversity_demo_mmdit.safetensors", train_mmdit(folder).state_dict())
+    _write(WEIGHTS / MMDIT_FILE, train_mmdit(folder).state_dict())
 
 
 def export_distilled(folder: Path) -> None:
     from .distil import train_distilled
 
-    _write(WEIGHTS / "diversity_demo_distilled.safetensors", train_distilled(folder).state_dict())
+    _write(WEIGHTS / DISTILLED_FILE, train_distilled(folder).state_dict())
 
 
 def _write(path: Path, weights: dict[str, Tensor], extra: dict[str, Tensor] | None = None) -> None:
@@ -66,6 +66,6 @@ def _write(path: Path, weights: dict[str, Tensor], extra: dict[str, Tensor] | No
     halves = {name: value.detach().cpu().half().contiguous() for name, value in weights.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({**halves, **(extra or {})}, path, metadata={"format": "pt"})
-    files = sorted(path.parent.glob("*.safetensors"))
-    sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    (path.parent / "manifest.json").write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+    files = sorted(WEIGHTS.rglob("*.safetensors"))
+    sums = {file.relative_to(WEIGHTS).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    (WEIGHTS / "manifest.json").write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")

@@ -86,15 +86,15 @@ def test_words_outside_the_vocabulary_are_the_average_word(clip: comfy.sd.CLIP) 
     assert not torch.equal(table[known], table[unknown])
 
 
-@pytest.mark.parametrize("name", ["mmdit", "distilled"])
+@pytest.mark.parametrize("name", [loader.MMDIT_FILE, loader.DISTILLED_FILE])
 def test_stock_loader_detects_the_mmdit(name: str) -> None:
-    model = comfy.sd.load_diffusion_model(str(WEIGHTS / f"diversity_demo_{name}.safetensors"))
+    model = comfy.sd.load_diffusion_model(str(WEIGHTS / name))
     assert type(model.model) is comfy.model_base.SD3
     assert model.model.latent_format.latent_channels == architectures.LATENT_CHANNELS
 
 
 def test_stock_loader_reads_the_vae(scenes_and_pictures) -> None:
-    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(WEIGHTS / "diversity_demo_vae.safetensors")))
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(WEIGHTS / loader.VAE_FILE)))
     images = torch.from_numpy(scenes_and_pictures[1]).float() / 255
     with torch.inference_mode():
         latents = vae.encode(images)

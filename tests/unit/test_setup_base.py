@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from devtools.base import MODEL_FOLDERS, mount_file, mount_folder, prepare_base, remove
+from devtools.base import mount_folder, prepare_base, remove
 
-PACK_FILES = ("__init__.py", "nodes/__init__.py", "demo/weights/diversity_demo_vae.safetensors")
+PACK_FILES = ("__init__.py", "nodes/__init__.py", "demo/weights/vae/x.safetensors")
 DEVELOPMENT_FILES = (
     ".git/config",
     ".dev/base/x",
@@ -35,22 +35,12 @@ def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "symlink_to", refuse)
 
 
-def test_pack_and_models_are_mounted(pack: Path):
+def test_the_pack_is_mounted(pack: Path):
     """Inside the pack itself, as in development."""
     base = pack / ".dev" / "base"
     for _ in range(2):
         prepare_base(base, pack)
         assert (base / "custom_nodes" / "ComfyUI-Diversity").samefile(pack)
-        assert (base / "models" / "vae" / "diversity_demo_vae.safetensors").samefile(pack / PACK_FILES[2])
-    # weights that do not exist (yet) are not mounted, those that appear later are
-    mmdit = "diversity_demo_mmdit.safetensors"
-    assert not (base / "models" / MODEL_FOLDERS[mmdit] / mmdit).is_symlink()
-    (pack / "demo" / "weights" / mmdit).touch()
-    prepare_base(base, pack)
-    assert (base / "models" / MODEL_FOLDERS[mmdit] / mmdit).exists()
-    (pack / "demo" / "weights" / mmdit).unlink()
-    prepare_base(base, pack)
-    assert not (base / "models" / MODEL_FOLDERS[mmdit] / mmdit).is_symlink()
 
 
 def test_without_links_the_pack_is_copied(pack: Path, monkeypatch: pytest.MonkeyPatch):
@@ -62,7 +52,6 @@ def test_without_links_the_pack_is_copied(pack: Path, monkeypatch: pytest.Monkey
     assert sorted(str(file.relative_to(mounted).as_posix()) for file in mounted.rglob("*") if file.is_file()) == sorted(
         PACK_FILES
     )
-    assert (base / "models" / "vae" / "diversity_demo_vae.safetensors").read_text(encoding="utf-8") == PACK_FILES[2]
     (pack / "__init__.py").write_text("changed", encoding="utf-8")
     prepare_base(base, pack)
     assert (mounted / "__init__.py").read_text(encoding="utf-8") == "changed"
@@ -77,12 +66,9 @@ def test_a_moved_clone_is_mounted_again(pack: Path, tmp_path: Path):
 
 
 def test_removing_a_mount_keeps_its_source(pack: Path, tmp_path: Path):
-    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder = tmp_path / "folder"
     mount_folder(pack, folder)
-    mount_file(pack / "__init__.py", file)
     remove(folder)
-    remove(file)
     remove(tmp_path / "nothing")
     assert not folder.exists()
-    assert not file.exists()
     assert (pack / "__init__.py").read_text(encoding="utf-8") == "__init__.py"
