@@ -1,7 +1,7 @@
 """What the settings of Contrastive Noise Optimization do, beside the published ones and beside pink noise.
 
     python -m benchmarks.cno_settings --model unet                    # choose: on the prompts for choosing
-    python -m benchmarks.cno_settings --model unet --report --only shipped published pink
+    python -m benchmarks.cno_settings --model unet --report --only baseline published shipped pink
     python -m benchmarks.cno_settings --model unet --batches          # runs of ten batches of four
 
 All rows share prompts and seeds. Adherence and diversity come from the attribute classifier, which nothing optimises.
@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,21 +67,44 @@ PUBLISHED: dict[str, Any] = {"strength": 0.03, "iterations": 3, "gamma": 1.0, "p
 ROWS: dict[str, Make] = {
     "baseline": lambda world, text, seed: world.latents(text, seed, BATCH),
     "published": cno(**PUBLISHED),
-    "published, full gradient, code's denominator": cno("full", **PUBLISHED, denominator="positive"),
-    "bold, no projection": cno(strength=0.5, iterations=10, projection="none"),
     "bold": cno(strength=0.5, iterations=10),
-    "bold, positive": cno(strength=0.5, iterations=10, denominator="positive"),
+    "bold, no projection": cno(strength=0.5, iterations=10, projection="none"),
+    "bold, 4 iterations": cno(strength=0.5, iterations=4),
     "bold, others": cno(strength=0.5, iterations=10, denominator="others"),
-    "bold, 3 steps": cno(strength=0.5, iterations=3),
-    "bold, 5 steps": cno(strength=0.5, iterations=5),
-    "strength 1": cno(strength=1.0, iterations=10),
-    "window 4": cno(window=4),
-    "window 1": cno(window=1),
-    "temperature 0.3": cno(temperature=0.3),
-    "temperature 1": cno(temperature=1.0),
-    "full gradient": cno("full"),
-    **{f"pink {alpha}": with_noise(lambda noise, alpha=alpha: pink(noise, alpha)) for alpha in (0.2, 0.5, 1.0)},
+    "bold, positive": cno(strength=0.5, iterations=10, denominator="positive"),
+    "bold, window 4": cno(strength=0.5, iterations=10, window=4),
+    "bold, window 1": cno(strength=0.5, iterations=10, window=1),
+    "bold, temperature 1": cno(strength=0.5, iterations=10, temperature=1.0),
+    "bold, spectrum": cno(strength=0.5, iterations=10, projection="spectrum"),
+    "bold, strength 1": cno(strength=1.0, iterations=10),
+    **{f"pink {alpha}": with_noise(partial(pink, alpha=alpha)) for alpha in (0.2, 0.5, 1.0)},
+    "bold, full gradient": cno("full", strength=0.5, iterations=10),
+    "published code": cno("full", **PUBLISHED, denominator="positive"),
     "shipped": cno(),
+}
+RUN_BATCH, RUNS = 4, 10
+
+
+def run_of_batches(memory: str) -> Make:
+    """Ten batches of four, as of ten queue runs; each stays away from what `memory` keeps of the earlier ones."""
+
+    def make(world: World, text: str, seed: int) -> Tensor:
+        finished: list[Tensor] = []
+        kept: list[Tensor] = []
+        for batch in range(RUNS):
+            avoid = torch.cat(kept) if kept else None
+            model = None if memory == "none, no CNO" else patched(world, Settings(), avoid=avoid)
+            finished.append(world.latents(text, 100 * seed + batch, RUN_BATCH, patched=model))
+            if memory == "finished pictures":
+                kept.append(finished[-1])
+        return torch.cat(finished)
+
+    return make
+
+
+MEMORY_ROWS: dict[str, Make] = {
+    f"40 in batches of 4, memory: {memory}": run_of_batches(memory)
+    for memory in ("none, no CNO", "none", "finished pictures")
 }
 
 
@@ -88,29 +112,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(RECIPES), default="unet")
     parser.add_argument("--report", action="store_true", help="the prompts that figures are published on")
+    parser.add_argument("--batches", action="store_true", help="rows of ten batches, with and without a memory")
     parser.add_argument("--only", nargs="*", default=[], help="rows whose name begins with one of these")
     parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
+    parser.add_argument("--steps", type=int, default=0, help="sampling steps, 0 for the model's own")
+    parser.add_argument("--out", type=Path, default=OUTPUT, help="folder that the rows are written to")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    prompts = (REPORT_PROMPTS if options.report else TUNE_PROMPTS)[: options.prompts or None]
-    chosen = {name: make for name, make in ROWS.items() if not options.only or name.startswith(tuple(options.only))}
-    world, scorer, console = World(options.model), Scorer.load(), Console(width=140)
     kind = "report" if options.report else "tune"
+    prompts = (REPORT_PROMPTS if options.report else TUNE_PROMPTS)[: options.prompts or None]
+    rows = MEMORY_ROWS if options.batches else ROWS
+    chosen = {name: make for name, make in rows.items() if not options.only or name.startswith(tuple(options.only))}
+    if not chosen:
+        parser.error(f"--only is {options.only}; names begin with one of: {', '.join(rows)}")
+    world, scorer, console = World(options.model, options.steps), Scorer.load(), Console(width=150)
     for name, make in chosen.items():
-        started, groups = time.perf_counter(), []
-        for k, prompt in enumerate(prompts):
-            groups.append(world.group(prompt, [make(world, prompt.text, FIRST_SEED[options.report] + k)]))
-        row = {"model": options.model, "prompts": kind, "count": len(prompts), "row": name, **measure(groups, scorer)}
+        started = time.perf_counter()
+        groups = [
+            world.group(prompt, [make(world, prompt.text, FIRST_SEED[options.report] + k)])
+            for k, prompt in enumerate(prompts)
+        ]
+        given = {"model": options.model, "steps": world.recipe.steps, "prompts": kind, "count": len(prompts)}
+        row = {**given, "row": name, **measure(groups, scorer)}
         row["seconds"] = round(time.perf_counter() - started, 1)
         console.print(line(row), highlight=False)
-        write(OUTPUT / f"cno_settings_{options.model}_{kind}.jsonl", row)
+        write(options.out / f"cno_settings_{options.model}_{kind}.jsonl", row)
 
 
 def line(row: dict[str, Any]) -> str:
-    colours = row["effective_number"]
-    numbers = " ".join(f"{name[:6]} {value:.2f}" for name, value in colours.items())
+    numbers = " ".join(f"{name[:6]} {value:.2f}" for name, value in row["effective_number"].items())
     return (
-        f"{row['row']:<46} MSS {row['mss']:.3f}  Vendi {row['vendi']:.2f}  adherence {row['adherence']:.3f}  "
+        f"{row['row']:<30} MSS {row['mss']:.3f}  Vendi {row['vendi']:.2f}  adherence {row['adherence']:.3f}  "
         f"rare {row['rare_share']:.3f}  {numbers}  {row['seconds']:.0f} s"
     )
 

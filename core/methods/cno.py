@@ -23,7 +23,7 @@ from torch.nn import functional as F
 Estimate = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
 
 DENOMINATORS = ("all", "positive", "others")
-PROJECTIONS = ("norm", "none")
+PROJECTIONS = ("norm", "spectrum", "none")
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,9 @@ def optimise_noise(
         # Adam ignores the scale of its gradients but for a tiny constant, which must not decide when they are tiny too.
         current.grad = gradient / scale
         optimiser.step()
-        if settings.projection == "norm":
+        if settings.projection == "spectrum":
+            current.copy_(_with_spectrum_of(start, current))
+        if settings.projection != "none":
             current.copy_(_with_length_of(start, current, movable))
         after_step()
     return current.detach().to(noise.dtype)
@@ -201,6 +203,22 @@ def _with_length_of(start: Tensor, moved: Tensor, movable: Tensor | None) -> Ten
     ratio = _lengths(start * movable) / _lengths(moved * movable)
     # An image of which nothing may move has no length here.
     return torch.where(movable, moved * ratio.nan_to_num(1.0, 1.0, 1.0), moved)
+
+
+def _with_spectrum_of(start: Tensor, moved: Tensor) -> Tensor:
+    """Each `moved[i]` with the energy that `start[i]` has in every band of frequencies, all channels together."""
+    height, width = start.shape[-2:]
+    rows, columns = (torch.fft.fftfreq(side, 1 / side, device=start.device) for side in (height, width))
+    band = torch.hypot(rows[:, None], columns[None]).round().long().flatten()
+    before, after = (torch.fft.fft2(noise).flatten(-2) for noise in (start, moved))
+
+    def energies(spectrum: Tensor) -> Tensor:
+        power = spectrum.abs().square().flatten(1, -2).sum(1)
+        return torch.zeros(len(power), int(band.max()) + 1, device=power.device).index_add_(1, band, power)
+
+    gain = (energies(before) / energies(after)).sqrt()[:, band]
+    gain = gain.reshape(len(start), *(1,) * (start.ndim - 3), height * width)
+    return torch.fft.ifft2((after * gain).unflatten(-1, (height, width))).real
 
 
 def _lengths(tensor: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def sample(model: Any, family: str = "eps", batch: int = 3, noise: Tensor | None
         "scheduler": "simple",
         "positive": conditioning(family),
         "negative": conditioning(family, seed=1),
-        "latent_image": torch.zeros_like(start),
+        "latent_image": torch.zeros_like(start) if "latent_image" not in options else None,
         "disable_pbar": True,
         "seed": 0,
         **options,
@@ -66,7 +66,7 @@ class Counter:
             return executor(x, *rest, **named)
 
         counted = model.clone()
-        counted.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "counter", wrapper)
+        counted.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "counter", wrapper)
         return counted
 
 
