@@ -25,8 +25,8 @@ from .latents import Conditionings
 from .loop import Schedule, train
 from .mmdit import BATCH, SHIFT, SHORT, levels, train_mmdit, velocity_loss
 
-PAIRS, CFG, TEACHER_STEPS = 8_192, 6.0, 16
-STEPS = 1_600
+PAIRS, CFG, TEACHER_STEPS = 6_144, 6.0, 12
+STEPS = 1_300
 _CHUNK = 64
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +16,38 @@ from .comfy_boot import DEVICE  # isort: skip
 import comfy.sd1_clip
 
 from ..loader import load_clip
-from ..world.attributes import Scene
-from ..world.captions import random_caption
-from .data import natural_scenes
+from ..world.attributes import distribution
+from ..world.captions import OPTIONAL, caption, random_caption
+from .data import UNIFORM, Scenes, natural_scenes, uniform_scenes
 from .vae import train_vae
 
-COUNT = 16_000
+NATURAL_COUNT = 16_000
+
+
+def encode_latents(folder: Path) -> None:
+    """Encodes both sets of scenes, unless that was done."""
+    natural_latents(folder)
+    uniform_latents(folder)
+
+
+def natural_latents(folder: Path) -> Tensor:
+    """Unit-variance latents `[NATURAL_COUNT, 16, 16, 16]` (fp16) of the first natural scenes."""
+    return _encoded(folder, "latents", natural_scenes, NATURAL_COUNT)
+
+
+def uniform_latents(folder: Path) -> Tensor:
+    """The same of all scenes with every attribute equally likely."""
+    return _encoded(folder, "latents_uniform", uniform_scenes, UNIFORM)
 
 
 @torch.no_grad()
-def encode_latents(folder: Path) -> Tensor:
-    """Unit-variance latents `[COUNT, 16, 16, 16]` (fp16) of the first natural scenes."""
-    path = folder / "latents.safetensors"
+def _encoded(folder: Path, name: str, scenes: Callable[[Path], Scenes], count: int) -> Tensor:
+    path = folder / f"{name}.safetensors"
     if not path.exists():
         vae = train_vae(folder)
-        images = natural_scenes(folder).images[:COUNT]
-        encoded = torch.empty(COUNT, 16, 16, 16, dtype=torch.float16)
-        for k in tqdm(range(0, COUNT, 32), desc="latents", mininterval=5):
+        images = scenes(folder).images[:count]
+        encoded = torch.empty(count, 16, 16, 16, dtype=torch.float16)
+        for k in tqdm(range(0, count, 32), desc=name, mininterval=5):
             pictures = torch.from_numpy(images[k : k + 32]).permute(0, 3, 1, 2).float() / 255
             with torch.autocast(DEVICE.type, torch.bfloat16):
                 latents = vae.taesd_encoder(pictures.to(DEVICE, memory_format=torch.channels_last))
@@ -67,6 +83,37 @@ class Conditionings:
             self._known[text] = (states.half(), vector.half())
 
 
-def captions_for(scenes: list[Scene], chosen: np.ndarray, rng: np.random.Generator) -> list[str]:
-    """A random caption for each chosen picture; a tenth are empty, so that the unconditional branch is learned."""
-    return ["" if rng.random() < 0.1 else random_caption(scenes[k], rng) for k in chosen]
+class Captioned:
+    """Random training batches: latents and captions.
+
+    Half of a batch are natural scenes under a caption that leaves out each attribute with probability one half, or,
+    once in ten, says nothing. With `rare_words` the other half are scenes whose *stated* attributes are equally
+    likely, so that rare words are learned as well as common ones. That changes nothing in what a caption leaves open:
+    attributes are independent given the object, and the one left out, if any, is drawn as the world draws it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._natural, self._natural_scenes = natural_latents(folder), natural_scenes(folder).scenes
+        self._uniform, self._uniform_scenes = uniform_latents(folder), uniform_scenes(folder).scenes
+        self._chances = {left_out: self._chance(left_out) for left_out in (None, *OPTIONAL)}
+
+    def batch(self, rng: np.random.Generator, count: int, rare_words: bool) -> tuple[Tensor, list[str]]:
+        """`count` latents `[count, 16, 16, 16]` (float32) and their captions."""
+        natural = count // 2 if rare_words else count
+        chosen = rng.integers(len(self._natural), size=natural)
+        latents = [self._natural[chosen]]
+        captions = ["" if rng.random() < 0.1 else random_caption(self._natural_scenes[k], rng) for k in chosen]
+        kinds = rng.permuted([None, None, *OPTIONAL] * count)[: count - natural] if rare_words else []
+        for left_out in kinds:
+            k = rng.choice(len(self._uniform), p=self._chances[left_out])
+            latents.append(self._uniform[k : k + 1])
+            captions.append(caption(self._uniform_scenes[k], [name for name in OPTIONAL if name != left_out], rng))
+        return torch.cat(latents).float().to(DEVICE), captions
+
+    def _chance(self, left_out: str | None) -> np.ndarray:
+        """How often each uniform scene is drawn when one attribute is left out of its caption."""
+        weights = np.ones(len(self._uniform_scenes))
+        if left_out is not None:
+            for k, scene in enumerate(self._uniform_scenes):
+                weights[k] = distribution(left_out, scene.object)[getattr(scene, left_out)]
+        return weights / weights.sum()

@@ -14,9 +14,8 @@ import comfy.ops
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper, get_2d_sincos_pos_embed
 
 from ..architectures import MMDIT
-from .data import natural_scenes
 from .initialise import initialise, zero
-from .latents import Conditionings, captions_for, encode_latents
+from .latents import Captioned, Conditionings
 from .loop import Schedule, train
 
 BATCH = 64
@@ -25,6 +24,7 @@ BATCH = 64
 # goes to those levels.
 SHAPES, SHAPES_STEPS = Schedule(5_000, 1e-3), 3_310
 LAYOUT = Schedule(3_000, 8e-4, warmup=100)
+WORDS = Schedule(2_200, 8e-4, warmup=100)  # last, rare words as often as common ones
 SHIFT, HIGH_SHIFT = 3.0, 20.0
 SHORT = 20  # no caption is longer in tokens
 
@@ -42,19 +42,21 @@ def build() -> OpenAISignatureMMDITWrapper:
 
 def train_mmdit(folder: Path) -> nn.Module:
     torch.manual_seed(60)
-    latents, scenes = encode_latents(folder), natural_scenes(folder).scenes
-    conditionings = Conditionings()
+    pictures, conditionings = Captioned(folder), Conditionings()
 
-    def loss_at(model: nn.Module, step: int, rng: np.random.Generator, layout: bool) -> Tensor:
-        chosen = rng.integers(len(latents), size=BATCH)
-        context, pooled = conditionings.encode(captions_for(scenes, chosen, rng))
-        clean = latents[chosen].float().to(DEVICE)
+    def loss_at(model: nn.Module, step: int, rng: np.random.Generator, layout: bool, words: bool, whole: int) -> Tensor:
+        clean, captions = pictures.batch(rng, BATCH, rare_words=words)
+        context, pooled = conditionings.encode(captions)
         noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(DEVICE)
-        whole = layout and step > 0.7 * LAYOUT.steps
-        return velocity_loss(model, clean, noise, context, pooled, levels(rng, layout), rng, whole)
+        return velocity_loss(model, clean, noise, context, pooled, levels(rng, layout), rng, step > whole)
 
-    shapes = train("mmdit_shapes", build(), partial(loss_at, layout=False), SHAPES, folder, seed=61, stop=SHAPES_STEPS)
-    return train("mmdit", shapes.requires_grad_(True), partial(loss_at, layout=True), LAYOUT, folder, seed=62)
+    never = SHAPES.steps
+    phase = partial(loss_at, layout=False, words=False, whole=never)
+    model = train("mmdit_shapes", build(), phase, SHAPES, folder, seed=61, stop=SHAPES_STEPS)
+    phase = partial(loss_at, layout=True, words=False, whole=2_100)
+    model = train("mmdit_layout", model.requires_grad_(True), phase, LAYOUT, folder, seed=62)
+    phase = partial(loss_at, layout=True, words=True, whole=1_500)
+    return train("mmdit", model.requires_grad_(True), phase, WORDS, folder, seed=63)
 
 
 def levels(rng: np.random.Generator, layout: bool) -> Tensor:

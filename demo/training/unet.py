@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from comfy.model_sampling import ModelSamplingDiscrete
 
 from ..architectures import UNET
-from .data import natural_scenes
 from .initialise import initialise, zero
-from .latents import Conditionings, captions_for, encode_latents
+from .latents import Captioned, Conditionings
 from .loop import Schedule, train
 
-STEPS, BATCH = 3_400, 64
+BATCH = 64
+PICTURES, PICTURES_STEPS = Schedule(3_400, 8e-4), 2_754
+WORDS = Schedule(1_500, 7e-4, warmup=100)  # last, rare words as often as common ones
 _EVEN_STEPS = 624  # the first steps weigh the noise of every level alike, which brings the details
 # Later on a third of each batch goes to the highest levels: there the caption decides place, colour and background,
 # while hardly anything of the picture can be seen.
@@ -41,31 +43,32 @@ def build() -> UNetModel:
 
 def train_unet(folder: Path) -> nn.Module:
     torch.manual_seed(50)
-    latents, scenes = encode_latents(folder), natural_scenes(folder).scenes
-    conditionings = Conditionings()
+    pictures, conditionings = Captioned(folder), Conditionings()
     sigmas = ModelSamplingDiscrete().sigmas.to(DEVICE)
 
-    def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        chosen = rng.integers(len(latents), size=BATCH)
-        context, _ = conditionings.encode(captions_for(scenes, chosen, rng))
-        clean = latents[chosen].float().to(DEVICE)
+    def loss_at(model: nn.Module, step: int, rng: np.random.Generator, words: bool) -> Tensor:
+        clean, captions = pictures.batch(rng, BATCH, rare_words=words)
+        context, _ = conditionings.encode(captions)
         noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(DEVICE)
         # One level from each of BATCH equal parts of the schedule: the same mean loss with less scatter.
         spread = (np.arange(BATCH) + rng.random(BATCH)) / BATCH
         even = rng.permutation(spread) * len(sigmas)
-        if step >= _LAYOUT_STEP:
+        if words or step >= _LAYOUT_STEP:
             even[::3] = rng.uniform(_LAYOUT_TIME, len(sigmas), len(even[::3]))
         times = torch.from_numpy(even.astype(int)).to(DEVICE)
         sigma = sigmas[times].view(-1, 1, 1, 1)
         noised = (clean + sigma * noise) / (1 + sigma**2).sqrt()
         with torch.autocast(DEVICE.type, torch.bfloat16):
             predicted = model(noised, times.float(), context=context).float()
-        return (_weight(sigma, step) * (predicted - noise).square()).mean()
+        return (_weight(sigma, words or step >= _EVEN_STEPS) * (predicted - noise).square()).mean()
 
-    return train("unet", build(), loss_at, Schedule(STEPS, 8e-4), folder, seed=51)
+    phase = partial(loss_at, words=False)
+    model = train("unet_pictures", build(), phase, PICTURES, folder, seed=51, stop=PICTURES_STEPS)
+    phase = partial(loss_at, words=True)
+    return train("unet", model.requires_grad_(True), phase, WORDS, folder, seed=52)
 
 
-def _weight(sigma: Tensor, step: int) -> Tensor:
+def _weight(sigma: Tensor, layout: bool) -> Tensor:
     """Weight of the noise error at each level.
 
     An error of the noise is an error sigma times as large of the picture. Weighing it alike therefore neglects the high
@@ -73,6 +76,6 @@ def _weight(sigma: Tensor, step: int) -> Tensor:
     Nearly clean levels count less in either case (Min-SNR: Hang et al. 2023).
     """
     nearly_clean = 5 * sigma**2
-    if step < _EVEN_STEPS:
+    if not layout:
         return nearly_clean.clamp(max=1.0)
     return torch.minimum(nearly_clean, sigma**2 + 1).clamp(max=30.0)
