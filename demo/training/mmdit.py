@@ -24,7 +24,7 @@ BATCH = 64
 # goes to those levels.
 SHAPES, SHAPES_STEPS = Schedule(5_000, 1e-3), 3_310
 LAYOUT = Schedule(3_000, 8e-4, warmup=100)
-WORDS = Schedule(2_200, 8e-4, warmup=100)  # last, rare words as often as common ones
+WORDS = Schedule(1_800, 8e-4, warmup=100)  # last, rare words as often as common ones
 SHIFT, HIGH_SHIFT = 3.0, 20.0
 SHORT = 20  # no caption is longer in tokens
 
@@ -55,7 +55,7 @@ def train_mmdit(folder: Path) -> nn.Module:
     model = train("mmdit_shapes", build(), phase, SHAPES, folder, seed=61, stop=SHAPES_STEPS)
     phase = partial(loss_at, layout=True, words=False, whole=2_100)
     model = train("mmdit_layout", model.requires_grad_(True), phase, LAYOUT, folder, seed=62)
-    phase = partial(loss_at, layout=True, words=True, whole=1_500)
+    phase = partial(loss_at, layout=True, words=True, whole=1_250)
     return train("mmdit", model.requires_grad_(True), phase, WORDS, folder, seed=63)
 
 

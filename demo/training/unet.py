@@ -22,7 +22,7 @@ from .loop import Schedule, train
 
 BATCH = 64
 PICTURES, PICTURES_STEPS = Schedule(3_400, 8e-4), 2_754
-WORDS = Schedule(1_500, 7e-4, warmup=100)  # last, rare words as often as common ones
+WORDS = Schedule(1_200, 7e-4, warmup=100)  # last, rare words as often as common ones
 _EVEN_STEPS = 624  # the first steps weigh the noise of every level alike, which brings the details
 # Later on a third of each batch goes to the highest levels: there the caption decides place, colour and background,
 # while hardly anything of the picture can be seen.
