@@ -1,0 +1,36 @@
+"""The demo's figures as a Markdown table, for the README and the model card: `python -m devtools.markdown`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .places import HERE
+
+FIGURES = HERE.root / "demo" / "output" / "figures.json"
+ATTRIBUTES = ("colour", "size", "place", "background")
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table with one line a row of figures.json."""
+    head = ["model", "method", "CFG", "steps", "adherence", *(f"{name} (eff.)" for name in ATTRIBUTES)]
+    head += ["rare share", "MSS", "Vendi", "seconds"]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        numbers = row["effective_number"]
+        lines.append(
+            [row["model"], row["method"], f"{row['cfg']:g}", str(row["steps"]), f"{row['adherence']:.3f}"]
+            + [f"{numbers[name]:.2f}" for name in ATTRIBUTES]
+            + [f"{row[name]:.3f}" for name in ("rare_share", "mss")]
+            + [f"{row['vendi']:.2f}", f"{row['seconds']:.0f}"]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    if not FIGURES.exists():
+        sys.exit(f"{FIGURES} is missing: run `python dev.py demo` first.")
+    print(markdown(json.loads(Path(FIGURES).read_text(encoding="utf-8"))))
