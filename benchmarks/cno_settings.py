@@ -1,7 +1,7 @@
 """What the settings of Contrastive Noise Optimization do, beside the published ones and beside pink noise.
 
     python -m benchmarks.cno_settings --model unet                    # choose: on the prompts for choosing
-    python -m benchmarks.cno_settings --model unet --report --only baseline published shipped pink
+    python -m benchmarks.cno_settings --model unet --report --only baseline published shipped "pink*"
     python -m benchmarks.cno_settings --model unet --batches          # runs of ten batches of four
 
 All rows share prompts and seeds. Adherence and diversity come from the attribute classifier, which nothing optimises.
@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,23 +64,32 @@ def with_noise(change: Callable[[Tensor], Tensor]) -> Make:
     return lambda world, text, seed: world.latents(text, seed, BATCH, noise=change)
 
 
-PUBLISHED: dict[str, Any] = {"strength": 0.03, "iterations": 3, "gamma": 1.0, "projection": "none"}
+PUBLISHED: dict[str, Any] = {
+    "strength": 0.03,
+    "iterations": 3,
+    "gamma": 1.0,
+    "denominator": "all",
+    "projection": "none",
+}
+BOLD: dict[str, Any] = {"strength": 0.5, "iterations": 10, "denominator": "positive", "projection": "norm"}
 ROWS: dict[str, Make] = {
     "baseline": lambda world, text, seed: world.latents(text, seed, BATCH),
     "published": cno(**PUBLISHED),
-    "bold": cno(strength=0.5, iterations=10),
-    "bold, no projection": cno(strength=0.5, iterations=10, projection="none"),
-    "bold, 4 iterations": cno(strength=0.5, iterations=4),
-    "bold, others": cno(strength=0.5, iterations=10, denominator="others"),
-    "bold, positive": cno(strength=0.5, iterations=10, denominator="positive"),
-    "bold, window 4": cno(strength=0.5, iterations=10, window=4),
-    "bold, window 1": cno(strength=0.5, iterations=10, window=1),
-    "bold, temperature 1": cno(strength=0.5, iterations=10, temperature=1.0),
-    "bold, spectrum": cno(strength=0.5, iterations=10, projection="spectrum"),
-    "bold, strength 1": cno(strength=1.0, iterations=10),
+    "bold": cno(**BOLD),
+    "bold, no projection": cno(**{**BOLD, "projection": "none"}),
+    "bold, spectrum": cno(**{**BOLD, "projection": "spectrum"}),
+    "bold, all": cno(**{**BOLD, "denominator": "all"}),
+    "bold, others": cno(**{**BOLD, "denominator": "others"}),
+    "bold, 4 iterations": cno(**{**BOLD, "iterations": 4}),
+    "bold, strength 0.25": cno(**{**BOLD, "strength": 0.25}),
+    "bold, strength 1": cno(**{**BOLD, "strength": 1.0}),
+    "bold, window 4": cno(**BOLD, window=4),
+    "bold, window 1": cno(**BOLD, window=1),
+    "bold, temperature 0.3": cno(**BOLD, temperature=0.3),
+    "bold, temperature 1": cno(**BOLD, temperature=1.0),
     **{f"pink {alpha}": with_noise(partial(pink, alpha=alpha)) for alpha in (0.2, 0.5, 1.0)},
-    "bold, full gradient": cno("full", strength=0.5, iterations=10),
-    "published code": cno("full", **PUBLISHED, denominator="positive"),
+    "bold, full gradient": cno("full", **BOLD),
+    "published code": cno("full", **{**PUBLISHED, "denominator": "positive"}),
     "shipped": cno(),
 }
 RUN_BATCH, RUNS = 4, 10
@@ -113,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", choices=list(RECIPES), default="unet")
     parser.add_argument("--report", action="store_true", help="the prompts that figures are published on")
     parser.add_argument("--batches", action="store_true", help="rows of ten batches, with and without a memory")
-    parser.add_argument("--only", nargs="*", default=[], help="rows whose name begins with one of these")
+    parser.add_argument("--only", nargs="*", default=["*"], help='rows of these names, "*" for anything')
     parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
     parser.add_argument("--steps", type=int, default=0, help="sampling steps, 0 for the model's own")
     parser.add_argument("--out", type=Path, default=OUTPUT, help="folder that the rows are written to")
@@ -122,9 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kind = "report" if options.report else "tune"
     prompts = (REPORT_PROMPTS if options.report else TUNE_PROMPTS)[: options.prompts or None]
     rows = MEMORY_ROWS if options.batches else ROWS
-    chosen = {name: make for name, make in rows.items() if not options.only or name.startswith(tuple(options.only))}
+    chosen = {name: make for name, make in rows.items() if any(fnmatch(name, wanted) for wanted in options.only)}
     if not chosen:
-        parser.error(f"--only is {options.only}; names begin with one of: {', '.join(rows)}")
+        parser.error(f"--only is {options.only}; the names are: {'; '.join(rows)}")
     world, scorer, console = World(options.model, options.steps), Scorer.load(), Console(width=150)
     for name, make in chosen.items():
         started = time.perf_counter()

@@ -108,8 +108,8 @@ def _options() -> list[io.Input]:
                 options=list(PROJECTIONS),
                 default=_DEFAULT.projection,
                 tooltip=(
-                    '"norm": every noise keeps its length, as Gaussian noise has it; what makes a strong setting safe. '
-                    '"none": the paper.'
+                    'What each noise keeps. "norm": its length, as Gaussian noise has it. "spectrum": its energy in '
+                    'every band of frequencies; milder. "none": nothing (the paper).'
                 ),
             )
         ),

@@ -37,7 +37,8 @@ class Settings:
     window: clean estimates are averaged to a window x window grid before they are compared.
     gamma: temperature of the attraction is gamma * tau; None is the closed form, see `closed_form_gamma`.
     denominator: see `contrastive_loss`.
-    projection: "norm" rescales each noise to its own length after every step, "none" leaves it as it is.
+    projection: what each noise keeps after every step: "norm" its length, "spectrum" its energy in every band of
+        frequencies, "none" nothing.
 
     Raises ValueError for a value that is not allowed.
     """
@@ -47,7 +48,7 @@ class Settings:
     temperature: float = 0.1
     window: int = 16
     gamma: float | None = None
-    denominator: str = "all"
+    denominator: str = "positive"
     projection: str = "norm"
 
     def __post_init__(self) -> None:
@@ -189,7 +190,8 @@ def optimise_noise(
         current.grad = gradient / scale
         optimiser.step()
         if settings.projection == "spectrum":
-            current.copy_(_with_spectrum_of(start, current))
+            white = _with_spectrum_of(start, current)
+            current.copy_(white if movable is None else torch.where(movable, white, current))
         if settings.projection != "none":
             current.copy_(_with_length_of(start, current, movable))
         after_step()

@@ -267,12 +267,28 @@ def test_norm_projection_keeps_the_length_of_each_noise() -> None:
     assert not torch.allclose(free.flatten(1).norm(dim=1), lengths, rtol=1e-2)
 
 
-def test_only_the_movable_part_moves_and_keeps_its_own_length() -> None:
+def test_spectrum_projection_keeps_the_energy_of_every_band() -> None:
+    noise = gaussian(3, 4, 8, 12)
+    kept = optimise_noise(noise, Estimate(), Settings(strength=1.0, projection="spectrum"))
+    free = optimise_noise(noise, Estimate(), Settings(strength=1.0, projection="norm"))
+
+    def bands(z: Tensor) -> np.ndarray:
+        power = np.square(np.abs(np.fft.fft2(z.double().numpy()))).sum(1)
+        rows, columns = np.fft.fftfreq(8) * 8, np.fft.fftfreq(12) * 12
+        band = np.round(np.hypot(rows[:, None], columns[None])).astype(int)
+        return np.stack([power[:, band == k].sum(1) for k in range(band.max() + 1)])
+
+    assert np.allclose(bands(kept), bands(noise), rtol=1e-3)
+    assert not np.allclose(bands(free), bands(noise), rtol=0.1)
+
+
+@pytest.mark.parametrize("projection", ["norm", "spectrum"])
+def test_only_the_movable_part_moves_and_keeps_its_own_length(projection: str) -> None:
     noise = gaussian(3, 4, 8, 8)
     movable = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
     movable[..., :5] = True
     movable[0] = False  # one picture may not change at all
-    moved = optimise_noise(noise, Estimate(), Settings(), movable=movable)
+    moved = optimise_noise(noise, Estimate(), Settings(projection=projection), movable=movable)
     still = ~movable.expand_as(noise)
     assert torch.equal(moved[still], noise[still])
     assert not torch.equal(moved, noise)
