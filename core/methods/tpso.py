@@ -1,0 +1,306 @@
+"""Token-Prompt Space Optimization (TPSO): N variants of one prompt, apart from one another, equally near the prompt.
+
+"Training-Free Generation of Diverse and High-Fidelity Images via Prompt Semantic Space Optimization",
+arXiv 2511.19811. Each variant is the prompt plus a small offset on its token embeddings; the offsets are optimised so
+that every variant's prompt vector has cosine kappa to the prompt's own.
+
+Published: a variant stops as soon as its cosine is kappa, so the variants move apart only on the way there. Here they
+go on, along the surface of all vectors with cosine kappa, until they are as far apart as that surface allows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Pullback = Callable[[Tensor], Tensor]
+# Offsets [N, P, D] to prompt vectors [N, E] and the pullback of those: a gradient with respect to the vectors to one
+# with respect to the offsets.
+Encode = Callable[[Tensor], tuple[Tensor, Pullback]]
+
+INITIAL_DEVIATION = 1e-4
+_CONVERGED = 0.005  # mean pairwise cosine this near its least value, on the scale of 1 - cosine
+_POLISH_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How variants are optimised.
+
+    kappa: cosine of every variant to the prompt, -1..1 (published: 0.8).
+    tolerance: half the width of the band around kappa that counts as there.
+    diversity: weight of the pull apart against the pull to the surface.
+    steps: at most so many gradient steps.
+    learning_rate: how far an offset's value moves in a step, before it is divided by the number of positions.
+    spread: keep spreading along the surface cosine = kappa; False is the published stopping rule.
+
+    Raises ValueError for a value that is not allowed.
+    """
+
+    kappa: float = 0.8
+    tolerance: float = 0.01
+    diversity: float = 1.0
+    steps: int = 60
+    learning_rate: float = 0.01
+    spread: bool = True
+
+    def __post_init__(self) -> None:
+        _require(-1 < self.kappa <= 1, "kappa", self.kappa, "above -1 and at most 1")
+        _require(0 < self.tolerance <= 1, "tolerance", self.tolerance, "above 0 and at most 1")
+        _require(math.isfinite(self.diversity) and self.diversity >= 0, "diversity", self.diversity, "0 or more")
+        _require(self.steps >= 0, "steps", self.steps, "0 or more")
+        good_rate = math.isfinite(self.learning_rate) and self.learning_rate > 0
+        _require(good_rate, "learning_rate", self.learning_rate, "above 0")
+
+
+@dataclass(frozen=True)
+class Variants:
+    """What an optimisation found.
+
+    offsets: `[N, P, D]`, to be added to the token embeddings as they are.
+    vectors: prompt vectors of the variants, `[N, E]`, unit length.
+    cosines: cosine of every variant to the prompt after 0, 1, ... steps, `[S + 1, N]`.
+    spreads: mean pairwise cosine after 0, 1, ... steps, `[S + 1]`; empty for one variant, which has no pair.
+    """
+
+    offsets: Tensor
+    vectors: Tensor
+    cosines: Tensor
+    spreads: Tensor
+
+    @property
+    def pairwise(self) -> Tensor:
+        """Cosines between the variants, `[N, N]`."""
+        return self.vectors @ self.vectors.T
+
+
+@dataclass
+class _History:
+    cosines: list[Tensor] = field(default_factory=list)
+    spreads: list[Tensor] = field(default_factory=list)
+
+    def add(self, unit: Tensor, reference: Tensor) -> Tensor:
+        cosines = unit @ reference
+        self.cosines.append(cosines)
+        if len(unit) > 1:
+            self.spreads.append(mean_pairwise(unit))
+        return cosines
+
+
+def mean_pairwise(unit: Tensor) -> Tensor:
+    """Mean cosine over the pairs of different unit vectors `[N, E]`, a scalar: (|sum v|^2 - N) / (N (N - 1)).
+
+    Raises ValueError for fewer than two vectors.
+    """
+    count = len(unit)
+    _require(count >= 2, "variants", count, "2 or more for a pairwise cosine")
+    return (unit.sum(0).square().sum() - count) / (count * (count - 1))
+
+
+def least_mean_pairwise(kappa: float, count: int) -> float:
+    """The least mean pairwise cosine that `count` unit vectors can have which all have cosine kappa to one vector.
+
+    v_k = kappa v + sqrt(1 - kappa^2) u_k with unit u_k, whose mean pairwise cosine is at least -1 / (N - 1).
+    Raises ValueError for fewer than two vectors.
+    """
+    _require(count >= 2, "variants", count, "2 or more for a pairwise cosine")
+    return kappa**2 - (1 - kappa**2) / (count - 1)
+
+
+def semantic_loss(cosines: Tensor, kappa: float, tolerance: float) -> Tensor:
+    """L_sem: how far the cosines `[N]` are outside the band kappa +- tolerance, summed (equation 7)."""
+    below = (kappa - tolerance - cosines).clamp(min=0)
+    above = (cosines - kappa - tolerance).clamp(min=0)
+    return (below + above).sum()
+
+
+def diversity_loss(unit: Tensor, active: int) -> Tensor:
+    """L_div = -(1 - mean pairwise cosine) N / n_active of unit vectors `[N, E]`; 0 for one variant or none active."""
+    if len(unit) < 2 or active == 0:
+        return unit.new_zeros(())
+    return -(1 - mean_pairwise(unit)) * len(unit) / active
+
+
+def initial_offsets(count: int, positions: int, width: int, seed: int) -> Tensor:
+    """Normal offsets `[N, P, D]` of deviation 1e-4, float32 on the CPU. Variant k does not depend on how many there
+    are.
+
+    Raises ValueError for no variants and for a prompt without positions.
+    """
+    _require(count >= 1, "variants", count, "1 or more")
+    _require(positions >= 1, "positions", positions, "1 or more: the prompt has no words to vary")
+    generator = torch.Generator().manual_seed(seed)
+    # One by one: a single draw of all gives other numbers for another count.
+    return INITIAL_DEVIATION * torch.stack([torch.randn(positions, width, generator=generator) for _ in range(count)])
+
+
+def optimise_variants(
+    start: Tensor,
+    reference: Tensor,
+    encode: Encode,
+    settings: Settings,
+    after_step: Callable[[Tensor, Tensor | None], None] | None = None,
+) -> Variants:
+    """Variants of a prompt with vector `reference` `[E]`, from the offsets `start` `[N, P, D]`.
+
+    Offsets are divided by the number of positions P before they are encoded (published), and so are those in the
+    result. `after_step(cosines [N], mean pairwise cosine or None)` is called after every step. With one variant there
+    is no pair to push apart: it only moves to cosine kappa. Raises ValueError for vectors that are not finite.
+    """
+    reference = F.normalize(reference, dim=0)
+    positions = start.shape[1]
+    method = _on_the_surface if settings.spread else _published
+
+    def scaled(offsets: Tensor) -> tuple[Tensor, Pullback]:
+        vectors, pullback = encode(offsets / positions)
+        if not torch.isfinite(vectors).all():
+            raise ValueError("The text encoder gives vectors that are not finite; its variants cannot be optimised.")
+        lengths = vectors.norm(dim=1, keepdim=True)
+        unit = vectors / lengths
+
+        def pull_back(gradient: Tensor) -> Tensor:
+            # Through the normalisation: only what is at right angles to a vector turns it.
+            across = gradient - (gradient * unit).sum(1, keepdim=True) * unit
+            return pullback(across / lengths) / positions
+
+        return unit, pull_back
+
+    history = _History()
+    offsets, unit = method(start.clone(), reference, scaled, settings, history, after_step or (lambda *_: None))
+    spreads = torch.stack(history.spreads) if history.spreads else reference.new_zeros(0)
+    return Variants(offsets / positions, unit, torch.stack(history.cosines), spreads)
+
+
+_AfterStep = Callable[[Tensor, "Tensor | None"], None]
+
+
+def _published(
+    offsets: Tensor, reference: Tensor, encode: Encode, settings: Settings, history: _History, after: _AfterStep
+) -> tuple[Tensor, Tensor]:
+    """RMSprop on L_sem + lambda L_div; a variant within the band is frozen, and the loop ends when all are."""
+    optimiser = torch.optim.RMSprop([offsets], lr=settings.learning_rate)
+    frozen = torch.zeros(len(offsets), dtype=torch.bool, device=offsets.device)
+    unit, pull_back = encode(offsets)
+    cosines = history.add(unit, reference)
+    for _ in range(settings.steps):
+        frozen = frozen | ((cosines - settings.kappa).abs() <= settings.tolerance)
+        if frozen.all():
+            break
+        offsets.grad = pull_back(published_gradient(unit, reference, frozen, settings)) * (~frozen)[:, None, None]
+        optimiser.step()
+        unit, pull_back = encode(offsets)
+        cosines = history.add(unit, reference)
+        after(cosines, history.spreads[-1] if history.spreads else None)
+    return offsets.detach(), unit
+
+
+def published_gradient(unit: Tensor, reference: Tensor, frozen: Tensor, settings: Settings) -> Tensor:
+    """Gradient `[N, E]` of L_sem + lambda L_div with respect to unit vectors `[N, E]`; frozen variants have none."""
+    with torch.enable_grad():
+        variable = unit.detach().clone().requires_grad_()
+        loss = semantic_loss((variable @ reference)[~frozen], settings.kappa, settings.tolerance)
+        loss = loss + settings.diversity * diversity_loss(variable, int((~frozen).sum()))
+        return torch.autograd.grad(loss, variable)[0] * (~frozen)[:, None]
+
+
+def _on_the_surface(
+    offsets: Tensor, reference: Tensor, encode: Encode, settings: Settings, history: _History, after: _AfterStep
+) -> tuple[Tensor, Tensor]:
+    """Adam along the field of `surface_field`, with a rate that falls to 0, then straight back onto the surface."""
+    optimiser = torch.optim.Adam([offsets], lr=settings.learning_rate, betas=(0.9, 0.99))
+    unit, pull_back = encode(offsets)
+    cosines = history.add(unit, reference)
+    for step in range(settings.steps):
+        if _arrived(unit, cosines, settings):
+            break
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+        offsets.grad = pull_back(-surface_field(unit, reference, settings.kappa, settings.diversity))
+        optimiser.step()
+        unit, pull_back = encode(offsets)
+        cosines = history.add(unit, reference)
+        after(cosines, history.spreads[-1] if history.spreads else None)
+    return _onto_surface(offsets.detach(), unit, pull_back, reference, encode, settings, history)
+
+
+def surface_field(unit: Tensor, reference: Tensor, kappa: float, diversity: float = 1.0) -> Tensor:
+    """Where unit vectors `[N, E]` should move, `[N, E]`, at right angles to each of them.
+
+    Two parts at right angles to each other: towards cosine kappa, as far as that is away; and apart from the other
+    vectors, along the surface on which the cosine to `reference` stays what it is. It is zero only where every cosine
+    is kappa and the vectors are as far apart as they can be (or exactly balanced).
+    """
+    cosines = (unit @ reference)[:, None]
+    towards = F.normalize(reference - cosines * unit, dim=1)
+    angle = torch.acos(cosines.clamp(-1, 1)) - math.acos(kappa)
+    field_ = angle * towards
+    if len(unit) > 1:
+        apart = (unit - unit.sum(0)) / (len(unit) - 1)
+        apart = apart - (apart * unit).sum(1, keepdim=True) * unit
+        apart = apart - (apart * towards).sum(1, keepdim=True) * towards
+        field_ = field_ + diversity * apart
+    return field_
+
+
+def _arrived(unit: Tensor, cosines: Tensor, settings: Settings) -> bool:
+    if bool(((cosines - settings.kappa).abs() > settings.tolerance / 2).any()):
+        return False
+    if len(unit) < 2 or settings.diversity == 0:
+        return True
+    return mean_pairwise(unit).item() <= least_mean_pairwise(settings.kappa, len(unit)) + _CONVERGED
+
+
+def _onto_surface(
+    offsets: Tensor,
+    unit: Tensor,
+    pull_back: Pullback,
+    reference: Tensor,
+    encode: Encode,
+    settings: Settings,
+    history: _History,
+) -> tuple[Tensor, Tensor]:
+    """Newton's steps on each variant's cosine alone, at most a handful, until all are well within the band."""
+    cosines = unit @ reference
+    for _ in range(_POLISH_STEPS if settings.steps else 0):
+        off = settings.kappa - cosines
+        if bool((off.abs() <= settings.tolerance / 4).all()):
+            break
+        slope = pull_back(reference.expand_as(unit))
+        steepness = slope.flatten(1).square().sum(1)
+        step = torch.where(steepness > 0, off / steepness.clamp(min=torch.finfo(off.dtype).tiny), off * 0)
+        moved = offsets + step[:, None, None] * slope
+        new_unit, new_pull_back = encode(moved)
+        new_cosines = new_unit @ reference
+        better = (settings.kappa - new_cosines).abs() < off.abs()
+        if not bool(better.any()):
+            break
+        if not bool(better.all()):
+            # A step too long for the curvature of some: they stay where they were.
+            moved = torch.where(better[:, None, None], moved, offsets)
+            new_unit, new_pull_back = encode(moved)
+            new_cosines = new_unit @ reference
+        offsets, unit, pull_back, cosines = moved, new_unit, new_pull_back, new_cosines
+        history.add(unit, reference)
+    return offsets, unit
+
+
+def calibrated_kappa(kappa: float, unrelated: float, unrelated_reference: float) -> float:
+    """The cosine in one space of prompt vectors that means what `kappa` means in another.
+
+    Cosines are no common currency: unrelated prompts have cosine 0.9 in one space and 0.3 in another. What is carried
+    over is the share of the way from the prompt itself (cosine 1) to unrelated prompts, whose mean cosine is
+    `unrelated` here and `unrelated_reference` where kappa is at home. Raises ValueError for a mean cosine of 1 or more.
+    """
+    for name, value in (("unrelated", unrelated), ("unrelated_reference", unrelated_reference)):
+        _require(-1 <= value < 1, name, value, "at least -1 and below 1")
+    return max(1 - (1 - kappa) * (1 - unrelated) / (1 - unrelated_reference), -0.99)
+
+
+def _require(allowed: bool, name: str, value: object, words: str) -> None:
+    if not allowed:
+        raise ValueError(f"{name} is {value}; it must be {words}.")
