@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .schedule import PAYLOAD
 
 
 def conditioning_rows(conds: dict[str, list[dict[str, Any]]], rows: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
@@ -29,6 +32,10 @@ def _entry_rows(entry: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
             )
         control = getattr(control, "previous_controlnet", None)
     chosen = {**entry, "model_conds": {name: _cond_rows(cond, rows) for name, cond in entry["model_conds"].items()}}
+    schedule = entry.get(PAYLOAD)
+    if schedule is not None and schedule.model_conds is not None:
+        second = {name: _cond_rows(cond, rows) for name, cond in schedule.model_conds.items()}
+        chosen[PAYLOAD] = replace(schedule, model_conds=second)
     if isinstance(entry.get("mask"), Tensor):
         chosen["mask"] = _tensor_rows(entry["mask"], rows)
     return chosen

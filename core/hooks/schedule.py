@@ -1,0 +1,247 @@
+"""One conditioning that turns into another during sampling, on any sampler node.
+
+The conditioning brings its own wrappers along (as a transformer-options hook), so it needs no patched model and cannot
+meet a model that would leave its schedule out. Before sampling begins the hook is taken off the run's copy of the
+conditioning, since ComfyUI would otherwise send prompt and negative prompt through the model apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import comfy.hooks
+import comfy.samplers
+import comfy.utils
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..methods.schedule import Window, step_position
+
+PAYLOAD = "diversity_schedule"
+CLOCKS = ("steps", "noise")
+_MOST_REPEATS = 4  # as ComfyUI: texts of different length are repeated to a common one up to this
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a scheduled conditioning carries: the other conditioning and when it takes over.
+
+    cond, extras: the conditioning at weight 0, `[M, T, D]`, and its dictionary.
+    clock: "steps", the share of the sampler's steps that are done; "noise", the share of the model's whole noise
+        schedule that is behind, so that two samplers in a row share one window.
+    model_conds: the other conditioning as the model reads it; there once a run has begun.
+    """
+
+    cond: Tensor
+    extras: Mapping[str, Any]
+    window: Window
+    clock: str = "steps"
+    model_conds: Mapping[str, Any] | None = field(default=None, compare=False)
+
+    def weight(self, model: Any, sigma: float, sigmas: Sequence[float]) -> float:
+        """Weight of the first conditioning at this noise level of a run with these sigmas (T + 1 values)."""
+        total = max(len(sigmas) - 1, 1)
+        if self.clock == "noise" and not self.window.steps:
+            return self.window.weight(percent_of(model.model_sampling, sigma), total)
+        return self.window.weight(step_position(sigmas, sigma) / total, total)
+
+
+def scheduled(first: list, second: list, window: Window, clock: str = "steps") -> list:
+    """CONDITIONING that is `first` at weight 1 and `second` at weight 0; neither is changed.
+
+    Raises ValueError for conditionings that cannot be blended, and for an unknown clock.
+    """
+    if clock not in CLOCKS:
+        raise ValueError(f"clock is {clock!r}; it must be one of {', '.join(CLOCKS)}.")
+    if not first or not second:
+        raise ValueError("A conditioning is empty; there is nothing to blend.")
+    if len(second) not in (1, len(first)):
+        raise ValueError(
+            f"conditioning_to has {len(second)} entries and conditioning_from {len(first)}; it must have 1 or as many. "
+            "Schedule conditionings before they are combined."
+        )
+    found = []
+    for k, (cond, extras) in enumerate(first):
+        other, other_extras = second[k % len(second)]
+        for name, dictionary in (("conditioning_from", extras), ("conditioning_to", other_extras)):
+            if PAYLOAD in dictionary:
+                raise ValueError(f"{name} carries a schedule already; it must be a plain conditioning.")
+        if cond.shape[-1] != other.shape[-1]:
+            raise ValueError(
+                f"conditioning_from is {cond.shape[-1]} wide and conditioning_to {other.shape[-1]}: they come from "
+                "different text encoders and cannot be blended."
+            )
+        _common_length(cond.shape[1], other.shape[1])
+        rest = {name: value for name, value in other_extras.items() if name != "hooks"}
+        schedule = Schedule(other, rest, window, clock)
+        hooks = comfy.hooks.HookGroup()
+        for hook in getattr(extras.get("hooks"), "hooks", []):
+            hooks.add(hook)
+        hooks.add(ScheduleHook.with_wrappers())
+        found.append([cond, {**extras, PAYLOAD: schedule, "hooks": hooks}])
+    return found
+
+
+class ScheduleHook(comfy.hooks.TransformerOptionsHook):
+    """Registers the wrappers below for every run whose conditioning carries it."""
+
+    @classmethod
+    def with_wrappers(cls) -> ScheduleHook:
+        hook = cls()
+        hook.transformers_dict = {
+            "wrappers": {
+                WrappersMP.OUTER_SAMPLE: {PAYLOAD: [_take_hooks_off]},
+                WrappersMP.SAMPLER_SAMPLE: {PAYLOAD: [_encode_second]},
+                WrappersMP.CALC_COND_BATCH: {PAYLOAD: [_blend]},
+            }
+        }
+        return hook
+
+
+def _take_hooks_off(executor: Any, *args: Any, **named: Any) -> Any:
+    """The guider's conditioning is this run's own copy."""
+    guider = executor.class_obj
+    for name, entries in guider.conds.items():
+        guider.conds[name] = [_without_hook(entry) for entry in entries]
+    return executor(*args, **named)
+
+
+def _without_hook(entry: dict[str, Any]) -> dict[str, Any]:
+    group = entry.get("hooks")
+    if group is None or not any(isinstance(hook, ScheduleHook) for hook in group.hooks):
+        return entry
+    others = comfy.hooks.HookGroup()
+    for hook in group.hooks:
+        if not isinstance(hook, ScheduleHook):
+            others.add(hook)
+    kept = {name: value for name, value in entry.items() if name != "hooks"}
+    return {**kept, "hooks": others} if others.hooks else kept
+
+
+def _encode_second(
+    executor: Any,
+    guider: Any,
+    sigmas: Tensor,
+    extra_args: dict[str, Any],
+    callback: Any,
+    noise: Tensor,
+    latent_image: Tensor | None = None,
+    denoise_mask: Tensor | None = None,
+    *rest: Any,
+    **named: Any,
+) -> Any:
+    """The second conditioning goes through the model's own preparation, once for the run."""
+    for kind, entries in guider.conds.items():
+        guider.conds[kind] = [
+            _prepared(entry, kind, guider.inner_model, noise, latent_image, denoise_mask, extra_args.get("seed"))
+            for entry in entries
+        ]
+    return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *rest, **named)
+
+
+def _prepared(
+    entry: dict[str, Any],
+    kind: str,
+    model: Any,
+    noise: Tensor,
+    latent_image: Tensor | None,
+    denoise_mask: Tensor | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    schedule = entry.get(PAYLOAD)
+    if schedule is None or schedule.model_conds is not None:
+        return entry
+    # What other nodes have set on the scheduled conditioning since (guidance, size) holds for both.
+    own = {name: value for name, value in entry.items() if name not in (PAYLOAD, "cross_attn", "pooled_output")}
+    second = {**own, **schedule.extras, "cross_attn": schedule.cond, "model_conds": {}}
+    encoded = comfy.samplers.encode_model_conds(
+        model.extra_conds,
+        [second],
+        noise,
+        noise.device,
+        kind,
+        latent_image=latent_image,
+        denoise_mask=denoise_mask,
+        seed=seed,
+    )
+    return {**entry, PAYLOAD: replace(schedule, model_conds=encoded[0]["model_conds"])}
+
+
+def _blend(
+    executor: Any, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *rest: Any
+) -> Any:
+    """Before every call of the model: conditioning for exactly this noise level."""
+    sigma = float(timestep.flatten()[0])
+    sigmas = model_options.get("transformer_options", {}).get("sample_sigmas")
+    grid = [sigma, 0.0] if sigmas is None else [float(value) for value in sigmas]
+    blended = [
+        None if entries is None else [_at(entry, model, sigma, grid, x) for entry in entries] for entries in conds
+    ]
+    return executor(model, blended, x, timestep, model_options, *rest)
+
+
+def _at(entry: dict[str, Any], model: Any, sigma: float, sigmas: Sequence[float], x: Tensor) -> dict[str, Any]:
+    schedule = entry.get(PAYLOAD)
+    if schedule is None:
+        return entry
+    if schedule.model_conds is None:
+        # A wrapper outside ours (noise optimisation) asks the model before the run begins.
+        schedule = _prepared(entry, "positive", model, x, None, None, None)[PAYLOAD]
+    weight = schedule.weight(model, sigma, sigmas)
+    first, second = entry["model_conds"], schedule.model_conds
+    if weight >= 1:
+        chosen = first
+    elif weight <= 0:
+        chosen = second
+    else:
+        chosen = {name: _between(first.get(name), second.get(name), weight, len(x)) for name in first}
+    # Without the payload: blending twice (two scheduled conditionings bring the wrapper twice) changes nothing.
+    return {**{name: value for name, value in entry.items() if name != PAYLOAD}, "model_conds": chosen}
+
+
+def _between(first: Any, second: Any, weight: float, batch: int) -> Any:
+    if second is None:
+        return first
+    a, b = first.cond, second.cond
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return first._copy_with([_mixed(p, q, weight, batch) for p, q in zip(a, b, strict=True)])
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.is_floating_point()):
+        return first
+    return first._copy_with(_mixed(a, b, weight, batch))
+
+
+def _mixed(a: Tensor, b: Tensor, weight: float, batch: int) -> Tensor:
+    """b + (a - b) weight; rows and tokens are repeated to common numbers, as ComfyUI repeats them."""
+    b = b.to(a)
+    if a.ndim == 3 and b.ndim == 3 and a.shape[1] != b.shape[1]:
+        length = _common_length(a.shape[1], b.shape[1])
+        a, b = a.repeat(1, length // a.shape[1], 1), b.repeat(1, length // b.shape[1], 1)
+    if len(a) != len(b) and 1 not in (len(a), len(b)):
+        a, b = comfy.utils.repeat_to_batch_size(a, batch), comfy.utils.repeat_to_batch_size(b, batch)
+    return b + (a - b) * weight
+
+
+def _common_length(a: int, b: int) -> int:
+    common = math.lcm(a, b)
+    if common // min(a, b) > _MOST_REPEATS:
+        raise ValueError(
+            f"conditioning_from has {a} tokens and conditioning_to {b}; they can be blended only where one length is a "
+            f"small multiple of the other, as with CLIP's 77 and 154. Texts of this encoder must have the same number "
+            "of tokens."
+        )
+    return common
+
+
+def percent_of(model_sampling: Any, sigma: float) -> float:
+    """The share 0..1 of a model's noise schedule that lies behind noise level `sigma`; inverse of percent_to_sigma."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        if float(model_sampling.percent_to_sigma(middle)) > sigma:
+            low = middle
+        else:
+            high = middle
+    return high if high > 1e-9 else 0.0

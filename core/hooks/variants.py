@@ -1,0 +1,156 @@
+"""A prompt and a CLIP in, conditioning of N variants out: TPSO on each text encoder in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from .. import bank
+from ..methods.tpso import (
+    Settings,
+    Variants,
+    calibrated_kappa,
+    initial_offsets,
+    least_mean_pairwise,
+    optimise_variants,
+)
+from .gradients import gradients
+from .text import PromptEncoder, encode_variants, prompt_encoders
+
+# Mean cosine between unrelated prompts in the space where kappa is at home, CLIP's projected pooled vectors. Measured
+# on the demo CLIP (docs/tpso.md); every other space is calibrated to it.
+UNRELATED_COSINE = 0.5
+# Adam's rate as a share of the deviation of the token embeddings, which differs a thousandfold between encoders.
+SPREAD_RATE = 0.5
+PUBLISHED_RATE = 0.01
+
+OnStep = Callable[[str, Tensor, "Tensor | None"], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a prompt in one encoder. `kappa` is the cosine aimed at in this encoder's space."""
+
+    encoder: str
+    vector: str
+    kappa: float
+    variants: Variants
+
+    @property
+    def report(self) -> str:
+        """One line in plain words."""
+        cosines = self.variants.cosines[-1]
+        text = (
+            f"{self.encoder} ({self.vector}): cosine to the prompt {cosines.min():.3f} to {cosines.max():.3f}, "
+            f"aim {self.kappa:.3f}"
+        )
+        if len(cosines) > 1:
+            least = least_mean_pairwise(self.kappa, len(cosines))
+            text += f"; mean pairwise cosine {self.variants.spreads[-1]:.3f}, least possible {least:.3f}"
+        else:
+            text += "; one variant: it has no other to differ from, and only moves away from the prompt"
+        return text + f"; {len(self.variants.cosines) - 1} steps"
+
+
+def check_clip(clip: Any) -> None:
+    """Raises ValueError for a CLIP whose weights change during sampling (hook keyframes), which cannot be varied."""
+    if clip.patcher.forced_hooks is not None and clip.use_clip_schedule:
+        raise ValueError(
+            "This CLIP has scheduled hooks (Set CLIP Hooks with schedule_clip on); its prompt variants would have to "
+            "be optimised for every keyframe. Switch schedule_clip off."
+        )
+
+
+def plain_conditioning(clip: Any, tokens: dict[str, Any]) -> list:
+    """Exactly what CLIP Text Encode gives."""
+    return clip.encode_from_tokens_scheduled(tokens)
+
+
+def vary_prompt(
+    clip: Any,
+    tokens: dict[str, Any],
+    count: int,
+    seed: int,
+    settings: Settings,
+    which: str = "auto",
+    learning_rate: float | None = None,
+    on_step: OnStep | None = None,
+    cache: Path | None = None,
+) -> tuple[list, list[Outcome]]:
+    """CONDITIONING whose row k is variant k of the prompt, and what was found in each encoder.
+
+    learning_rate: None chooses one; it takes the place of the one in `settings`.
+    cache: a folder in which the offsets are looked up, and kept for the next time.
+
+    Raises ValueError for bad settings and for a prompt or CLIP that cannot be varied.
+    """
+    check_clip(clip)
+    encoders = prompt_encoders(clip, tokens, which)
+    needed = max(encoder.memory(count) for encoder in encoders)
+    comfy.model_management.load_models_gpu([clip.patcher], memory_required=needed)
+    outcomes, offsets = [], {}
+    for encoder in encoders:
+        outcome = _vary(encoder, count, seed, settings, learning_rate, on_step, cache)
+        outcomes.append(outcome)
+        offsets[encoder.name] = outcome.variants.offsets
+    chunk = min(encoder.chunk or count for encoder in encoders)
+    with torch.no_grad():
+        return encode_variants(clip, tokens, offsets, encoders, chunk), outcomes
+
+
+def _vary(
+    encoder: PromptEncoder,
+    count: int,
+    seed: int,
+    settings: Settings,
+    learning_rate: float | None,
+    on_step: OnStep | None,
+    cache: Path | None,
+) -> Outcome:
+    kappa = native_kappa(encoder, settings.kappa)
+    rate = learning_rate or (SPREAD_RATE * encoder.deviation if settings.spread else PUBLISHED_RATE)
+    settings = replace(settings, kappa=kappa, learning_rate=rate)
+    reference = encoder.reference()
+    path = None if cache is None else cache / f"{_key(encoder, reference, count, seed, settings)}.safetensors"
+    start = initial_offsets(count, encoder.positions, encoder.width, seed)
+    if path is not None and (known := bank.load(path, {"offsets": tuple(start.shape)})) is not None:
+        variants = _again(encoder, reference, known["offsets"])
+    else:
+
+        def after(cosines: Tensor, spread: Tensor | None) -> None:
+            if on_step is not None:
+                on_step(encoder.name, cosines, spread)
+
+        with gradients():
+            variants = optimise_variants(start.to(encoder.device), reference.clone(), encoder, settings, after)
+        if path is not None:
+            bank.store(path, {"offsets": variants.offsets})
+    return Outcome(encoder.name, encoder.vector_name, kappa, variants)
+
+
+def _again(encoder: PromptEncoder, reference: Tensor, offsets: Tensor) -> Variants:
+    """Known offsets, measured as an optimisation of no steps would."""
+    with gradients():
+        still = optimise_variants(
+            (offsets * encoder.positions).to(encoder.device), reference.clone(), encoder, Settings(steps=0)
+        )
+    return replace(still, offsets=offsets.to(encoder.device))
+
+
+def _key(encoder: PromptEncoder, reference: Tensor, count: int, seed: int, settings: Settings) -> str:
+    # The prompt's own vector and embeddings stand for the encoder: any change of its weights (LoRA) shows in them.
+    embeds = [section.embeds[: section.end + 1] for section in encoder.sections]
+    return bank.key([reference, *embeds], encoder.name, encoder.vector_name, count, seed, settings)
+
+
+def native_kappa(encoder: PromptEncoder, kappa: float) -> float:
+    """The cosine in this encoder's space of prompt vectors that means what kappa means for CLIP's projected ones."""
+    if encoder.projected:
+        return kappa
+    return calibrated_kappa(kappa, min(encoder.unrelated_cosine(), 0.999), UNRELATED_COSINE)

@@ -1,0 +1,89 @@
+"""Small text encoders of many kinds, from ComfyUI's own classes, with random weights. For tests and measurements.
+
+Call `devtools.pack.load_comfyui()` before importing this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.sd
+import comfy.sd1_clip
+import comfy.sdxl_clip
+import comfy.supported_models_base
+import comfy.text_encoders.flux
+import comfy.text_encoders.pixart_t5
+import comfy.text_encoders.sd2_clip
+import comfy.text_encoders.z_image
+import torch
+from torch import nn
+
+_CLIP_L = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
+_CLIP_G = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
+_T5 = {"d_model": 64, "num_layers": 2, "d_kv": 16, "num_heads": 4, "d_ff": 128}
+_QWEN = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 128,
+}
+
+# Kind: model, tokenizer, sizes.
+_KINDS: dict[str, Callable[[], tuple[Any, Any, dict[str, dict]]]] = {
+    "sd1": lambda: (
+        comfy.sd1_clip.SD1ClipModel,
+        comfy.sd1_clip.SD1Tokenizer,
+        {"clip_l_model_config": _CLIP_L},
+    ),
+    "sd2": lambda: (
+        comfy.text_encoders.sd2_clip.SD2ClipModel,
+        comfy.text_encoders.sd2_clip.SD2Tokenizer,
+        {"clip_h_model_config": _CLIP_L},
+    ),
+    "sdxl": lambda: (
+        comfy.sdxl_clip.SDXLClipModel,
+        comfy.sdxl_clip.SDXLTokenizer,
+        {"clip_l_model_config": _CLIP_L, "clip_g_model_config": _CLIP_G},
+    ),
+    "flux": lambda: (
+        comfy.text_encoders.flux.flux_clip(),
+        comfy.text_encoders.flux.FluxTokenizer,
+        {"clip_l_model_config": _CLIP_L, "t5xxl_model_config": _T5},
+    ),
+    "t5": lambda: (
+        comfy.text_encoders.pixart_t5.pixart_te(),
+        comfy.text_encoders.pixart_t5.PixArtTokenizer,
+        {"t5xxl_model_config": _T5},
+    ),
+    "qwen3": lambda: (
+        comfy.text_encoders.z_image.te(),
+        comfy.text_encoders.z_image.ZImageTokenizer,
+        {"qwen3_4b_model_config": _QWEN},
+    ),
+}
+ENCODERS = tuple(_KINDS)
+
+
+def small_encoder(kind: str, inference: bool = True, seed: int = 0) -> comfy.sd.CLIP:
+    """A CLIP of one of `ENCODERS`; `inference` makes its weights inference tensors, as ComfyUI's loader nodes do."""
+    model, tokenizer, sizes = _KINDS[kind]()
+    target = comfy.supported_models_base.ClipTarget(tokenizer, model)
+    with torch.inference_mode(inference):
+        clip = comfy.sd.CLIP(target, model_options={**sizes, "dtype": torch.float32})
+        _randomise(clip.cond_stage_model, seed)
+    return clip
+
+
+def _randomise(network: nn.Module, seed: int) -> None:
+    """Normal weights of deviation 0.08; norms at one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "norm" in name:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+            elif parameter.ndim == 0:
+                continue
+            else:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.08)

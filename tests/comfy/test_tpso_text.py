@@ -1,0 +1,195 @@
+"""Differentiable text encoding through ComfyUI's own encoders of each kind, small and with random weights."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import pytest
+import torch
+from comfyui_diversity.core.hooks import text as hook
+from comfyui_diversity.core.hooks.gradients import gradients
+from comfyui_diversity.core.hooks.text import encode_variants, projection_is_real, prompt_encoders, text_encoders
+from torch import Tensor
+from torch.nn import functional as F
+
+from devtools.small_encoders import ENCODERS, small_encoder
+
+PROMPTS = {
+    "short": "a red fish",
+    "weights": "a (red:1.4) fish in (water:0.6)",
+    "long": "a red fish in deep blue water, " * 9,
+}
+
+
+def offsets_for(encoder, count: int, seed: int = 0, size: float = 0.05) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return size * torch.randn(count, encoder.positions, encoder.width, generator=generator)
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def clip(request: pytest.FixtureRequest):
+    return small_encoder(request.param)
+
+
+@torch.inference_mode()
+def test_gradients_agree_with_finite_differences(clip):
+    before = {name: value.clone() for name, value in clip.cond_stage_model.state_dict().items()}
+    for encoder in prompt_encoders(clip, clip.tokenize(PROMPTS["short"]), "all"):
+        with gradients():
+            offsets = offsets_for(encoder, 2)
+            vectors, pull_back = encoder(offsets)
+            weight = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(5))
+            gradient = pull_back(weight)
+            direction = F.normalize(gradient.flatten(), dim=0).view_as(gradient)
+            # along the gradient, where the slope is steepest: elsewhere float32 leaves too few digits
+            step = 1e-3
+            ahead = (encoder(offsets + step * direction)[0].double() * weight).sum()
+            back = (encoder(offsets - step * direction)[0].double() * weight).sum()
+        slope = ((ahead - back) / (2 * step)).item()
+        assert gradient.norm().item() > 0
+        assert slope == pytest.approx(gradient.norm().item(), rel=0.02), encoder.name
+    after = clip.cond_stage_model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in clip.cond_stage_model.parameters())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_no_offsets_give_the_stock_conditioning_and_rows_are_single_encodings(clip, prompt: str):
+    tokens = clip.tokenize(PROMPTS[prompt])
+    encoders = prompt_encoders(clip, tokens, "all")
+    stock = clip.encode_from_tokens_scheduled(tokens)
+    zero = {encoder.name: torch.zeros(3, encoder.positions, encoder.width) for encoder in encoders}
+    same = encode_variants(clip, tokens, zero, encoders)
+    assert torch.allclose(same[0][0], stock[0][0].expand_as(same[0][0]), atol=2e-5)
+    if stock[0][1].get("pooled_output") is not None:
+        pooled = same[0][1]["pooled_output"]
+        assert torch.allclose(pooled, stock[0][1]["pooled_output"].expand_as(pooled), atol=2e-5)
+    offsets = {encoder.name: offsets_for(encoder, 3) for encoder in encoders}
+    together = encode_variants(clip, tokens, offsets, encoders)
+    in_chunks = encode_variants(clip, tokens, offsets, encoders, chunk=2)
+    assert torch.allclose(together[0][0], in_chunks[0][0], atol=2e-5)
+    for k in range(3):
+        alone = encode_variants(clip, tokens, {n: o[k : k + 1] for n, o in offsets.items()}, encoders)
+        assert torch.allclose(together[0][0][k], alone[0][0][0], atol=2e-5)
+    assert (together[0][0] - stock[0][0]).abs().max() > 1e-3
+    again = clip.encode_from_tokens_scheduled(tokens)
+    assert torch.equal(stock[0][0], again[0][0])
+    assert all("encode" not in vars(m) and "process_tokens" not in vars(m) for m in text_encoders(clip).values())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("prompt", ["short", "weights"])
+def test_positions_up_to_the_end_give_the_full_lengths_pooled_vector(kind: str, prompt: str):
+    """What the losses see is what the stock encoding of all 77 positions gives, variant by variant."""
+    clip = small_encoder(kind)
+    tokens = clip.tokenize(PROMPTS[prompt])
+    for encoder in prompt_encoders(clip, tokens):
+        offsets = offsets_for(encoder, 3)
+        with gradients():
+            vectors = encoder(offsets)[0]
+        module = encoder.module
+        rows = [[word[0] for word in tokens[encoder._key][0]]]
+        embeds, _, numbers = module.process_tokens(rows, torch.device("cpu"))[:3]
+        full = embeds.repeat(3, 1, 1)
+        section = encoder.sections[0]
+        full[:, section.first : section.last] += offsets
+        assert full.shape[1] == 77
+        outputs = module.transformer(None, None, embeds=full, num_tokens=numbers * 3, dtype=torch.float32)
+        expected = outputs[2] if encoder.projected else outputs[3]
+        assert torch.allclose(vectors, expected, atol=2e-6)
+
+
+@torch.inference_mode()
+def test_chunks_give_the_same_vectors_and_gradients():
+    clip = small_encoder("sd1")
+    encoder = prompt_encoders(clip, clip.tokenize(PROMPTS["short"]))[0]
+    offsets = offsets_for(encoder, 5)
+    found = []
+    for chunk in (5, 2, 1):
+        encoder.chunk = chunk
+        with gradients():
+            vectors, pull_back = encoder(offsets)
+            found.append((vectors, pull_back(torch.ones_like(vectors))))
+    for vectors, gradient in found[1:]:
+        assert torch.allclose(vectors, found[0][0], atol=1e-6)
+        assert torch.allclose(gradient, found[0][1], atol=1e-5)
+
+
+@torch.inference_mode()
+def test_running_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch):
+    clip = small_encoder("sd1")
+    encoder = prompt_encoders(clip, clip.tokenize(PROMPTS["short"]))[0]
+    offsets = offsets_for(encoder, 4)
+    with gradients():
+        expected = encoder(offsets)[0]
+    real = hook.clip_vector
+
+    def small_memory(module, embeds, projected):
+        if len(embeds) > 2:
+            raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
+        return real(module, embeds, projected)
+
+    monkeypatch.setattr(hook, "clip_vector", small_memory)
+    encoder.chunk = 0
+    with gradients():
+        vectors, pull_back = encoder(offsets)
+        assert pull_back(torch.ones_like(vectors)).shape == offsets.shape
+    assert encoder.chunk == 2
+    assert torch.allclose(vectors, expected, atol=1e-6)
+
+
+def test_an_error_leaves_the_encoder_as_it_was():
+    clip = small_encoder("sdxl")
+    tokens = clip.tokenize(PROMPTS["short"])
+    with torch.inference_mode():
+        encoders = prompt_encoders(clip, tokens)
+        bad = {encoder.name: torch.zeros(2, encoder.positions, encoder.width + 1) for encoder in encoders}
+        with pytest.raises(RuntimeError):
+            encode_variants(clip, tokens, bad, encoders)
+    assert all("encode" not in vars(m) and "process_tokens" not in vars(m) for m in text_encoders(clip).values())
+
+
+def test_a_projection_that_was_never_loaded_is_told_from_a_real_one():
+    clip = small_encoder("sd1")
+    module = clip.cond_stage_model.clip_l
+    weight = module.transformer.text_projection.weight
+    with torch.inference_mode():
+        assert projection_is_real(module)
+        real = weight.clone()
+        for garbage in (torch.zeros_like(real), torch.eye(64), real * float("nan")):
+            weight.copy_(garbage)
+            assert not projection_is_real(module)
+        mostly_zero = torch.zeros_like(real)
+        mostly_zero[3, :5] = 1e-30
+        weight.copy_(mostly_zero)
+        assert not projection_is_real(module)
+        encoder = prompt_encoders(clip, clip.tokenize("a fish"))[0]
+        assert encoder.vector_name == "unprojected pooled"
+        assert torch.isfinite(encoder.reference()).all()
+
+
+@torch.inference_mode()
+def test_which_encoders_take_part():
+    clip = small_encoder("flux")
+    tokens = clip.tokenize(PROMPTS["short"])
+    assert [e.name for e in prompt_encoders(clip, tokens)] == ["clip_l"]
+    assert sorted(e.name for e in prompt_encoders(clip, tokens, "all")) == ["clip_l", "t5xxl"]
+    t5 = small_encoder("t5")
+    assert [e.is_clip for e in prompt_encoders(t5, t5.tokenize("a fish"))] == [False]
+    with pytest.raises(ValueError, match="none of this CLIP's text encoders"):
+        prompt_encoders(t5, t5.tokenize("a fish"), "clip")
+    with pytest.raises(ValueError, match="encoders is 'some'"):
+        prompt_encoders(clip, tokens, "some")
+
+
+@torch.inference_mode()
+def test_only_the_prompts_own_words_are_varied():
+    qwen = small_encoder("qwen3")
+    [encoder] = prompt_encoders(qwen, qwen.tokenize("zebra"))
+    [longer] = prompt_encoders(qwen, qwen.tokenize("zebra zebra zebra"))
+    assert 0 < encoder.positions < longer.positions
+    assert len(encoder.sections[0].embeds) - encoder.positions == len(longer.sections[0].embeds) - longer.positions
+    sdxl = small_encoder("sdxl")
+    for encoder in prompt_encoders(sdxl, sdxl.tokenize("a fish")):
+        assert encoder.positions == 2
