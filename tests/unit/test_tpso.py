@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,7 +195,7 @@ def test_calibration_carries_over_the_share_of_the_way():
     ("name", "value"),
     [("kappa", 1.2), ("tolerance", 0.0), ("diversity", -1.0), ("steps", -1), ("learning_rate", float("nan"))],
 )
-def test_bad_settings_are_named(name: str, value: float):
+def test_bad_settings_are_named(name: str, value: Any):
     with pytest.raises(ValueError, match=name):
         Settings(**{name: value})
 
