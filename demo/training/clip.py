@@ -17,8 +17,9 @@ from .comfy_boot import DEVICE  # isort: skip
 import comfy.sd1_clip
 
 from ..architectures import TEXT, VISION
-from ..world.captions import random_caption
-from .data import natural_scenes, uniform_scenes
+from ..world.attributes import VALUES, sample_uniform_scene
+from ..world.captions import OPTIONAL, caption, random_caption
+from .data import Scenes, natural_scenes, uniform_scenes
 from .loop import Schedule, train
 
 STEPS, BATCH = 2_500, 128
@@ -38,8 +39,6 @@ class Vocabulary:
     def __init__(self) -> None:
         self._tokenizer = tokenizer()
         rng = np.random.default_rng(5)
-        from ..world.attributes import sample_uniform_scene
-
         seen = {TEXT["bos_token_id"], TEXT["eos_token_id"]}
         for _ in range(4000):
             seen.update(self._tokenizer(random_caption(sample_uniform_scene(rng), rng, keep=0.8))["input_ids"])
@@ -56,6 +55,37 @@ class Vocabulary:
         return self._compact[TEXT["eos_token_id"]]
 
 
+class Siblings:
+    """Batches of scenes in groups that differ in one attribute alone, which their captions always state.
+
+    Among random scenes almost any word tells a picture from the others, and a place, the hardest to see, is never
+    needed: without these batches "left" and "right" come out as the same text embedding.
+    """
+
+    def __init__(self, scenes: Scenes) -> None:
+        self._scenes = scenes
+        self._with: dict[str, dict[tuple[str, ...], list[int]]] = {name: {} for name in OPTIONAL}
+        for k, scene in enumerate(scenes.scenes):
+            for name in OPTIONAL:
+                others = tuple(getattr(scene, other) for other in VALUES if other != name)
+                self._with[name].setdefault(others, []).append(k)
+
+    def batch(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[str]]:
+        """Pictures `uint8 [count, 128, 128, 3]` and their captions."""
+        chosen: list[int] = []
+        captions: list[str] = []
+        while len(chosen) < count:
+            name = OPTIONAL[rng.integers(len(OPTIONAL))]
+            scene = self._scenes.scenes[rng.integers(len(self._scenes))]
+            others = tuple(getattr(scene, other) for other in VALUES if other != name)
+            by_value = {getattr(self._scenes.scenes[k], name): k for k in rng.permuted(self._with[name][others])}
+            stated = [name, *(other for other in OPTIONAL if other != name and rng.random() < 0.6)]
+            for k in by_value.values():
+                chosen.append(int(k))
+                captions.append(caption(self._scenes.scenes[k], stated, rng))
+        return self._scenes.images[chosen[:count]], captions[:count]
+
+
 def build(vocabulary: Vocabulary) -> CLIPModel:
     special = {"eos_token_id": vocabulary.end, "bos_token_id": vocabulary.end - 1, "pad_token_id": vocabulary.end}
     text = {**TEXT, **special, "vocab_size": len(vocabulary.ids)}
@@ -67,11 +97,16 @@ def train_clip(folder: Path) -> tuple[CLIPModel, Vocabulary]:
     natural, uniform = natural_scenes(folder), uniform_scenes(folder)
     vocabulary = Vocabulary()
 
+    siblings = Siblings(uniform)
+
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        source = uniform if rng.random() < 0.5 else natural
-        chosen = rng.choice(len(source), BATCH, replace=False)
-        captions = [random_caption(source.scenes[k], rng, keep=0.6) for k in chosen]
-        pixels = torch.from_numpy(source.images[chosen]).permute(0, 3, 1, 2).float() / 255
+        if rng.random() < 0.5:
+            images, captions = siblings.batch(rng, BATCH)
+        else:
+            chosen = rng.choice(len(natural), BATCH, replace=False)
+            images = natural.images[chosen]
+            captions = [random_caption(natural.scenes[k], rng, keep=0.6) for k in chosen]
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
         with torch.autocast(DEVICE.type, torch.bfloat16):
             output = model(
                 input_ids=vocabulary.rows(captions).to(DEVICE), pixel_values=((pixels - _MEAN) / _STD).to(DEVICE)
