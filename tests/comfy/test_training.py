@@ -60,7 +60,7 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     def broken(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        return model.weight.sum() * float("nan")
+        return sum(weight.sum() for weight in model.parameters()) * torch.tensor(float("nan"))
 
     with pytest.raises(SystemExit, match=r"the loss became nan at step 0"):
         loop.train("line", fresh_model(), broken, SCHEDULE, tmp_path, seed=1)
