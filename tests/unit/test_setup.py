@@ -132,7 +132,7 @@ def test_a_wrong_download_is_refused(places: Places):
 # --- nothing to do
 
 
-def test_set_up_again_changes_nothing_and_is_fast():
+def test_set_up_again_changes_nothing():
     """On the folder that these tests run from."""
     kept = [
         HERE.state,
@@ -141,9 +141,7 @@ def test_set_up_again_changes_nothing_and_is_fast():
         HERE.work / setup.LOG,
     ]
     before = [path.lstat() for path in kept]
-    started = time.monotonic()
     assert setup.set_up(HERE) == HERE.comfyui()
-    assert time.monotonic() - started < 2
     after = [path.lstat() for path in kept]
     assert [(stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in after] == [
         (stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in before
