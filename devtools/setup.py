@@ -233,6 +233,9 @@ def run(command: Sequence[str], places: Places, doing: str, remedy: str) -> None
     reader.join()
     if process.returncode != 0:
         shown = "\n".join(f"    {line}" for line in lines[-15:])
+        code = process.returncode
+        if code < 0:
+            remedy = f"It was killed by signal {-code}, from outside or for want of memory."
         raise SetupError(f"{doing} failed:\n{shown}\n{remedy} (Everything it said is in {log_path}.) {AGAIN}")
 
 

@@ -193,6 +193,14 @@ def test_failed_command_is_explained(places: Places):
     assert "no such package" in (places.work / setup.LOG).read_text(encoding="utf-8")
 
 
+@POSIX
+def test_killed_command_is_explained(places: Places):
+    places.work.mkdir()
+    command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    with pytest.raises(SetupError, match=r"(?s)Installing failed:.*killed by signal 9"):
+        setup.run(command, places, "Installing", "Check the network.")
+
+
 # --- bad surroundings
 
 
