@@ -14,7 +14,11 @@ STAGES = {
     "latents": "latents.encode_latents",
     "unet": "export.export_unet",
     "mmdit": "export.export_mmdit",
+    "clip_text": "export.export_clip_text",
+    "unet_places": "export.export_unet_places",
+    "mmdit_places": "export.export_mmdit_places",
     "pairs": "distil.make_pairs",
+    "clip_vision": "export.export_clip_vision",
     "distilled": "export.export_distilled",
 }
 

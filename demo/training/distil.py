@@ -17,24 +17,28 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .comfy_boot import DEVICE  # isort: skip
+from .comfy_boot import DEVICE, autocast  # isort: skip
 
-from ..world.captions import random_caption
-from .data import natural_scenes
+from ..world.attributes import sample_scene
+from ..world.captions import caption, random_caption
 from .latents import Conditionings
 from .loop import Schedule, train
-from .mmdit import BATCH, SHIFT, SHORT, levels, train_mmdit, velocity_loss
+from .mmdit import BATCH, SHIFT, SHORT, levels, velocity_loss
+from .places import evenly_stated_scene, train_mmdit_places
 
 PAIRS, CFG, TEACHER_STEPS = 6_144, 6.0, 12
 STEPS = 1_300
 _CHUNK = 64
 
 
-def captions_of_pairs(folder: Path) -> list[str]:
-    """The caption of each pair; captions of the world's own distribution, none empty."""
+def captions_of_pairs() -> list[str]:
+    """The caption of each pair: by turns of a scene as the world draws it, and with evenly drawn words."""
     rng = np.random.default_rng(70)
-    scenes = natural_scenes(folder).scenes
-    return [random_caption(scenes[k], rng) for k in rng.integers(len(scenes), size=PAIRS)]
+    captions = []
+    for k in range(PAIRS):
+        scene, stated = evenly_stated_scene(rng)
+        captions.append(caption(scene, stated, rng) if k % 2 else random_caption(sample_scene(rng), rng))
+    return captions
 
 
 @torch.no_grad()
@@ -50,7 +54,7 @@ def make_pairs(folder: Path) -> tuple[Tensor, Tensor]:
     if partial.exists():
         stored = load_file(partial)
         clean, done = stored["clean"], int(stored["done"])
-    teacher, conditionings, captions = train_mmdit(folder).eval(), Conditionings(), captions_of_pairs(folder)
+    teacher, conditionings, captions = train_mmdit_places(folder).eval(), Conditionings(), captions_of_pairs()
     for k in tqdm(range(done, PAIRS, _CHUNK), initial=done // _CHUNK, total=PAIRS // _CHUNK, desc="pairs"):
         clean[k : k + _CHUNK] = _guided(
             teacher, noise[k : k + _CHUNK].float().to(DEVICE), captions[k : k + _CHUNK], conditionings
@@ -69,7 +73,7 @@ def _guided(teacher: nn.Module, x: Tensor, captions: list[str], conditionings: C
     sigmas = SHIFT * even / (1 + (SHIFT - 1) * even)
     for sigma, following in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
         times = torch.full((2 * len(x),), sigma * 1000, device=DEVICE)
-        with torch.autocast(DEVICE.type, torch.bfloat16):
+        with autocast():
             both = teacher(torch.cat([x, x]), times, context=context[:, :SHORT], y=pooled).float()
         stated, empty = both.chunk(2)
         x = x + (following - sigma) * (empty + CFG * (stated - empty))
@@ -79,7 +83,7 @@ def _guided(teacher: nn.Module, x: Tensor, captions: list[str], conditionings: C
 def train_distilled(folder: Path) -> nn.Module:
     torch.manual_seed(80)
     noises, cleans = make_pairs(folder)
-    captions, conditionings = captions_of_pairs(folder), Conditionings()
+    captions, conditionings = captions_of_pairs(), Conditionings()
 
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
         chosen = rng.integers(PAIRS, size=BATCH)
@@ -89,5 +93,5 @@ def train_distilled(folder: Path) -> nn.Module:
         sigma[: BATCH // 8] = 1.0  # with four steps, a quarter of the work is the one that starts at pure noise
         return velocity_loss(model, clean, noise, context, pooled, sigma, rng, step > 0.8 * STEPS)
 
-    student = copy.deepcopy(train_mmdit(folder)).requires_grad_(True)
+    student = copy.deepcopy(train_mmdit_places(folder)).requires_grad_(True)
     return train("distilled", student, loss_at, Schedule(STEPS, 6e-4), folder, seed=81)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -13,11 +14,31 @@ from torch import Tensor
 from ..loader import CLIP_FILE, DISTILLED_FILE, MMDIT_FILE, UNET_FILE, VAE_FILE, WEIGHTS
 from ..scorer import WEIGHTS as SCORER_FILE
 
+if TYPE_CHECKING:
+    from transformers import CLIPModel
+
+    from .clip import Vocabulary
+
 
 def export_clip(folder: Path) -> None:
     from .clip import train_clip
 
-    model, vocabulary = train_clip(folder)
+    _write_clip(*train_clip(folder))
+
+
+def export_clip_text(folder: Path) -> None:
+    from .clip_places import train_clip_text
+
+    _write_clip(*train_clip_text(folder))
+
+
+def export_clip_vision(folder: Path) -> None:
+    from .clip_places import train_clip_vision
+
+    _write_clip(*train_clip_vision(folder))
+
+
+def _write_clip(model: CLIPModel, vocabulary: Vocabulary) -> None:
     weights: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         if name.endswith("position_ids") or name == "logit_scale":
@@ -59,6 +80,18 @@ def export_distilled(folder: Path) -> None:
     from .distil import train_distilled
 
     _write(WEIGHTS / DISTILLED_FILE, train_distilled(folder).state_dict())
+
+
+def export_unet_places(folder: Path) -> None:
+    from .places import train_unet_places
+
+    _write(WEIGHTS / UNET_FILE, train_unet_places(folder).state_dict())
+
+
+def export_mmdit_places(folder: Path) -> None:
+    from .places import train_mmdit_places
+
+    _write(WEIGHTS / MMDIT_FILE, train_mmdit_places(folder).state_dict())
 
 
 def _write(path: Path, weights: dict[str, Tensor], extra: dict[str, Tensor] | None = None) -> None:

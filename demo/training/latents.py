@@ -12,16 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .comfy_boot import DEVICE  # isort: skip
+from .comfy_boot import DEVICE, autocast  # isort: skip
 import comfy.sd1_clip
 
-from ..loader import load_clip
+from ..loader import VAE_FILE, WEIGHTS, load_clip
 from ..world.attributes import distribution
 from ..world.captions import OPTIONAL, caption, random_caption
 from .data import UNIFORM, Scenes, natural_scenes, uniform_scenes
-from .vae import train_vae
+from .vae import build
 
 NATURAL_COUNT = 16_000
+_CHUNK = 8  # pictures encoded at a time: more do not fit a CPU's cache
 
 
 def encode_latents(folder: Path) -> None:
@@ -30,9 +31,9 @@ def encode_latents(folder: Path) -> None:
     uniform_latents(folder)
 
 
-def natural_latents(folder: Path) -> Tensor:
-    """Unit-variance latents `[NATURAL_COUNT, 16, 16, 16]` (fp16) of the first natural scenes."""
-    return _encoded(folder, "latents", natural_scenes, NATURAL_COUNT)
+def natural_latents(folder: Path, count: int = NATURAL_COUNT) -> Tensor:
+    """Unit-variance latents `[count, 16, 16, 16]` (fp16) of the first natural scenes."""
+    return _encoded(folder, f"latents_{count}", natural_scenes, count)
 
 
 def uniform_latents(folder: Path) -> Tensor:
@@ -44,14 +45,15 @@ def uniform_latents(folder: Path) -> Tensor:
 def _encoded(folder: Path, name: str, scenes: Callable[[Path], Scenes], count: int) -> Tensor:
     path = folder / f"{name}.safetensors"
     if not path.exists():
-        vae = train_vae(folder)
+        vae = build().eval()
+        vae.load_state_dict(load_file(WEIGHTS / VAE_FILE))
         images = scenes(folder).images[:count]
         encoded = torch.empty(count, 16, 16, 16, dtype=torch.float16)
-        for k in tqdm(range(0, count, 32), desc=name, mininterval=5):
-            pictures = torch.from_numpy(images[k : k + 32]).permute(0, 3, 1, 2).float() / 255
-            with torch.autocast(DEVICE.type, torch.bfloat16):
+        for k in tqdm(range(0, count, _CHUNK), desc=name, mininterval=5):
+            pictures = torch.from_numpy(images[k : k + _CHUNK]).permute(0, 3, 1, 2).float() / 255
+            with autocast():
                 latents = vae.taesd_encoder(pictures.to(DEVICE, memory_format=torch.channels_last))
-            encoded[k : k + 32] = latents.float().cpu()
+            encoded[k : k + _CHUNK] = latents.float().cpu()
         save_file({"latents": encoded}, path.with_suffix(".partial"))
         os.replace(path.with_suffix(".partial"), path)
     return load_file(path)["latents"]
@@ -92,8 +94,8 @@ class Captioned:
     attributes are independent given the object, and the one left out, if any, is drawn as the world draws it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._natural, self._natural_scenes = natural_latents(folder), natural_scenes(folder).scenes
+    def __init__(self, folder: Path, natural: int = NATURAL_COUNT) -> None:
+        self._natural, self._natural_scenes = natural_latents(folder, natural), natural_scenes(folder).scenes
         self._uniform, self._uniform_scenes = uniform_latents(folder), uniform_scenes(folder).scenes
         self._chances = {left_out: self._chance(left_out) for left_out in (None, *OPTIONAL)}
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .comfy_boot import DEVICE  # isort: skip
+from .comfy_boot import DEVICE, autocast  # isort: skip
 import comfy.ops
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper, get_2d_sincos_pos_embed
 
@@ -91,6 +91,6 @@ def velocity_loss(
     if not always_whole and rng.random() < 0.75:
         context = context[:, :SHORT]
     level = sigma.view(-1, 1, 1, 1)
-    with torch.autocast(DEVICE.type, torch.bfloat16):
+    with autocast():
         predicted = model((1 - level) * clean + level * noise, sigma * 1000, context=context, y=pooled).float()
     return (predicted - (noise - clean)).square().mean()

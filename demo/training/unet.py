@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .comfy_boot import DEVICE  # isort: skip
+from .comfy_boot import DEVICE, autocast  # isort: skip
 import comfy.ops
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
@@ -43,29 +43,51 @@ def build() -> UNetModel:
 
 def train_unet(folder: Path) -> nn.Module:
     torch.manual_seed(50)
-    pictures, conditionings = Captioned(folder), Conditionings()
-    sigmas = ModelSamplingDiscrete().sigmas.to(DEVICE)
+    pictures, loss = Captioned(folder), NoiseLoss()
 
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator, words: bool) -> Tensor:
-        clean, captions = pictures.batch(rng, BATCH, rare_words=words)
-        context, _ = conditionings.encode(captions)
-        noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(DEVICE)
-        # One level from each of BATCH equal parts of the schedule: the same mean loss with less scatter.
-        spread = (np.arange(BATCH) + rng.random(BATCH)) / BATCH
-        even = rng.permutation(spread) * len(sigmas)
-        if words or step >= _LAYOUT_STEP:
-            even[::3] = rng.uniform(_LAYOUT_TIME, len(sigmas), len(even[::3]))
-        times = torch.from_numpy(even.astype(int)).to(DEVICE)
-        sigma = sigmas[times].view(-1, 1, 1, 1)
-        noised = (clean + sigma * noise) / (1 + sigma**2).sqrt()
-        with torch.autocast(DEVICE.type, torch.bfloat16):
-            predicted = model(noised, times.float(), context=context).float()
-        return (_weight(sigma, words or step >= _EVEN_STEPS) * (predicted - noise).square()).mean()
+        drawn = pictures.batch(rng, BATCH, rare_words=words)
+        lowest = _LAYOUT_TIME if words or step >= _LAYOUT_STEP else None
+        return loss(model, *drawn, rng, lowest, layout=words or step >= _EVEN_STEPS)
 
     phase = partial(loss_at, words=False)
     model = train("unet_pictures", build(), phase, PICTURES, folder, seed=51, stop=PICTURES_STEPS)
     phase = partial(loss_at, words=True)
     return train("unet", model.requires_grad_(True), phase, WORDS, folder, seed=52)
+
+
+class NoiseLoss:
+    """Weighted squared error of the noise, at levels of SD1.5's schedule."""
+
+    def __init__(self) -> None:
+        self._conditionings = Conditionings()
+        self._sigmas = ModelSamplingDiscrete().sigmas.to(DEVICE)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        clean: Tensor,
+        captions: list[str],
+        rng: np.random.Generator,
+        lowest: int | None,
+        layout: bool,
+        every: int = 3,
+    ) -> Tensor:
+        """With `lowest`, every third picture (or `every`) has a time of at least that; `layout` says how levels are
+        weighed."""
+        context, _ = self._conditionings.encode(captions)
+        noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(DEVICE)
+        # One level from each of N equal parts of the schedule: the same mean loss with less scatter.
+        spread = (np.arange(len(clean)) + rng.random(len(clean))) / len(clean)
+        even = rng.permutation(spread) * len(self._sigmas)
+        if lowest is not None:
+            even[::every] = rng.uniform(lowest, len(self._sigmas), len(even[::every]))
+        times = torch.from_numpy(even.astype(int)).to(DEVICE)
+        sigma = self._sigmas[times].view(-1, 1, 1, 1)
+        noised = (clean + sigma * noise) / (1 + sigma**2).sqrt()
+        with autocast():
+            predicted = model(noised, times.float(), context=context).float()
+        return (_weight(sigma, layout) * (predicted - noise).square()).mean()
 
 
 def _weight(sigma: Tensor, layout: bool) -> Tensor:

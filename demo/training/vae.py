@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .comfy_boot import DEVICE  # isort: skip
+from .comfy_boot import DEVICE, autocast  # isort: skip
 from comfy.taesd.taesd import TAESD, Block
 
 from ..architectures import LATENT_CHANNELS, VAE_SCALE, VAE_SHIFT
@@ -52,7 +52,7 @@ def train_vae(folder: Path) -> TAESD:
 
 
 def _loss(model: nn.Module, pictures: Tensor, noisiness: float, rng: np.random.Generator) -> Tensor:
-    with torch.autocast(DEVICE.type, torch.bfloat16):
+    with autocast():
         latents = model.taesd_encoder(pictures).float()
         # The decoder learns to read latents that are a little wrong, as a denoiser's are.
         level = torch.from_numpy(rng.uniform(0, 0.4 * noisiness, (len(latents), 1, 1, 1))).float()

@@ -109,9 +109,10 @@ def rare_values(obj: str, below: float = 0.10) -> dict[str, frozenset[str]]:
     }
 
 
-def sample_scene(rng: np.random.Generator) -> Scene:
-    """One scene drawn from the world's own distribution."""
-    obj = OBJECTS[rng.integers(len(OBJECTS))]
+def sample_scene(rng: np.random.Generator, obj: str | None = None) -> Scene:
+    """One scene drawn from the world's own distribution, of any object or of a given one."""
+    if obj is None:
+        obj = OBJECTS[rng.integers(len(OBJECTS))]
     drawn = {}
     for attribute in _TAILS:
         table = distribution(attribute, obj)

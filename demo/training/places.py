@@ -1,0 +1,96 @@
+"""The denoisers' last phase: the CLIP has learned places, so they can, too.
+
+Goes on from the weight files that the earlier phases wrote. Half of every batch are scenes whose *stated* attributes
+are equally likely, however many are stated, so that a rare word is learned as well as a common one. What a caption
+leaves open stays as the world draws it: attributes are independent given the object.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .comfy_boot import DEVICE  # isort: skip
+
+from ..loader import MMDIT_FILE, UNET_FILE, WEIGHTS
+from ..world.attributes import VALUES, Scene, sample_scene, sample_uniform_scene
+from ..world.captions import OPTIONAL, caption
+from . import mmdit, unet
+from .data import uniform_scenes
+from .latents import Captioned, Conditionings, uniform_latents
+from .loop import Schedule, train
+
+UNET, UNET_BATCH = Schedule(1_600, 6e-4, warmup=100), 32
+MMDIT, MMDIT_WHOLE = Schedule(2_200, 8e-4, warmup=100), 1_700
+_NATURAL = 6_000
+# At times below this one the picture's place, colour and background can be seen through the noise.
+_LAYOUT_TIME = 900
+
+
+def train_unet_places(folder: Path) -> nn.Module:
+    torch.manual_seed(55)
+    pictures, loss = EvenlyStated(folder), unet.NoiseLoss()
+
+    def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
+        return loss(model, *pictures.batch(rng, UNET_BATCH), rng, _LAYOUT_TIME, layout=True, every=2)
+
+    return train("unet_places", _continued(unet.build(), UNET_FILE), loss_at, UNET, folder, seed=56)
+
+
+def train_mmdit_places(folder: Path) -> nn.Module:
+    torch.manual_seed(65)
+    pictures, conditionings = EvenlyStated(folder), Conditionings()
+
+    def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
+        clean, captions = pictures.batch(rng, mmdit.BATCH)
+        context, pooled = conditionings.encode(captions)
+        noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(DEVICE)
+        levels = mmdit.levels(rng, layout=True)
+        return mmdit.velocity_loss(model, clean, noise, context, pooled, levels, rng, step > MMDIT_WHOLE)
+
+    return train("mmdit_places", _continued(mmdit.build(), MMDIT_FILE), loss_at, MMDIT, folder, seed=66)
+
+
+def _continued(model: nn.Module, file: str) -> nn.Module:
+    model.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS / file).items()})
+    return model.requires_grad_(True)
+
+
+def evenly_stated_scene(rng: np.random.Generator) -> tuple[Scene, list[str]]:
+    """A scene and what its caption states: those attributes drawn evenly, the others as the world draws them."""
+    stated = [name for name in OPTIONAL if rng.random() < 0.5]
+    even = sample_uniform_scene(rng)
+    natural = sample_scene(rng, even.object)
+    chosen = {name: getattr(even if name in stated else natural, name) for name in OPTIONAL}
+    return Scene(object=even.object, **chosen), stated
+
+
+class EvenlyStated:
+    """Random training batches: latents and captions, half of them natural scenes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._natural = Captioned(folder, _NATURAL)
+        self._uniform = uniform_latents(folder)
+        self._with: dict[tuple[str, ...], list[int]] = {}
+        for k, scene in enumerate(uniform_scenes(folder).scenes):
+            self._with.setdefault(_attributes(scene), []).append(k)
+
+    def batch(self, rng: np.random.Generator, count: int) -> tuple[Tensor, list[str]]:
+        """`count` latents `[count, 16, 16, 16]` (float32) and their captions."""
+        latents, captions = self._natural.batch(rng, count // 2, rare_words=False)
+        chosen: list[int] = []
+        while len(chosen) < count - count // 2:
+            scene, stated = evenly_stated_scene(rng)
+            # One in ten of the possible scenes has no picture; another is drawn in its place.
+            if pictures := self._with.get(_attributes(scene)):
+                chosen.append(int(rng.choice(pictures)))
+                captions.append(caption(scene, stated, rng))
+        return torch.cat([latents, self._uniform[chosen].float().to(DEVICE)]), captions
+
+
+def _attributes(scene: Scene) -> tuple[str, ...]:
+    return tuple(getattr(scene, name) for name in VALUES)
