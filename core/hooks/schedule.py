@@ -7,6 +7,7 @@ conditioning, since ComfyUI would otherwise send prompt and negative prompt thro
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,10 +16,13 @@ from typing import Any
 import comfy.hooks
 import comfy.samplers
 import comfy.utils
+import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..methods.schedule import Window, step_position
+
+logger = logging.getLogger("ComfyUI-Diversity")
 
 PAYLOAD = "diversity_schedule"
 CLOCKS = ("steps", "noise")
@@ -29,12 +33,14 @@ _MOST_REPEATS = 4  # as ComfyUI: texts of different length are repeated to a com
 class Schedule:
     """What a scheduled conditioning carries: the other conditioning and when it takes over.
 
+    first: the conditioning at weight 1, `[N, T, D]`, to notice nodes that change it afterwards.
     cond, extras: the conditioning at weight 0, `[M, T, D]`, and its dictionary.
     clock: "steps", the share of the sampler's steps that are done; "noise", the share of the model's whole noise
         schedule that is behind, so that two samplers in a row share one window.
     model_conds: the other conditioning as the model reads it; there once a run has begun.
     """
 
+    first: Tensor
     cond: Tensor
     extras: Mapping[str, Any]
     window: Window
@@ -68,7 +74,10 @@ def scheduled(first: list, second: list, window: Window, clock: str = "steps") -
         other, other_extras = second[k % len(second)]
         for name, dictionary in (("conditioning_from", extras), ("conditioning_to", other_extras)):
             if PAYLOAD in dictionary:
-                raise ValueError(f"{name} carries a schedule already; it must be a plain conditioning.")
+                raise ValueError(
+                    f"{name} carries a schedule already; it must be a plain conditioning. Diverse Prompts (TPSO) gives "
+                    'one without a schedule where its own schedule is set to "none".'
+                )
         if cond.shape[-1] != other.shape[-1]:
             raise ValueError(
                 f"conditioning_from is {cond.shape[-1]} wide and conditioning_to {other.shape[-1]}: they come from "
@@ -76,7 +85,7 @@ def scheduled(first: list, second: list, window: Window, clock: str = "steps") -
             )
         _common_length(cond.shape[1], other.shape[1])
         rest = {name: value for name, value in other_extras.items() if name != "hooks"}
-        schedule = Schedule(other, rest, window, clock)
+        schedule = Schedule(cond, other, rest, window, clock)
         hooks = comfy.hooks.HookGroup()
         for hook in getattr(extras.get("hooks"), "hooks", []):
             hooks.add(hook)
@@ -105,8 +114,26 @@ def _take_hooks_off(executor: Any, *args: Any, **named: Any) -> Any:
     """The guider's conditioning is this run's own copy."""
     guider = executor.class_obj
     for name, entries in guider.conds.items():
-        guider.conds[name] = [_without_hook(entry) for entry in entries]
+        guider.conds[name] = [_without_hook(_checked(entry)) for entry in entries]
     return executor(*args, **named)
+
+
+def _checked(entry: dict[str, Any]) -> dict[str, Any]:
+    """A node that changes the embeddings of a scheduled conditioning changes one of its two sides only. Zeroed out, it
+    is zero throughout; anything else has no clear meaning."""
+    schedule = entry.get(PAYLOAD)
+    now = entry.get("cross_attn")
+    if schedule is None or now is schedule.first:
+        return entry
+    if now is not None and torch.count_nonzero(now) == 0:
+        return {name: value for name, value in entry.items() if name != PAYLOAD}
+    if now is None or now.shape != schedule.first.shape or not torch.equal(now, schedule.first.to(now)):
+        raise ValueError(
+            "The embeddings of a scheduled conditioning were changed on the way to the sampler (by Conditioning "
+            "Concat or Average, for instance), which would reach one of its two sides only. Change both conditionings "
+            "before they are scheduled."
+        )
+    return entry
 
 
 def _without_hook(entry: dict[str, Any]) -> dict[str, Any]:
@@ -134,12 +161,24 @@ def _encode_second(
     **named: Any,
 ) -> Any:
     """The second conditioning goes through the model's own preparation, once for the run."""
+    _compare_rows(guider.conds, len(noise))
     for kind, entries in guider.conds.items():
         guider.conds[kind] = [
             _prepared(entry, kind, guider.inner_model, noise, latent_image, denoise_mask, extra_args.get("seed"))
             for entry in entries
         ]
     return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *rest, **named)
+
+
+def _compare_rows(conds: dict[str, list[dict[str, Any]]], batch: int) -> None:
+    for kind, entries in conds.items():
+        for entry in entries:
+            rows = len(entry["cross_attn"]) if PAYLOAD in entry else 1
+            if rows not in (1, batch):
+                logger.warning(
+                    "The %s conditioning has %d variants and the batch %d pictures: %s.",
+                    kind, rows, batch, "only the first variants are used" if batch < rows else "variants are repeated",
+                )  # fmt: skip
 
 
 def _prepared(
