@@ -12,27 +12,24 @@ BLUE = ("#223", "#335")
 _WIDTH = 360  # a column, by which everything after the new node moves to the right
 
 NOTES = {
-    "cno_unet": """**The same ten hearts as *baseline_unet*, made to differ.** One node more: *Diverse Noise (CNO)*
-    between the \
-model and the sampler. Prompt and seed are the same.
+    "cno_unet": """**The same ten hearts as *baseline_unet*, made to differ.** One node more: *Diverse Noise (CNO)* \
+between the model and the sampler. Prompt and seed are the same.
 
-Press **Run** and compare: other colours, sizes, places and backgrounds, and all of them hearts.
+Press **Run** and compare: count colours, sizes, places and backgrounds, and see whether all are hearts still.
 
 **strength** is the knob: 0 is the baseline again.""",
-    "cno_mmdit": """**With SamplerCustomAdvanced:** *Diverse Noise* goes between *RandomNoise* and the sampler, and
-    reads \
-model, prompts and cfg from the sampler's own guider. Here on a flow-matching transformer.
+    "cno_mmdit": """**With SamplerCustomAdvanced:** *Diverse Noise* goes between *RandomNoise* and the sampler, and \
+reads model, prompts and cfg from the sampler's own guider. Here on a flow-matching transformer.
 
 Press **Run** and compare with *baseline_mmdit*: the same prompt and seed.""",
     "cno_distilled": """**On a fast model:** four steps at cfg 1. Each **iteration** costs as much as a step of the \
 sampler, so fewer of them here; the strength is spent all the same.
 
 Press **Run** and compare with *baseline_distilled*.""",
-    "cno_memory": """**Many small batches that differ as a whole.** *Remember Pictures* keeps what this run has made;
-    the \
-next run reads it by *Recall Pictures* and stays away from it.
+    "cno_memory": """**Many small batches that differ as a whole.** *Remember Pictures* keeps what this run has made; \
+the next run reads it by *Recall Pictures* and stays away from it.
 
-Press **Run** several times, with a new seed each time, and look at all the pictures together.
+Press **Run** several times (the seed changes by itself) and look at all the pictures together.
 
 To begin anew, choose another **name** in both nodes.""",
 }
@@ -43,7 +40,7 @@ def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
     nodes = _moved(baseline(model), _WIDTH, ("sampler", "vae", "decode", "save"))
     source = nodes["sampler"].inputs["model"]
     nodes["cno"] = Node(
-        "DiversityCNOModel", (740, 0), (300, 330), values=settings, inputs={"model": source}, color=BLUE
+        "DiversityCNOModel", (740, 0), (300, 270), values=settings, inputs={"model": source}, color=BLUE
     )
     nodes["sampler"] = replace(nodes["sampler"], inputs={**nodes["sampler"].inputs, "model": ("cno", 0)})
     return nodes
@@ -70,7 +67,7 @@ def with_guider(model: str, **settings: Any) -> dict[str, Node]:
     nodes["cno"] = Node(
         "DiversityCNONoise",
         (1100, 0),
-        (300, 400),
+        (300, 340),
         values=settings,
         inputs={"noise": ("random", 0), "guider": ("guider", 0), "sigmas": ("scheduler", 0)},
         color=BLUE,
@@ -98,7 +95,7 @@ def with_memory(model: str, **settings: Any) -> dict[str, Node]:
     sampler = nodes["sampler"]
     nodes["sampler"] = replace(sampler, values={**sampler.values, "control_after_generate": "randomize"})
     nodes["recall"] = Node(
-        "DiversityMemoryLoad", (740, 390), (300, 102), values={"name": "hearts", "first": 0}, color=BLUE
+        "DiversityMemoryLoad", (740, 340), (300, 102), values={"name": "hearts", "first": 0}, color=BLUE
     )
     nodes["cno"] = replace(nodes["cno"], inputs={**nodes["cno"].inputs, "avoid": ("recall", 0)})
     nodes["remember"] = Node(

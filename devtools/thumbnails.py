@@ -1,4 +1,4 @@
-"""Thumbnails of the templates, from what each of them really makes: nine pictures in a square.
+"""Thumbnails of the templates, from what each of them really makes: up to nine pictures in a square.
 
     python -m devtools.thumbnails            # all
     python -m devtools.thumbnails baseline   # those whose name has "baseline" in it
@@ -9,10 +9,14 @@ Run it again when a template, a model or a method changes.
 from __future__ import annotations
 
 import json
+import math
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
+from .base import prepare_base
 from .demo import decode
 from .graph import only_node
 from .places import HERE
@@ -20,21 +24,29 @@ from .server import Server
 from .sheet import grid
 from .workflow import to_prompt
 
-COLUMNS, SHOWN = 3, 9  # a square fits the front end's cards
+SHOWN = 9  # a square fits the front end's cards
 
 
 def main(wanted: str = "") -> None:
     templates = [path for path in sorted((HERE.root / "workflows").glob("*.json")) if wanted in path.stem]
     if not templates:
         raise SystemExit(f"No template in {HERE.root / 'workflows'} has {wanted!r} in its name.")
-    with Server() as server:
+    # A base of its own: what a developer's runs have remembered would change the pictures.
+    with tempfile.TemporaryDirectory(dir=HERE.work, prefix="thumbnails-") as name:
+        base = Path(name)
+        prepare_base(base, HERE.root)
+        _make(templates, base)
+
+
+def _make(templates: list[Path], base: Path) -> None:
+    with Server(base=base) as server:
         info = server.client.object_info()
         for path in templates:
             prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), info)
             files = server.client.pictures(server.client.run(prompt), only_node(prompt, ("SaveImage",)))
             pictures = np.stack([decode(file) for file in files[:SHOWN]])
             thumbnail = path.with_suffix(".jpg")
-            grid(pictures, COLUMNS).save(thumbnail, quality=88)
+            grid(pictures, math.isqrt(len(pictures))).save(thumbnail, quality=88)
             print(thumbnail.relative_to(HERE.root))
 
 

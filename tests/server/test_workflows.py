@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 
 import pytest
 
-from devtools.graph import SAMPLERS, only_node, with_values
+from devtools.demo import decode
+from devtools.graph import SAMPLERS, only_node, with_settings, with_values
 from devtools.places import HERE
 from devtools.server import Client, Server
 from devtools.workflow import to_prompt
 
-TEMPLATES = sorted((HERE.root / "workflows").glob("*.json"))
+MEMORY = HERE.root / "workflows" / "cno_memory.json"
+# All but the one that is meant to make other pictures with every run; it has a test of its own.
+TEMPLATES = sorted(set((HERE.root / "workflows").glob("*.json")) - {MEMORY})
 BATCH = 2
 SCRATCH = "tests"
 
@@ -29,8 +33,11 @@ def clean_output(server: Server) -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=TEMPLATES, ids=lambda path: path.stem)
 def prompt(request: pytest.FixtureRequest, client: Client) -> dict[str, Any]:
+    return small(request.param, client)
+
+
+def small(path: Path, client: Client) -> dict[str, Any]:
     """A template as a small, quick prompt."""
-    path: Path = request.param
     whole = to_prompt(json.loads(path.read_text(encoding="utf-8")), client.object_info())
     prefix = {"filename_prefix": f"{SCRATCH}/{path.stem}"}
     return with_values(whole, {"steps": 2, "batch_size": BATCH, "seed": 11, **prefix})
@@ -43,13 +50,16 @@ def run(client: Client, prompt: dict[str, Any]) -> tuple[list[bytes], list[str]]
     return client.pictures(result, only_node(prompt, ("SaveImage",))), cached
 
 
+def pixels(files: list[bytes]) -> list[bytes]:
+    """What is seen of the pictures: a file also holds its prompt, by which alone two files would differ."""
+    return [decode(file).tobytes() for file in files]
+
+
 def sampled(cached: list[str]) -> bool:
     return not set(cached) & set(SAMPLERS)
 
 
 def test_runs_to_the_end(client: Client, prompt: dict[str, Any]) -> None:
-    from devtools.demo import decode
-
     files, _ = run(client, prompt)
     assert len(files) == BATCH
     pictures = [decode(file) for file in files]
@@ -62,7 +72,7 @@ def test_the_seed_alone_decides(client: Client, prompt: dict[str, Any]) -> None:
     first, _ = run(client, prompt)
     other, cached = run(client, with_values(prompt, {"seed": 12}))
     assert sampled(cached)
-    assert not set(first) & set(other)
+    assert not set(pixels(first)) & set(pixels(other))
     # The other run has pushed the first one's pictures out of the cache: these are made anew.
     again, cached = run(client, prompt)
     assert sampled(cached)
@@ -90,5 +100,21 @@ def test_text_guidance_and_batch_reach_the_model(client: Client, prompt: dict[st
     first, _ = run(client, prompt)
     for change in ({"text": "a small green fish"}, {"cfg": 2.5}, {"steps": 3}):
         other, _ = run(client, with_values(prompt, change))
-        assert other != first, f"{change} changed nothing"
+        assert pixels(other) != pixels(first), f"{change} changed nothing"
     assert len(run(client, with_values(prompt, {"batch_size": 3}))[0]) == 3
+
+
+def test_a_memory_makes_the_same_seed_give_new_pictures(client: Client, server: Server) -> None:
+    name = f"{SCRATCH} {os.getpid()}"
+    prompt = with_settings(small(MEMORY, client), {"DiversityMemoryLoad.name": name, "DiversityMemorySave.name": name})
+    kept = server.base / "output" / "diversity" / f"{name}.safetensors"
+    try:
+        first, _ = run(client, prompt)
+        second, cached = run(client, prompt)
+        assert sampled(cached)
+        assert not set(pixels(first)) & set(pixels(second))
+        # As the second run found it: what the first had remembered, and nothing since.
+        again, _ = run(client, with_settings(prompt, {"DiversityMemoryLoad.first": BATCH}))
+        assert pixels(again) == pixels(second)
+    finally:
+        kept.unlink()
