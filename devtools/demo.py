@@ -31,10 +31,10 @@ from .workflow import to_prompt
 
 load_pack()
 
-from comfyui_diversity.demo.scorer import Scorer  # noqa: E402
 from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS  # noqa: E402
 
 if TYPE_CHECKING:
+    from comfyui_diversity.demo.scorer import Scorer
     from comfyui_diversity.demo.world.prompts import Prompt
 
 OUTPUT = HERE.root / "demo" / "output"
@@ -115,6 +115,8 @@ def run(plan: Plan, console: Console) -> list[dict[str, Any]]:
 
 def carry_out(plan: Plan, server: Server, console: Console) -> list[dict[str, Any]]:
     """Carries a plan out on a running server; returns the rows that it wrote to figures.json."""
+    from comfyui_diversity.demo.scorer import Scorer  # takes seconds (torch); the server comes first
+
     scorer = Scorer.load()
     groups: dict[Run, list[Group]] = {}
     rows: dict[Run, dict[str, Any]] = {}

@@ -13,12 +13,6 @@ from .pack import load_pack
 
 load_pack()
 
-from comfyui_diversity.core.methods.metrics import (  # noqa: E402
-    effective_number,
-    mean_pairwise_similarity,
-    vendi_score,
-)
-from comfyui_diversity.demo.scorer import satisfies  # noqa: E402
 from comfyui_diversity.demo.world.attributes import VALUES, rare_values  # noqa: E402
 
 if TYPE_CHECKING:
@@ -43,6 +37,10 @@ def measure(groups: Sequence[Group], scorer: Scorer) -> dict[str, Any]:
     attributes whose value fewer than a tenth of such scenes have), `mss` and `vendi`. An attribute that every prompt
     states has no effective number.
     """
+    # Here, not above: these take seconds to import (torch), and the demo's server is to start before that.
+    from comfyui_diversity.core.methods.metrics import effective_number, mean_pairwise_similarity, vendi_score
+    from comfyui_diversity.demo.scorer import satisfies
+
     adherence, rare, mss, vendi = [], [], [], []
     numbers: dict[str, list[float]] = {name: [] for name in VALUES}
     for group in groups:

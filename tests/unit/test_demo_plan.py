@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS
@@ -54,3 +56,9 @@ def test_refuses_two_rows_of_one_name() -> None:
     twice = dataclasses.replace(plan, runs=[plan.runs[0], dataclasses.replace(plan.runs[0], steps=5)])
     with pytest.raises(ValueError, match="twice there is unet/baseline_cfg3"):
         run(twice, Console(quiet=True))
+
+
+def test_the_server_does_not_wait_for_torch() -> None:
+    """Which takes seconds to import: the demo starts ComfyUI first."""
+    check = "import sys, devtools.demo; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=HERE.root).returncode == 0
