@@ -26,8 +26,8 @@ from .loop import Schedule, train
 from .mmdit import BATCH, SHIFT, SHORT, levels, velocity_loss
 from .places import evenly_stated_scene, train_mmdit_places
 
-PAIRS, CFG, TEACHER_STEPS = 6_144, 6.0, 12
-STEPS = 1_300
+PAIRS, CFG, TEACHER_STEPS = 4_096, 6.0, 12
+STEPS = 1_000
 _CHUNK = 64
 
 

@@ -24,8 +24,8 @@ from .data import uniform_scenes
 from .latents import Captioned, Conditionings, uniform_latents
 from .loop import Schedule, train
 
-UNET, UNET_BATCH = Schedule(1_600, 6e-4, warmup=100), 32
-MMDIT, MMDIT_WHOLE = Schedule(2_200, 8e-4, warmup=100), 1_700
+UNET, UNET_BATCH = Schedule(1_400, 6e-4, warmup=100), 32
+MMDIT, MMDIT_WHOLE = Schedule(1_600, 8e-4, warmup=100), 1_300
 _NATURAL = 6_000
 # At times below this one the picture's place, colour and background can be seen through the noise.
 _LAYOUT_TIME = 900
