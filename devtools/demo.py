@@ -194,9 +194,14 @@ def _write_row(plan: Plan, row: Run, figures: dict[str, Any], groups: Sequence[G
     folder.mkdir(parents=True)
     for group in groups:
         for k, image in enumerate(group.images):
-            Image.fromarray(image).save(folder / f"{group.prompt.text.replace(' ', '_')}_{k}.png")
+            Image.fromarray(image).save(folder / picture_name(group.prompt.text, k))
     block = Block(row.title, caption(figures), [group.images for group in groups])
     contact_sheet([g.prompt.text for g in groups], [block], PICTURES).save(folder / "sheet.jpg", quality=92)
+
+
+def picture_name(text: str, k: int) -> str:
+    """The file of picture k of a prompt, below the row's folder."""
+    return f"{text.replace(' ', '_')}_{k}.png"
 
 
 def _write_overview(plan: Plan, model: str, rows: dict[Run, dict[str, Any]], groups: dict[Run, list[Group]]) -> None:

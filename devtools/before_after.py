@@ -1,0 +1,90 @@
+"""The README's picture: the same prompts and seeds without and with a method, from what the demo wrote.
+
+    python -m devtools.before_after              # diverse noise on the UNet
+    python -m devtools.before_after mmdit cno    # model and method of any row of the demo
+
+Nothing in it is chosen: every object of the demo world by itself, and the first pictures of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .demo import OUTPUT, picture_name
+from .pack import load_pack
+from .places import HERE
+from .runs import RUNS, Run
+from .sheet import Block, contact_sheet
+
+load_pack()
+
+from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS  # noqa: E402
+
+TARGET = HERE.root / "docs" / "before_after.jpg"
+PROMPTS = [prompt.text for prompt in REPORT_PROMPTS if set(prompt.stated) == {"object"}]
+COLUMNS, SIDE = 5, 96
+NODES = {
+    "cno": "Diverse Noise (CNO)"
+}  # what a reader looks for in ComfyUI; a method without an entry is named by itself
+
+
+def before_after(model: str, method: str, output: Path = OUTPUT) -> Image.Image:
+    """The sheet. Raises ValueError for a pair that is no row of the demo, FileNotFoundError for pictures not made."""
+    after = _row(model, method)
+    before = next(
+        row
+        for row in RUNS
+        if (row.model, row.method, row.cfg, row.steps) == (model, "baseline", after.cfg, after.steps)
+    )
+    settings = f"{model}, CFG {after.cfg:g}, {after.steps} steps"
+    return contact_sheet(
+        PROMPTS,
+        [
+            Block("Without", settings, _pictures(before, output)),
+            Block(f"With {NODES.get(method, method)}", "the same prompts and seeds", _pictures(after, output)),
+        ],
+        COLUMNS,
+        SIDE,
+    )
+
+
+def _row(model: str, method: str) -> Run:
+    rows = {(row.model, row.method): row for row in reversed(RUNS) if row.method != "baseline"}
+    if (model, method) not in rows:
+        known = ", ".join(" ".join(pair) for pair in sorted(rows))
+        raise ValueError(f"model and method are {model} {method}; they must be one of: {known}.")
+    return rows[model, method]
+
+
+def _pictures(row: Run, output: Path) -> list[np.ndarray]:
+    folder = output / row.model / row.name
+    return [
+        np.stack([np.asarray(Image.open(folder / picture_name(text, k)).convert("RGB")) for k in range(COLUMNS)])
+        for text in PROMPTS
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m devtools.before_after", description="Make the README's picture.")
+    parser.add_argument("model", nargs="?", default="unet")
+    parser.add_argument("method", nargs="?", default="cno")
+    options = parser.parse_args(arguments)
+    try:
+        sheet = before_after(options.model, options.method)
+    except ValueError as error:
+        sys.exit(str(error))
+    except FileNotFoundError as error:
+        sys.exit(f"{error.filename} is missing: run `python dev.py demo` first.")
+    TARGET.parent.mkdir(exist_ok=True)
+    sheet.save(TARGET, quality=90)
+    print(TARGET.relative_to(HERE.root))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The README's picture shows the right rows, and says what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from devtools import before_after as tool
+from devtools.demo import picture_name
+from devtools.sheet import BLOCK_GAP, GAP, HEAD_HEIGHT, LABEL_WIDTH, MARGIN
+
+COLOURS = {"baseline_cfg6": (200, 30, 30), "cno_cfg6": (30, 30, 200)}
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    for row, colour in COLOURS.items():
+        folder = tmp_path / "unet" / row
+        folder.mkdir(parents=True)
+        for text in tool.PROMPTS:
+            for k in range(tool.COLUMNS):
+                Image.new("RGB", (128, 128), colour).save(folder / picture_name(text, k))
+    return tmp_path
+
+
+def test_both_rows_side_by_side(output: Path) -> None:
+    sheet = tool.before_after("unet", "cno", output)
+    width = tool.COLUMNS * (tool.SIDE + GAP) - GAP
+    for block, colour in enumerate(COLOURS.values()):
+        left = MARGIN + LABEL_WIDTH + block * (width + BLOCK_GAP)
+        for row in range(len(tool.PROMPTS)):
+            middle = MARGIN + HEAD_HEIGHT + row * (tool.SIDE + GAP) + tool.SIDE // 2
+            assert sheet.getpixel((left + tool.SIDE // 2, middle)) == colour
+
+
+def test_every_object_is_shown() -> None:
+    assert len(tool.PROMPTS) >= 5
+
+
+def test_unknown_rows_are_named() -> None:
+    with pytest.raises(ValueError, match=r"are unet baseline; they must be one of: .*unet cno"):
+        tool.before_after("unet", "baseline")
+
+
+def test_missing_pictures_are_named(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (output / "unet" / "cno_cfg6" / picture_name(tool.PROMPTS[1], 2)).unlink()
+    monkeypatch.setattr(tool.before_after, "__defaults__", (output,))
+    with pytest.raises(SystemExit, match=r"_2\.png is missing: run `python dev.py demo` first"):
+        tool.main(["unet", "cno"])
