@@ -1,4 +1,4 @@
-"""Shared by all tests: the pack as `comfyui_diversity`, the tools as `devtools`, a real server."""
+"""Shared by all tests: the pack as `comfyui_diversity`, the tools as `devtools` and `benchmarks`, a real server."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ if TYPE_CHECKING:
     from devtools.server import Client, Server
 
 
-def _load_devtools() -> None:
+def _load_package(name: str) -> None:
     # By path: the pack's root must stay off sys.path, where its `nodes` would hide ComfyUI's own.
-    folder = ROOT / "devtools"
+    folder = ROOT / name
     spec = importlib.util.spec_from_file_location(
-        "devtools", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["devtools"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
 
 
-_load_devtools()
+_load_package("devtools")
+_load_package("benchmarks")
 
 from devtools.pack import load_pack  # noqa: E402
 
