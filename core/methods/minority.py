@@ -1,0 +1,297 @@
+"""MinorityPrompt: a token learned while sampling, which leads to what the model knows but rarely draws.
+
+Um and Ye, "Minority-Focused Text-to-Image Generation via Prompt Optimization", CVPR 2025, arXiv 2410.07838.
+
+One token is added to the prompt. At some sampling steps its embedding climbs an objective of the clean estimates: with
+`minority`, the estimate under the prompt with the token is to be one that the plain prompt would not lead back to.
+Published, nothing holds the token near where it started; here its distance and its effect on the prompt can be bounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+# How far the learned embeddings are from where they started, by encoder: [B, P, D] for B pictures and P tokens, in
+# whatever unit the encoder's embeddings are measured in.
+Offsets = dict[str, Tensor]
+# Offsets to clean estimates [B, C, ...] and their pullback: a gradient with respect to the estimates to one with
+# respect to the offsets.
+Look = Callable[[Offsets], tuple[Tensor, Callable[[Tensor], Offsets]]]
+# Clean estimates to clean estimates of the same, noised again, under the plain prompt; and the pullback.
+LookAgain = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
+# How far inside what is allowed the prompts with these offsets are, [B]; negative is outside.
+Margin = Callable[[Offsets], Tensor]
+
+_HALVINGS = 7  # of the way back to where the token started
+_SAME = 1e-6  # two shares of a noise schedule
+
+
+class Estimates:
+    """What an objective may look at, both `[B, C, ...]` and differentiable.
+
+    clean: clean estimates of the noisy pictures under the prompt with the token.
+    again: `clean`, noised again and estimated under the plain prompt. It costs a pass through the model, at first use.
+    """
+
+    def __init__(self, clean: Tensor, look_again: LookAgain) -> None:
+        self.clean = clean.detach().float().requires_grad_()
+        self._look_again = look_again
+        self._again: Tensor | None = None
+        self._pullback: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def again(self) -> Tensor:
+        if self._again is None:
+            again, self._pullback = self._look_again(self.clean.detach())
+            self._again = again.detach().float().requires_grad_()
+        return self._again
+
+    def gradient(self, total: Tensor) -> Tensor:
+        """Gradient of a scalar with respect to `clean`, by way of `again` too. Raises ValueError for a scalar that
+        depends on neither."""
+        if not total.requires_grad:
+            raise ValueError("The objective does not depend on the clean estimates; there is nothing to learn from.")
+        used = [self.clean] if self._again is None else [self.clean, self._again]
+        found = torch.autograd.grad(total, used, allow_unused=True)
+        gradient = torch.zeros_like(self.clean) if found[0] is None else found[0]
+        if self._pullback is not None and found[1] is not None:
+            gradient = gradient + self._pullback(found[1])
+        return gradient
+
+
+class Objective(Protocol):
+    """What the token is learned for: a value for each picture, `[B]`, that shall become large."""
+
+    def __call__(self, estimates: Estimates, /) -> Tensor: ...
+
+
+def minority(estimates: Estimates, /, balance: float = 1.0) -> Tensor:
+    """||sg(clean) - again|| + balance ||clean - sg(again)||, the length per picture (equation 8; sg stops gradients).
+
+    Large where noising a picture again and denoising it under the plain prompt leads elsewhere: where the model holds
+    the picture for unlikely. The paper's formula squares the lengths, its released code does not.
+    """
+    clean, again = estimates.clean, estimates.again
+    return _length(clean.detach() - again) + balance * _length(clean - again.detach())
+
+
+def diversity(estimates: Estimates, /) -> Tensor:
+    """DiversityPrompt: mean distance of each clean estimate to the others of the batch.
+
+    Raises ValueError for a batch of one.
+    """
+    flat = estimates.clean.flatten(1)
+    if len(flat) < 2:
+        raise ValueError(
+            "The batch holds 1 picture: there is no other to differ from. Make a batch of 2 or more, or choose the "
+            'objective "minority".'
+        )
+    # Not by matrix products: what they leave of a small distance is rounding.
+    distances = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.sum(1) / (len(flat) - 1)
+
+
+def both(estimates: Estimates, /) -> Tensor:
+    """The sum of the two: rare, and each in another way. Raises ValueError for a batch of one."""
+    return minority(estimates) + diversity(estimates)
+
+
+OBJECTIVES: dict[str, Objective] = {"minority": minority, "diversity": diversity, "both": both}
+
+
+def _length(difference: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(difference.flatten(1), dim=1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the token climbs.
+
+    iterations: steps of Adam (K).
+    learning_rate: how far a step moves an embedding value, in the unit of the offsets.
+    bound: furthest that a token may be from where it started: root mean square of its offset. 0: no bound.
+    held: keep the prompt within what the margin allows.
+    typical: climb down instead, towards what the model holds for likely.
+
+    Raises ValueError for a value that is not allowed.
+    """
+
+    iterations: int = 10
+    learning_rate: float = 0.7
+    bound: float = 0.0
+    held: bool = False
+    typical: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.iterations >= 0, "iterations", self.iterations, "0 or more")
+        good_rate = math.isfinite(self.learning_rate) and self.learning_rate >= 0
+        _require(good_rate, "learning_rate", self.learning_rate, "0 or more")
+        _require(math.isfinite(self.bound) and self.bound >= 0, "bound", self.bound, "0 (no bound) or more")
+
+    @property
+    def active(self) -> bool:
+        """Whether these settings learn anything at all."""
+        return self.iterations > 0 and self.learning_rate > 0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Published settings for a kind of model: `end` is the share of the noise schedule in which the token is learned.
+
+    The learning rate is in standard deviations of token embeddings: 0.01 and 0.001, divided by the 0.014 of SD1.5's.
+    """
+
+    iterations: int
+    learning_rate: float
+    end: float
+
+
+PRESETS = {"base model": Preset(10, 0.7, 0.1), "few-step model": Preset(3, 0.07, 1.0)}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """At which sampling steps the token is learned: those that begin between the shares `start` and `end` of the
+    model's noise schedule (0 is pure noise; the end itself is not part of it unless it is 1), and of these every n-th.
+
+    Raises ValueError for a value that is not allowed.
+    """
+
+    start: float = 0.0
+    end: float = 0.1
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.start < 1, "start_percent", self.start, "from 0 to below 1")
+        _require(self.start < self.end <= 1, "end_percent", self.end, f"above start_percent, {self.start:g}, to 1")
+        _require(self.every >= 1, "every", self.every, "1 or more")
+
+    def chosen(self, percents: Sequence[float]) -> tuple[int, ...]:
+        """Numbers of the steps, given the share of the noise schedule at which each begins."""
+        end = math.inf if self.end >= 1 else self.end
+        inside = [k for k, percent in enumerate(percents) if self.start - _SAME <= percent < end - _SAME]
+        return tuple(inside[:: self.every])
+
+
+def noise_share(share: float, after: float) -> float:
+    """To which share of the noise schedule, 0..1 (0 is pure noise), clean estimates are noised again.
+
+    share: how noisy, as a share of all timesteps; 0 anneals it: as noisy as the run has left behind when this step is
+    done (`after`), so little at first and much at the end. Published: t = 999, 749, 499, 249 of 1000 are noised again
+    to 250, 500, 750, 1000. Raises ValueError for a share that is not within 0..1.
+    """
+    _require(0 <= share <= 1, "renoise", share, "from 0 (annealed) to 1")
+    return 1 - (share if share > 0 else after)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Where the tokens are now, and the objective `[K, B]` as it was before each of the K steps."""
+
+    offsets: Offsets
+    scores: Tensor
+
+
+def learn(
+    offsets: Offsets,
+    look: Look,
+    look_again: LookAgain,
+    objective: Objective,
+    settings: Settings,
+    margin: Margin | None = None,
+    after_step: Callable[[], None] = lambda: None,
+) -> Learned:
+    """Tokens after one round of learning from `offsets`, one token (or several) for each picture and encoder.
+
+    Where a restraint is broken, a picture's tokens are drawn back along the straight line to where they started before
+    the first round (zero offsets), which keeps within any restraint. `after_step` is called after every step of Adam,
+    whose state does not outlive the round (published).
+
+    Must run where gradients can be taken. Raises ValueError for an objective that does not give one number for each
+    picture, and for a gradient that is zero everywhere or not finite.
+    """
+    current = {name: offset.detach().float().clone() for name, offset in offsets.items()}
+    optimiser = torch.optim.Adam(list(current.values()), lr=settings.learning_rate, maximize=not settings.typical)
+    history: list[Tensor] = []
+    scales: dict[str, float] = {}
+    for _ in range(settings.iterations):
+        clean, pullback = look({name: offset.detach().clone() for name, offset in current.items()})
+        with torch.enable_grad():
+            estimates = Estimates(clean, look_again)
+            scores = objective(estimates)
+            numbers = f"one number for each of {len(clean)} pictures"
+            _require(scores.shape == (len(clean),), "shape of the objective", list(scores.shape), numbers)
+            gradient = estimates.gradient(scores.sum())
+        history.append(scores.detach())
+        gradients = pullback(gradient)
+        scales = scales or _checked_scales(gradients)
+        for name, offset in current.items():
+            # Adam ignores the scale of its gradients but for a tiny constant, which must not decide.
+            offset.grad = gradients[name].float() / scales[name]
+        optimiser.step()
+        with torch.no_grad():
+            for name, offset in restrained(current, settings, margin).items():
+                current[name].copy_(offset)
+        after_step()
+    found = {name: offset.detach() for name, offset in current.items()}
+    return Learned(found, torch.stack(history) if history else torch.zeros(0, 0))
+
+
+def restrained(offsets: Offsets, settings: Settings, margin: Margin | None = None) -> Offsets:
+    """Offsets within the settings' bound and, where they are held, with a margin that is not negative."""
+    if settings.bound > 0:
+        offsets = {name: _bounded(offset, settings.bound) for name, offset in offsets.items()}
+    if not settings.held or margin is None:
+        return offsets
+    outside = margin(offsets) < 0
+    if not bool(outside.any()):
+        return offsets
+    low, high = torch.zeros(len(outside), device=outside.device), torch.ones(len(outside), device=outside.device)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        inside = margin(_scaled(offsets, middle)) >= 0
+        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+    return _scaled(offsets, torch.where(outside, low, torch.ones_like(low)))
+
+
+def distances(offsets: Offsets) -> Tensor:
+    """How far each picture's tokens are from where they started, `[B]`: the largest root mean square of any."""
+    return torch.stack([_spread(offset).flatten(1).amax(1).cpu() for offset in offsets.values()]).amax(0)
+
+
+def _bounded(offset: Tensor, bound: float) -> Tensor:
+    return offset * (bound / _spread(offset).clamp(min=bound))
+
+
+def _spread(offset: Tensor) -> Tensor:
+    return offset.square().mean(-1, keepdim=True).sqrt()
+
+
+def _scaled(offsets: Offsets, share: Tensor) -> Offsets:
+    return {name: offset * share.to(offset)[:, None, None] for name, offset in offsets.items()}
+
+
+def _checked_scales(gradients: Offsets) -> dict[str, float]:
+    """Root mean square of each encoder's first gradient. Raises ValueError when they lead nowhere."""
+    scales = {name: gradient.float().square().mean().sqrt().item() for name, gradient in gradients.items()}
+    if not all(math.isfinite(scale) for scale in scales.values()):
+        raise ValueError("The gradient of the token is not finite: the model gives NaN or infinity at this step.")
+    if not any(scales.values()):
+        raise ValueError(
+            "The gradient of the token is zero: nothing says which way to move it. Either the objective cannot tell "
+            "pictures apart, or the mask lets nothing change, or a part of the model (compiled, quantised, or with an "
+            "attention of its own) passes no gradient on: switch that off."
+        )
+    # An encoder that this model does not read has nothing to learn, and stays where it is.
+    return {name: scale or 1.0 for name, scale in scales.items()}
+
+
+def _require(allowed: bool, name: str, value: object, words: str) -> None:
+    if not allowed:
+        raise ValueError(f"{name} is {value}; it must be {words}.")
