@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import comfy.model_management
 import comfy.utils
+from comfy_execution.utils import get_executing_context
 
 
 class Progress:
@@ -12,7 +15,19 @@ class Progress:
     def __init__(self, steps: int) -> None:
         self._bar = comfy.utils.ProgressBar(steps)
 
-    def step(self) -> None:
-        """One step is done. Raises ComfyUI's interrupt when the user has pressed Cancel."""
+    def step(self, text: str = "") -> None:
+        """One step is done; `text` is shown on the node. Raises ComfyUI's interrupt when the user has pressed
+        Cancel."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._bar.update(1)
+        if text:
+            show(text)
+
+
+def show(text: str) -> None:
+    """Shows a few lines on the node that runs now; nothing where there is no front end."""
+    context = get_executing_context()
+    # Not imported: where no server runs, there is none to be had.
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if context is not None and server is not None:
+        server.send_progress_text(text, context.node_id)

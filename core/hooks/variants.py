@@ -35,12 +35,15 @@ OnStep = Callable[[str, Tensor, "Tensor | None"], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a prompt in one encoder. `kappa` is the cosine aimed at in this encoder's space."""
+    """What became of a prompt in one encoder. `kappa` is the cosine aimed at in this encoder's space, `tolerance` half
+    the width of the band around it; `kept` says that the variants were found on disk."""
 
     encoder: str
     vector: str
     kappa: float
     variants: Variants
+    tolerance: float
+    kept: bool = False
 
     @property
     def report(self) -> str:
@@ -55,7 +58,11 @@ class Outcome:
             text += f"; mean pairwise cosine {self.variants.spreads[-1]:.3f}, least possible {least:.3f}"
         else:
             text += "; one variant: it has no other to differ from, and only moves away from the prompt"
-        return text + f"; {len(self.variants.cosines) - 1} steps"
+        text += "; kept from an earlier run" if self.kept else f"; {len(self.variants.cosines) - 1} steps"
+        # float32 gives a cosine to six digits.
+        if bool(((cosines - self.kappa).abs() > self.tolerance + 1e-6).any()):
+            text += ". The aim was NOT reached: try more steps, another learning_rate or less diversity"
+        return text
 
 
 def check_clip(clip: Any) -> None:
@@ -70,6 +77,26 @@ def check_clip(clip: Any) -> None:
 def plain_conditioning(clip: Any, tokens: dict[str, Any]) -> list:
     """Exactly what CLIP Text Encode gives."""
     return clip.encode_from_tokens_scheduled(tokens)
+
+
+def one_variant(conditioning: list, index: int) -> list:
+    """CONDITIONING of variant `index` (from 0) alone, out of what `vary_prompt` gave.
+
+    Raises ValueError for a variant that is not there.
+    """
+    found = []
+    for cond, extras in conditioning:
+        count = len(cond)
+        if not 0 <= index < count:
+            raise ValueError(f"pick is {index + 1}; it must be 0 (all) or 1 to {count}, the number of variants.")
+        rows = slice(index, index + 1)
+        own = {name: value[rows] if _has_rows(value, count) else value for name, value in extras.items()}
+        found.append([cond[rows], own])
+    return found
+
+
+def _has_rows(value: Any, count: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
 
 
 def vary_prompt(
@@ -119,7 +146,8 @@ def _vary(
     reference = encoder.reference()
     path = None if cache is None else cache / f"{_key(encoder, reference, count, seed, settings)}.safetensors"
     start = initial_offsets(count, encoder.positions, encoder.width, seed)
-    if path is not None and (known := bank.load(path, {"offsets": tuple(start.shape)})) is not None:
+    known = None if path is None else bank.load(path, {"offsets": tuple(start.shape)})
+    if known is not None:
         variants = _again(encoder, reference, known["offsets"])
     else:
 
@@ -131,7 +159,7 @@ def _vary(
             variants = optimise_variants(start.to(encoder.device), reference.clone(), encoder, settings, after)
         if path is not None:
             bank.store(path, {"offsets": variants.offsets})
-    return Outcome(encoder.name, encoder.vector_name, kappa, variants)
+    return Outcome(encoder.name, encoder.vector_name, kappa, variants, settings.tolerance, known is not None)
 
 
 def _again(encoder: PromptEncoder, reference: Tensor, offsets: Tensor) -> Variants:
@@ -146,6 +174,8 @@ def _again(encoder: PromptEncoder, reference: Tensor, offsets: Tensor) -> Varian
 def _key(encoder: PromptEncoder, reference: Tensor, count: int, seed: int, settings: Settings) -> str:
     # The prompt's own vector and embeddings stand for the encoder: any change of its weights (LoRA) shows in them.
     embeds = [section.embeds[: section.end + 1] for section in encoder.sections]
+    # The last digits of what was measured on the encoder differ with the number of threads.
+    settings = replace(settings, kappa=round(settings.kappa, 3), learning_rate=float(f"{settings.learning_rate:.3g}"))
     return bank.key([reference, *embeds], encoder.name, encoder.vector_name, count, seed, settings)
 
 

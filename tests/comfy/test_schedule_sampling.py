@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ from comfyui_diversity.nodes.schedule import ScheduleConditioning
 from torch import Tensor
 
 from devtools.small_models import FAMILIES, WIDTH, conditioning, random_latent, small_model
-from nodes import ConditioningCombine, ConditioningConcat, ConditioningZeroOut
+
+stock = importlib.import_module("nodes")  # ComfyUI's, not the pack's
 
 BATCH, CFG, SEED = 3, 3.0, 5
 SAMPLERS = ("euler", "heun", "dpmpp_2m")
@@ -240,8 +242,10 @@ def test_both_sides_scheduled() -> None:
 def test_combined_conditionings_keep_their_own_schedules() -> None:
     model = small_model("eps")
     conds = [conditioning("eps", seed=k) for k in range(4)]
-    [combined] = ConditioningCombine().combine(schedule(conds[0], conds[1], 0.0), schedule(conds[2], conds[3], 0.0))
-    [plain] = ConditioningCombine().combine(conds[1], conds[3])
+    [combined] = stock.ConditioningCombine().combine(
+        schedule(conds[0], conds[1], 0.0), schedule(conds[2], conds[3], 0.0)
+    )
+    [plain] = stock.ConditioningCombine().combine(conds[1], conds[3])
     assert torch.equal(sample(model, "eps", combined, conds[0]), sample(model, "eps", plain, conds[0]))
 
 
@@ -280,11 +284,11 @@ def test_guiders_of_custom_sampling() -> None:
         custom = SamplerCustomAdvanced.execute(
             noise, guider, comfy.samplers.sampler_object("euler"), sigmas, latent
         ).args[0]["samples"]  # fmt: skip
-        stock = comfy.sample.sample(
+        expected = comfy.sample.sample(
             model, noise.generate_noise(latent), 4, CFG, "euler", "simple", both, negative, latent["samples"],
             disable_pbar=True, seed=SEED,
         )  # fmt: skip
-    assert torch.equal(custom, stock)
+    assert torch.equal(custom, expected)
 
 
 def test_together_with_diverse_noise() -> None:
@@ -308,13 +312,13 @@ def test_zeroed_out_is_zero_throughout() -> None:
     """Flow models often get a zeroed copy of the prompt as their negative."""
     model = small_model("eps")
     both, zero = schedule(conditioning("eps"), conditioning("eps", seed=1)), constant(0.0, "eps")
-    [zeroed] = ConditioningZeroOut().zero_out(both)
+    [zeroed] = stock.ConditioningZeroOut().zero_out(both)
     assert torch.equal(sample(model, "eps", both, zeroed), sample(model, "eps", both, zero))
 
 
 def test_embeddings_that_were_changed_afterwards_are_refused() -> None:
     both = schedule(conditioning("eps"), conditioning("eps", seed=1))
-    [longer] = ConditioningConcat().concat(both, conditioning("eps", seed=2))
+    [longer] = stock.ConditioningConcat().concat(both, conditioning("eps", seed=2))
     with pytest.raises(ValueError, match="embeddings of a scheduled conditioning were changed"):
         sample(small_model("eps"), "eps", longer, conditioning("eps"))
     copied = [[both[0][0].clone(), both[0][1]]]

@@ -1,0 +1,72 @@
+"""The same initial noise for every picture of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..core.hooks.shared_noise import SharedNoise, with_shared_noise
+from ._inputs import advanced
+
+CATEGORY = "diversity/noise"
+
+
+class UseSharedNoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversitySharedNoiseModel",
+            display_name="Use Shared Noise",
+            category=CATEGORY,
+            description=(
+                "Every sampler starts all pictures of a batch from one and the same noise, so that they differ by "
+                "their prompt variants alone. Without variants all pictures come out alike."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="Any diffusion model."),
+                advanced(
+                    io.Float.Input(
+                        "noise_per_step",
+                        default=0.0,
+                        min=0.0,
+                        max=1.0,
+                        step=0.01,
+                        tooltip=(
+                            "Deviation of fresh noise that every picture gets after every step but the last. For "
+                            "flow-matching models (SD3, FLUX, Qwen-Image ...) only; published for SD3.5: 0.03. 0: none."
+                        ),
+                    )
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The same model; samplers start from one noise for all.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, noise_per_step: float) -> io.NodeOutput:
+        return io.NodeOutput(with_shared_noise(model, noise_per_step))
+
+
+class SharedNoiseNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversitySharedNoise",
+            display_name="Shared Noise",
+            category=CATEGORY,
+            description=(
+                "For SamplerCustomAdvanced: the noise of the first picture for every picture of a batch, so that they "
+                "differ by their prompt variants alone. Goes between a noise and the sampler."
+            ),
+            inputs=[io.Noise.Input("noise", tooltip="The noise to share, for instance of Random Noise.")],
+            outputs=[io.Noise.Output(display_name="NOISE", tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, noise: Any) -> io.NodeOutput:
+        return io.NodeOutput(SharedNoise(noise))
+
+
+NODES = [UseSharedNoise, SharedNoiseNode]
