@@ -138,3 +138,8 @@ def _check_shape(noise: Tensor) -> None:
             f"The latent is {shape}; noise can be optimised for [B, C, H, W] and [B, C, T, H, W]. Nested latents "
             "(pictures and sound together) and plain sound have no picture grid to compare."
         )
+
+
+def is_probe(sampler: Any) -> bool:
+    """Whether this sampler samples nothing, but is there to have noise changed."""
+    return isinstance(sampler, _Probe)
