@@ -1,0 +1,108 @@
+"""Templates of diverse prompts: with KSampler, with a schedule node, on a fast model, and a prompt morph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from .frontend import Node
+from .templates import PICTURES, PROMPT, SEED, YELLOW, baseline
+
+BLUE = ("#223", "#335")
+_WIDTH = 360  # a column
+_FIRST, _SECOND = "a house", "a balloon"  # of the morph
+
+NOTES = {
+    "tpso_unet": """**The same ten hearts as *baseline_unet*, from ten variants of the prompt.** One node in place of \
+both prompts: *Diverse Prompts (TPSO)*. Seed and noise are the same.
+
+Press **Run** and compare: other colours, sizes, places and backgrounds, and all of them hearts.
+
+**similarity** and **ratio** are the knobs: a lower similarity and a higher ratio give more different pictures. The \
+plot shows how far apart the variants are.""",
+    "tpso_mmdit": """**On a flow-matching transformer, with the schedule as a node of its own:** *Diverse Prompts* has \
+its schedule set to none; *Schedule Conditioning* turns its variants into the plain prompt.
+
+Press **Run** and compare with *baseline_mmdit*: the same prompt and seed. Then try **start** and **easing**.""",
+    "tpso_distilled": """**On a fast model:** four steps at cfg 1. **perturbed_steps** says in how many of the four \
+the variants have a share.
+
+Press **Run** and compare with *baseline_distilled*.""",
+    "prompt_morph": """**One prompt that turns into another** while the pictures are made: what comes first decides \
+the layout, what comes last the details.
+
+Press **Run**, then try **ratio** 0, 0.2 and 0.6.""",
+}
+
+
+def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
+    """Diverse Prompts in place of both prompts, and its plot."""
+    nodes = baseline(model)
+    del nodes["positive"], nodes["negative"]
+    chosen = {"text": PROMPT, "negative_text": "", "variants": PICTURES, "seed": SEED}
+    nodes["tpso"] = Node(
+        "DiversityTPSO",
+        (360, 0),
+        (320, 620),
+        values={**chosen, "control_after_generate": "fixed", **settings},
+        inputs={"clip": ("world", 1)},
+        color=BLUE,
+    )
+    nodes["latent"] = replace(nodes["latent"], pos=(740, 450), size=(290, 106))
+    nodes["plot"] = Node("PreviewImage", (1090, 110), (200, 246), "How far apart", inputs={"images": ("tpso", 3)})
+    return _sampling(nodes, ("tpso", 0), ("tpso", 1))
+
+
+def with_schedule(model: str, **settings: Any) -> dict[str, Node]:
+    """The schedule as a node of its own."""
+    nodes = with_sampler(model, schedule="none")
+    nodes = _moved(nodes, _WIDTH, ("sampler", "vae", "latent", "decode", "plot", "save"))
+    nodes["schedule"] = _schedule((740, 0), ("tpso", 0), ("tpso", 2), settings)
+    return _sampling(nodes, ("schedule", 0), ("tpso", 1))
+
+
+def morph(model: str, **settings: Any) -> dict[str, Node]:
+    """Two stock prompts, one after the other."""
+    nodes = _moved(baseline(model), _WIDTH, ("sampler", "vae", "decode", "save"))
+    first, negative = nodes["positive"], nodes["negative"]
+    nodes["positive"] = replace(first, pos=(360, 0), title="First", values={"text": _FIRST})
+    nodes["second"] = replace(first, pos=(360, 170), title="Then", values={"text": _SECOND})
+    nodes["negative"] = replace(negative, pos=(360, 340))
+    nodes["latent"] = replace(nodes["latent"], pos=(360, 480))
+    nodes["schedule"] = _schedule((740, 0), ("positive", 0), ("second", 0), settings)
+    return _sampling(nodes, ("schedule", 0), ("negative", 0))
+
+
+def _schedule(pos: tuple[int, int], first: tuple[str, int], second: tuple[str, int], settings: dict[str, Any]) -> Node:
+    inputs = {"conditioning_from": first, "conditioning_to": second}
+    return Node("DiversityScheduleConditioning", pos, (300, 178), values=settings, inputs=inputs, color=BLUE)
+
+
+def _sampling(nodes: dict[str, Node], positive: tuple[str, int], negative: tuple[str, int]) -> dict[str, Node]:
+    sampler = nodes["sampler"]
+    links = {**sampler.inputs, "positive": positive, "negative": negative}
+    return {**nodes, "sampler": replace(sampler, inputs=links)}
+
+
+def _moved(nodes: dict[str, Node], right: int, names: tuple[str, ...]) -> dict[str, Node]:
+    return {
+        name: replace(node, pos=(node.pos[0] + right, node.pos[1])) if name in names else node
+        for name, node in nodes.items()
+    }
+
+
+def _finished(name: str, nodes: dict[str, Node]) -> dict[str, Node]:
+    nodes["note"] = replace(nodes["note"], values={"text": NOTES[name]}, color=YELLOW)
+    nodes["save"] = replace(nodes["save"], values={"filename_prefix": f"diversity/{name}"})
+    return nodes
+
+
+TPSO_TEMPLATES: dict[str, dict[str, Node]] = {
+    name: _finished(name, nodes)
+    for name, nodes in {
+        "tpso_unet": with_sampler("unet"),
+        "tpso_mmdit": with_schedule("mmdit"),
+        "tpso_distilled": with_sampler("distilled", perturbed_steps=2),
+        "prompt_morph": morph("unet", ratio=0.4),
+    }.items()
+}
