@@ -1,0 +1,234 @@
+"""A token in a prompt whose embedding can be anything, for every text encoder of ComfyUI."""
+
+from __future__ import annotations
+
+import contextlib
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from .gradients import gradients
+from .text import PromptEncoder, _joined, _patched, prompt_encoders, text_encoders
+
+# By text encoder: [N, P, D] for N pictures and the P tokens that the word has in that encoder.
+Embeddings = dict[str, Tensor]
+POSITIONS = ("end", "start")
+_PLACEHOLDER = "the"  # one token in every encoder; its own embedding is not used
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The token in one encoder: which entries `(section, entry)` of its tokenized prompt, and the word's embeddings."""
+
+    encoder: PromptEncoder
+    key: str
+    places: tuple[tuple[int, int], ...]
+    own: slice  # the same among the prompt's own positions, counted through all sections
+    start: Tensor  # [P, D]
+
+    @cached_property
+    def sections(self) -> frozenset[int]:
+        return frozenset(section for section, _ in self.places)
+
+
+class LearnableToken:
+    """A prompt with a word more, whose token embeddings can be replaced, one set for each picture.
+
+    word: where it starts; several words, or an `embedding:name`, are several tokens. "": nowhere in particular, see
+        `start`.
+    position: "end" or "start" of the prompt.
+    which: the text encoders that get the token, as in `prompt_encoders`; the others read the plain prompt.
+
+    The CLIP must be loaded, and is not loaded again: that would push the diffusion model out in the middle of a run.
+    Raises ValueError for an unknown position or choice of encoders, and for a word without tokens.
+    """
+
+    def __init__(self, clip: Any, text: str, word: str = "", position: str = "end", which: str = "auto") -> None:
+        if position not in POSITIONS:
+            raise ValueError(f"position is {position!r}; it must be one of {', '.join(POSITIONS)}.")
+        self._clip = clip.clone()
+        self._clip.load_model = lambda *_, **__: clip.patcher
+        self._random = not word.strip()
+        added = word.strip() or _PLACEHOLDER
+        # A blank at the end is a token of its own for some encoders.
+        bare = text.strip()
+        tokens = clip.tokenize((f"{bare} {added}" if position == "end" else f"{added} {bare}").strip())
+        shorter = clip.tokenize(bare)
+        with gradients(), torch.no_grad():
+            self._parts = {
+                encoder.name: _part(encoder, tokens, shorter, position, added)
+                for encoder in prompt_encoders(self._clip, tokens, which)
+            }
+        self._tokens = {**clip.tokenize(text), **{part.key: tokens[part.key] for part in self._parts.values()}}
+        self._unchanged: dict[tuple[str, int], Any] = {}
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of the text encoders that have the token."""
+        return tuple(self._parts)
+
+    @property
+    def deviations(self) -> dict[str, float]:
+        """Standard deviation of each encoder's token embeddings in this prompt; how far a token moves is told in it."""
+        return {name: part.encoder.deviation for name, part in self._parts.items()}
+
+    def start(self, count: int, seed: int) -> Embeddings:
+        """Where the tokens of `count` pictures start: at the word, or normal of the encoder's own deviation.
+
+        A picture's start does not depend on how many there are.
+        """
+        if not self._random:
+            return {name: part.start.expand(count, -1, -1).clone() for name, part in self._parts.items()}
+        generator = torch.Generator().manual_seed(seed)
+        rows: list[dict[str, Tensor]] = []
+        for _ in range(count):
+            rows.append(
+                {name: torch.randn(part.start.shape, generator=generator) for name, part in self._parts.items()}
+            )
+        return {
+            name: torch.stack([row[name] for row in rows]).to(part.start) * part.encoder.deviation
+            for name, part in self._parts.items()
+        }
+
+    def plain_vectors(self, embeddings: Embeddings) -> dict[str, Tensor]:
+        """Unit prompt vectors `[N, E]` of each encoder that has the token, without a gradient: see `PromptEncoder`."""
+        found = {}
+        for name, part in self._parts.items():
+            moved = embeddings[name].detach() - part.start
+            offsets = moved.new_zeros(len(moved), part.encoder.positions, moved.shape[-1])
+            offsets[:, part.own] = moved
+            found[name] = F.normalize(part.encoder._plain(offsets), dim=1)
+        return found
+
+    def prompt_encoder(self, name: str) -> PromptEncoder:
+        """The encoder of this name, with the longer prompt."""
+        return self._parts[name].encoder
+
+    def encode(self, embeddings: Embeddings) -> dict[str, Any]:
+        """What CLIP Text Encode gives for the prompt with these tokens, row k for picture k: `cond` `[N, T, E]`,
+        `pooled_output` and whatever else the encoder returns. Differentiable; call it inside `gradients(CLIP)`.
+
+        Every encoder's own code runs: weights, clip skip, chunks of 77 and the joining of several encoders stay what
+        they are. Only the chunks that hold the token are encoded again; the others, once.
+        """
+        count = len(next(iter(embeddings.values())))
+        rows: list[dict[str, Any]] = []
+        with contextlib.ExitStack() as stack:
+            current = {"row": 0}
+            for name, module in text_encoders(self._clip).items():
+                changed: dict[int, Any] = {}
+
+                def encode(
+                    sections: Sequence[list[Any]],
+                    module: Any = module,
+                    name: str = name,
+                    changed: dict[int, Any] = changed,
+                ) -> Any:
+                    found = []
+                    for k, section in enumerate(sections):
+                        if name not in self._parts or k not in self._parts[name].sections:
+                            found.append(self._section(module, name, k, section))
+                            continue
+                        if k not in changed:
+                            changed[k] = type(module).encode(module, self._filled(name, k, section, embeddings[name]))
+                        found.append(tuple(_row(value, current["row"]) for value in changed[k]))
+                    # Copies: ComfyUI writes the weighted words into what it is given.
+                    return tuple(_stacked(values) for values in zip(*found, strict=True))
+
+                stack.enter_context(_patched(module, encode=encode))
+            for row in range(count):
+                current["row"] = row
+                rows.append(self._clip.encode_from_tokens(self._tokens, return_pooled=True, return_dict=True))
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return {name: _joined(name, [row.get(name) for row in rows]) for name in rows[0]}
+
+    def _section(self, module: Any, name: str, index: int, section: list[Any]) -> Any:
+        """A chunk without the token: the same for all pictures and all steps."""
+        if (name, index) not in self._unchanged:
+            with torch.no_grad():
+                self._unchanged[name, index] = type(module).encode(module, [section])
+        return self._unchanged[name, index]
+
+    def _filled(self, name: str, index: int, section: list[Any], embeddings: Tensor) -> list[list[Any]]:
+        """One chunk for each picture, with the picture's embeddings in place of the word's tokens."""
+        rows = []
+        for own in embeddings:
+            row = list(section)
+            for vector, (chunk, entry) in zip(own, self._parts[name].places, strict=True):
+                if chunk == index:
+                    row[entry] = vector
+            rows.append(row)
+        return rows
+
+
+def _part(encoder: PromptEncoder, tokens: dict[str, Any], shorter: dict[str, Any], position: str, word: str) -> _Part:
+    own = [(k, at) for k, section in enumerate(encoder.all_sections) for at in range(section.first, section.last)]
+    # What the longer prompt has more of; a word may be of several tokens, and of another number in each encoder.
+    count = len(own) - sum(section.positions for section in encoder._tokenized(shorter))
+    if count <= 0:
+        raise ValueError(f"initial_word is {word!r}, which has no token in {encoder.name}. Choose another word.")
+    chosen = slice(len(own) - count, len(own)) if position == "end" else slice(0, count)
+    chunks = tokens[encoder._key]
+    places = tuple((k, _entry(chunks[k], at, encoder.width)) for k, at in own[chosen])
+    start = torch.stack([encoder.all_sections[k].embeds[at] for k, at in own[chosen]])
+    return _Part(encoder, encoder._key, places, chosen, start)
+
+
+def _entry(chunk: list[Any], position: int, width: int) -> int:
+    """Which entry of a tokenized chunk is at this position; ComfyUI leaves embeddings of another width out."""
+    kept = [
+        k
+        for k, (token, *_) in enumerate(chunk)
+        if isinstance(token, numbers.Integral) or not isinstance(token, Tensor) or token.shape[-1] == width
+    ]
+    return kept[position]
+
+
+def _row(value: Any, index: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[index : index + 1]
+    if isinstance(value, dict):
+        return {name: _row(item, index) for name, item in value.items()}
+    return value
+
+
+def _stacked(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], Tensor):
+        return torch.cat(list(values))
+    if isinstance(values[0], dict):
+        return {name: _stacked([value[name] for value in values]) for name in values[0]}
+    return values[0]
+
+
+def check_embedding_names(clip: Any, encoders: Sequence[str]) -> dict[str, str]:
+    """The key under which ComfyUI looks an `embedding:name` up in a file, by encoder.
+
+    Raises ValueError for an encoder that reads none.
+    """
+    keys = {}
+    for name in encoders:
+        tokenizer = getattr(clip.tokenizer, name, None)
+        if tokenizer is None or getattr(tokenizer, "embedding_directory", None) is None:
+            raise ValueError(
+                f"save_as is set, but ComfyUI reads no embeddings (embedding:name) for the text encoder {name}, so a "
+                "saved token could not be used. Leave save_as empty."
+            )
+        keys[name] = getattr(tokenizer, "embedding_key", name)
+    return keys
+
+
+def save_embedding(path: Path, embeddings: dict[str, Tensor], keys: dict[str, str]) -> None:
+    """Writes one picture's tokens `{encoder: [P, D]}` as a textual inversion, which `embedding:name` loads anywhere."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    save_file({keys[name]: rows.detach().float().cpu().contiguous() for name, rows in embeddings.items()}, unfinished)
+    unfinished.replace(path)
