@@ -7,6 +7,7 @@ leaves open stays as the world draws it: attributes are independent given the ob
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,11 @@ from .data import uniform_scenes
 from .latents import Captioned, Conditionings, uniform_latents
 from .loop import Schedule, train
 
-UNET, UNET_BATCH = Schedule(1_400, 6e-4, warmup=100), 32
-MMDIT, MMDIT_WHOLE = Schedule(1_600, 8e-4, warmup=100), 1_300
+UNET, UNET_BATCH, UNET_STEPS = Schedule(1_400, 6e-4, warmup=100), 32, 950
+MMDIT, MMDIT_WHOLE, MMDIT_STEPS = Schedule(1_600, 8e-4, warmup=100), 900, 1_100
+# Last, every level of sampling evenly, at a rate that falls to nothing: for the details.
+UNET_DETAILS = Schedule(220, 3e-4, warmup=10, average=0.99)
+MMDIT_DETAILS = Schedule(300, 3e-4, warmup=10, average=0.99)
 _NATURAL = 6_000
 # At times below this one the picture's place, colour and background can be seen through the noise.
 _LAYOUT_TIME = 900
@@ -35,24 +39,32 @@ def train_unet_places(folder: Path) -> nn.Module:
     torch.manual_seed(55)
     pictures, loss = EvenlyStated(folder), unet.NoiseLoss()
 
-    def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        return loss(model, *pictures.batch(rng, UNET_BATCH), rng, _LAYOUT_TIME, layout=True, every=2)
+    def loss_at(model: nn.Module, step: int, rng: np.random.Generator, lowest: int | None) -> Tensor:
+        return loss(model, *pictures.batch(rng, UNET_BATCH), rng, lowest, layout=True, every=2)
 
-    return train("unet_places", _continued(unet.build(), UNET_FILE), loss_at, UNET, folder, seed=56)
+    model = _continued(unet.build(), UNET_FILE)
+    phase = partial(loss_at, lowest=_LAYOUT_TIME)
+    model = train("unet_places", model, phase, UNET, folder, seed=56, stop=UNET_STEPS)
+    phase = partial(loss_at, lowest=None)
+    return train("unet_details", model.requires_grad_(True), phase, UNET_DETAILS, folder, seed=57)
 
 
 def train_mmdit_places(folder: Path) -> nn.Module:
     torch.manual_seed(65)
     pictures, conditionings = EvenlyStated(folder), Conditionings()
 
-    def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
+    def loss_at(model: nn.Module, step: int, rng: np.random.Generator, layout: bool, whole: int) -> Tensor:
         clean, captions = pictures.batch(rng, mmdit.BATCH)
         context, pooled = conditionings.encode(captions)
         noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(DEVICE)
-        levels = mmdit.levels(rng, layout=True)
-        return mmdit.velocity_loss(model, clean, noise, context, pooled, levels, rng, step > MMDIT_WHOLE)
+        levels = mmdit.levels(rng, layout)
+        return mmdit.velocity_loss(model, clean, noise, context, pooled, levels, rng, step > whole)
 
-    return train("mmdit_places", _continued(mmdit.build(), MMDIT_FILE), loss_at, MMDIT, folder, seed=66)
+    phase = partial(loss_at, layout=True, whole=MMDIT_WHOLE)
+    model = _continued(mmdit.build(), MMDIT_FILE)
+    model = train("mmdit_places", model, phase, MMDIT, folder, seed=66, stop=MMDIT_STEPS)
+    phase = partial(loss_at, layout=False, whole=-1)
+    return train("mmdit_details", model.requires_grad_(True), phase, MMDIT_DETAILS, folder, seed=67)
 
 
 def _continued(model: nn.Module, file: str) -> nn.Module:
