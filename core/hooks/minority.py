@@ -1,0 +1,630 @@
+"""A token learned while sampling, on any sampler node: MinorityPrompt and its relatives (see `core.methods.minority`).
+
+The conditioning carries what is to be learned, and brings its text encoder along; the patched model learns it. All that
+belongs to a run (the tokens, which steps are done) lives in the run's own options and ends with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import comfy.conds
+import comfy.hooks
+import comfy.model_management
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..methods.minority import (
+    Learned,
+    Objective,
+    Offsets,
+    Settings,
+    Steps,
+    distances,
+    learn,
+    minority,
+    noise_share,
+)
+from ..methods.schedule import step_position
+from .conditioning import conditioning_rows
+from .gradients import gradients, with_differentiable_attention
+from .progress import show
+from .sampling import is_probe
+from .schedule import percent_of
+from .tokens import LearnableToken, check_embedding_names, save_embedding
+from .variants import native_kappa
+
+logger = logging.getLogger("ComfyUI-Diversity")
+
+KEY = "diversity_minority"
+_SAME = 1e-6
+# What PyTorch says where something passes no gradient on.
+_NO_GRADIENT = (
+    "does not require grad",
+    "automatic differentiation",
+    "autograd",
+    "derivative",
+    "inplace operation",
+    "inference tensor",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Learning:
+    """What is learned, at which steps, and what becomes of it.
+
+    clip, text, word, position, encoders: see `LearnableToken`.
+    settings: learning rate and bound are in standard deviations of each encoder's token embeddings; with `absolute`
+        they are in the embeddings' own unit (as published).
+    similarity: least cosine of the prompt with the token to the prompt with the word that it starts from, in CLIP's
+        projected pooled space, and what means the same in others. 0: none.
+    renoise: see `noise_share`.
+    keep_until: the share of the model's noise schedule after which the plain prompt takes over.
+    chunk: pictures that go through the models at once; 0 is all, and fewer when memory runs out.
+    save: file of the learned token, for several pictures one each with its number; None for none.
+
+    Raises ValueError for a value that is not allowed.
+    """
+
+    clip: Any
+    text: str
+    settings: Settings = field(default_factory=Settings)
+    steps: Steps = field(default_factory=Steps)
+    objective: Objective = minority
+    word: str = "cool"
+    position: str = "end"
+    encoders: str = "auto"
+    similarity: float = 0.0
+    renoise: float = 0.0
+    keep_until: float = 1.0
+    chunk: int = 0
+    absolute: bool = False
+    save: Path | None = None
+
+    def __post_init__(self) -> None:
+        noise_share(self.renoise, 0.0)
+        for name, value in (("similarity", self.similarity), ("keep_until", self.keep_until)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}; it must be from 0 to 1.")
+        if self.chunk < 0:
+            raise ValueError(f"chunk is {self.chunk}; it must be 0 (all pictures at once) or more.")
+
+    def token(self) -> LearnableToken:
+        """The prompt with the token. Its CLIP must be loaded. Raises ValueError for a prompt that cannot have one."""
+        if self.clip.patcher.forced_hooks is not None and self.clip.use_clip_schedule:
+            raise ValueError(
+                "This CLIP has scheduled hooks (Set CLIP Hooks with schedule_clip on); a token would have to be "
+                "learned for every keyframe. Switch schedule_clip off."
+            )
+        return LearnableToken(self.clip, self.text, self.word, self.position, self.encoders)
+
+
+@dataclass(frozen=True, eq=False)
+class _Mark:
+    """What a conditioning carries: which part of it is replaced by the prompt with the token."""
+
+    learning: Learning
+    plain: Tensor
+
+
+# --- what the node hands out ------------------------------------------------------------------------------------------
+
+
+def with_learning(model: ModelPatcher) -> ModelPatcher:
+    """A clone of the model with which every sampler learns the tokens of the conditioning from `to_learn`."""
+    patched = model.clone()
+    patched.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _go_last)
+    return patched
+
+
+def to_learn(learning: Learning, positive: list | None = None) -> list:
+    """CONDITIONING of the plain prompt that carries what is to be learned; nothing given is changed.
+
+    positive: the plain prompt if it is encoded already (with a ControlNet, an area ...); entries of other prompts stay
+    as they are. Raises ValueError when none of its entries is this prompt, and for a prompt that cannot have a token.
+    """
+    learning.clip.load_model()
+    token = learning.token()
+    if learning.save is not None:
+        check_embedding_names(learning.clip, token.encoders)
+    plain = learning.clip.encode_from_tokens_scheduled(learning.clip.tokenize(learning.text))
+    if positive is None:
+        return [_marked(cond, extras, learning) for cond, extras in plain]
+    own = [_is_same(cond, plain[0][0]) for cond, _ in positive]
+    if not any(own):
+        raise ValueError(
+            "positive is not this text in this CLIP's encoding, so the token would be learned for another prompt. Give "
+            "both nodes the same text and the same CLIP (with the same LoRAs and clip skip), or leave positive empty."
+        )
+    return [
+        _marked(cond, extras, learning) if same else [cond, extras]
+        for (cond, extras), same in zip(positive, own, strict=True)
+    ]
+
+
+def _is_same(cond: Tensor, plain: Tensor) -> bool:
+    if len(cond) != 1 or cond.shape != plain.shape:
+        return False
+    plain = plain.to(cond)
+    # Two encodings of one text differ at most in the last digits.
+    return bool((cond - plain).norm() <= 1e-3 * plain.norm())
+
+
+def _marked(cond: Tensor, extras: dict[str, Any], learning: Learning) -> list:
+    if KEY in extras:
+        raise ValueError("positive carries a token to learn already; give it the plain prompt.")
+    hooks = comfy.hooks.HookGroup()
+    for hook in getattr(extras.get("hooks"), "hooks", []):
+        hooks.add(hook)
+    hooks.add(_MarkHook.with_wrapper())
+    # Loaded with the diffusion model: loading it in the middle of a run could push that one out of memory.
+    models = [*extras.get("additional_models", []), learning.clip.patcher]
+    return [cond, {**extras, KEY: _Mark(learning, cond), "hooks": hooks, "additional_models": models}]
+
+
+class _MarkHook(comfy.hooks.TransformerOptionsHook):
+    """Notices a marked conditioning on a model that is not patched, which would leave the token out silently."""
+
+    @classmethod
+    def with_wrapper(cls) -> _MarkHook:
+        hook = cls()
+        hook.transformers_dict = {"wrappers": {WrappersMP.OUTER_SAMPLE: {KEY: [_check_run]}}}
+        return hook
+
+
+def _check_run(executor: Any, *args: Any, **named: Any) -> Any:
+    """Takes the hook off (ComfyUI would send prompt and negative prompt through the model apart) and checks the run."""
+    guider = executor.class_obj
+    guider.conds = {
+        kind: [_without_hook(_checked(entry)) for entry in entries] for kind, entries in guider.conds.items()
+    }
+    wrappers = guider.model_options.get("transformer_options", {}).get("wrappers", {})
+    if not wrappers.get(WrappersMP.SAMPLER_SAMPLE, {}).get(KEY) and any(_marks(guider.conds)):
+        raise ValueError(
+            "The conditioning of Minority Prompt is used with a model that is not patched, so no token would be "
+            "learned. Connect the MODEL output of Minority Prompt to the sampler (or guider), too."
+        )
+    return executor(*args, **named)
+
+
+def _checked(entry: dict[str, Any]) -> dict[str, Any]:
+    """A prompt that was zeroed out for the negative side is no prompt any more; one that was changed is another."""
+    mark = entry.get(KEY)
+    now = entry.get("cross_attn")
+    if mark is None or now is mark.plain:
+        return entry
+    if now is not None and torch.count_nonzero(now) == 0:
+        return {name: value for name, value in entry.items() if name != KEY}
+    if now is None or now.shape != mark.plain.shape or not torch.equal(now, mark.plain.to(now)):
+        raise ValueError(
+            "The embeddings of Minority Prompt's conditioning were changed on the way to the sampler (by Conditioning "
+            "Concat or Average, for instance), which the learned token would undo. Combine them by Conditioning "
+            "Combine, or write all in one text."
+        )
+    return entry
+
+
+def _without_hook(entry: dict[str, Any]) -> dict[str, Any]:
+    group = entry.get("hooks")
+    if group is None or not any(isinstance(hook, _MarkHook) for hook in group.hooks):
+        return entry
+    others = comfy.hooks.HookGroup()
+    for hook in group.hooks:
+        if not isinstance(hook, _MarkHook):
+            others.add(hook)
+    kept = {name: value for name, value in entry.items() if name != "hooks"}
+    return {**kept, "hooks": others} if others.hooks else kept
+
+
+def _marks(conds: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, _Mark]]:
+    for kind, entries in conds.items():
+        for entry in entries:
+            if KEY in entry:
+                yield kind, entry[KEY]
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+def _go_last(executor: Any, *args: Any, **named: Any) -> Any:
+    """Behind all wrappers of others: what they ask the model before the first step (noise optimisation) is not a step
+    to learn at."""
+    executor.wrappers.append(_learn_in_run)
+    return executor(*args, **named)
+
+
+def _learn_in_run(
+    executor: Any,
+    guider: Any,
+    sigmas: Tensor,
+    extra_args: dict[str, Any],
+    callback: Any,
+    noise: Tensor,
+    latent_image: Tensor | None = None,
+    denoise_mask: Tensor | None = None,
+    *rest: Any,
+    **named: Any,
+) -> Any:
+    arguments = (guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *rest)
+    if is_probe(executor.class_obj):
+        return executor(*arguments, **named)
+    marks = list(_marks(guider.conds))
+    if not marks:
+        raise ValueError(
+            "The model of Minority Prompt is used without its conditioning, so no token would be learned. Connect the "
+            "positive output of Minority Prompt to the sampler (or guider), too."
+        )
+    if any(mark.learning is not marks[0][1].learning for _, mark in marks):
+        raise ValueError("Several Minority Prompts are combined in one conditioning; a run can learn one token only.")
+    learning = marks[0][1].learning
+    if not learning.settings.active:
+        return executor(*arguments, **named)
+    kinds = tuple(dict.fromkeys(kind for kind, _ in marks))
+    run = _Run(learning, kinds, sigmas, latent_image, denoise_mask, guider.inner_model)
+    # The guider's options are this run's own copy, in which nothing outlives the run.
+    wrappers = guider.model_options["transformer_options"].setdefault("wrappers", {})
+    own = wrappers.setdefault(WrappersMP.PREDICT_NOISE, {})
+    own[KEY] = [run.predict]
+    try:
+        result = executor(*arguments, **named)
+    finally:
+        del own[KEY]
+    run.finish()
+    return result
+
+
+class _Run:
+    """One sampler's run: when to learn, what was learned, and which conditioning is in force."""
+
+    def __init__(
+        self,
+        learning: Learning,
+        kinds: tuple[str, ...],
+        sigmas: Tensor,
+        latent_image: Tensor | None,
+        denoise_mask: Tensor | None,
+        model: Any,
+    ) -> None:
+        self.learning = learning
+        self.kinds = kinds
+        self.latent_image, self.denoise_mask = latent_image, denoise_mask
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.percents = [percent_of(model.model_sampling, sigma) for sigma in self.sigmas]
+        self.waiting = set(learning.steps.chosen(self.percents[:-1]))
+        self.done: list[int] = []
+        self.chunk = learning.chunk
+        self.forwards = self.backwards = 0
+        self._learned: dict[str, list[dict[str, Any]]] | None = None
+        self._scores: list[Tensor] = []
+
+    def predict(
+        self,
+        executor: Any,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Before every prediction: learns if this is the first one at a chosen step, then has the token in force."""
+        guider = executor.class_obj
+        model_options = {} if model_options is None else model_options
+        # By noise level, never by counting: samplers ask several times for one step, between steps, and go back.
+        step = min(int(step_position(self.sigmas, float(timestep[0]))), max(len(self.sigmas) - 2, 0))
+        if step in self.waiting:
+            self.waiting.remove(step)
+            self._learn(guider, x, timestep, model_options, seed or 0, step)
+            self.done.append(step)
+        dropped = self.learning.keep_until < 1 and self.percents[step] >= self.learning.keep_until - _SAME
+        if self._learned is None or (dropped and step not in self.done):
+            return executor(x, timestep, model_options, seed)
+        plain = guider.conds
+        guider.conds = {**plain, **self._learned}
+        try:
+            return executor(x, timestep, model_options, seed)
+        finally:
+            guider.conds = plain
+
+    def _learn(self, guider: Any, x: Tensor, timestep: Tensor, options: dict[str, Any], seed: int, step: int) -> None:
+        learning = self.learning
+        with gradients():
+            if self._learned is None:
+                self.token = learning.token()
+                self.unit = dict.fromkeys(self.token.encoders, 1.0) if learning.absolute else self.token.deviations
+                self.start = self.token.start(len(x), _mixed(seed, "start"))
+                self.offsets = {name: torch.zeros_like(start) for name, start in self.start.items()}
+                self._margin = self._similarity_margin() if learning.similarity > 0 else None
+            found, look = self._round(guider, x, timestep, options, seed, step)
+            self.offsets = found.offsets
+            self._scores.append(found.scores.cpu())
+            with gradients(learning.clip.cond_stage_model), torch.no_grad():
+                self._learned = look.learned_conds(self.embeddings(self.offsets))
+
+    def _round(
+        self, guider: Any, x: Tensor, timestep: Tensor, options: dict[str, Any], seed: int, step: int
+    ) -> tuple[Learned, _Look]:
+        """What is learned at one step; begins anew with half as many pictures at once when memory runs out."""
+        learning = self.learning
+        while True:
+            look = _Look(self, guider, x, timestep, options, seed, step)
+            try:
+                found = learn(
+                    self.offsets,
+                    look,
+                    look.again,
+                    learning.objective,
+                    learning.settings,
+                    self._margin,
+                    lambda look=look: self._after_iteration(step, look.iteration),
+                )
+                return found, look
+            except comfy.model_management.OOM_EXCEPTION as error:
+                # Where PyTorch has no such error, ComfyUI's name stands for every error.
+                if self.chunk <= 1 or comfy.model_management.OOM_EXCEPTION is Exception:
+                    raise
+                logger.info("Minority Prompt: out of memory with %d pictures at once (%s).", self.chunk, error)
+            except RuntimeError as error:
+                explained = _explained(error)
+                if explained is None:
+                    raise
+                raise explained from error
+            del look
+            self.chunk = math.ceil(self.chunk / 2)
+            comfy.model_management.soft_empty_cache()
+
+    def _after_iteration(self, step: int, iteration: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        iterations = self.learning.settings.iterations
+        show(f"Minority Prompt: learning at step {step + 1} of {len(self.sigmas) - 1}, {iteration} of {iterations}")
+
+    def embeddings(self, offsets: Offsets, rows: slice = slice(None)) -> dict[str, Tensor]:
+        """Token embeddings of the pictures `rows`, whose offsets these are."""
+        return {
+            name: self.start[name][rows] + self.unit[name] * offset.to(self.start[name])
+            for name, offset in offsets.items()
+        }
+
+    def _similarity_margin(self) -> Callable[[Offsets], Tensor]:
+        reference = self.token.plain_vectors(self.start)
+        least = {
+            name: native_kappa(self.token.prompt_encoder(name), self.learning.similarity)
+            for name in self.token.encoders
+        }
+
+        def margin(offsets: Offsets) -> Tensor:
+            vectors = self.token.plain_vectors(self.embeddings(offsets))
+            over = [(vectors[name] * reference[name]).sum(1) - least[name] for name in vectors]
+            return torch.stack([one.cpu() for one in over]).amin(0)
+
+        return margin
+
+    def finish(self) -> None:
+        """After a run that was neither cancelled nor failed: says what was done, and keeps the token."""
+        if self._learned is None:
+            window = self.learning.steps
+            text = (
+                f"Minority Prompt: NOTHING was learned. No step of this run begins between start_percent "
+                f"{window.start:g} and end_percent {window.end:g} of the noise schedule; its steps begin at "
+                f"{', '.join(f'{percent:.2f}' for percent in self.percents[:-1])}."
+            )
+            logger.warning(text)
+            show(text)
+            return
+        text = self.report()
+        logger.info(text)
+        show(text)
+        if self.learning.save is not None:
+            self._save(self.learning.save)
+
+    def report(self) -> str:
+        """What was learned and what it cost, in words."""
+        first, last = (torch.stack([scores[k].mean() for scores in self._scores]).mean().item() for k in (0, -1))
+        unit = "" if self.learning.absolute else " standard deviations of token embeddings"
+        moved = distances(self.offsets)
+        return (
+            f"Minority Prompt: learned at {len(self.done)} of {len(self.sigmas) - 1} steps with {self.forwards} more "
+            f"forward and {self.backwards} backward passes of the model. Objective {first:.4g} to {last:.4g} within a "
+            f"step; tokens moved by {moved.min():.2f} to {moved.max():.2f}{unit}."
+        )
+
+    def _save(self, path: Path) -> None:
+        keys = check_embedding_names(self.learning.clip, self.token.encoders)
+        found = self.embeddings(self.offsets)
+        count = len(next(iter(found.values())))
+        for k in range(count):
+            own = path if count == 1 else path.with_name(f"{path.stem}_{k + 1}{path.suffix}")
+            save_embedding(own, {name: rows[k] for name, rows in found.items()}, keys)
+
+
+class _Look:
+    """Clean estimates at one step of a run, in chunks of pictures, and their pullbacks."""
+
+    def __init__(
+        self, run: _Run, guider: Any, x: Tensor, timestep: Tensor, options: dict[str, Any], seed: int, step: int
+    ) -> None:
+        self._run, self._guider, self._seed, self._step = run, guider, seed, step
+        self._batch = len(x)
+        self._options = with_differentiable_attention(options)
+        self._modules = (guider.inner_model, run.learning.clip.cond_stage_model)
+        self._x, self._timestep = x.clone(), timestep.clone()
+        self.iteration = 0
+        run.chunk = min(run.chunk or self._batch, self._batch)
+        after = run.percents[min(step + 1, len(run.percents) - 1)]
+        self._level = self._sigma_at(noise_share(run.learning.renoise, after))
+
+    @property
+    def _model(self) -> Any:
+        return self._guider.inner_model
+
+    def _sigma_at(self, percent: float) -> Tensor:
+        sampling = self._model.model_sampling
+        # At 0 some models give a number beyond their schedule.
+        sigma = min(float(sampling.percent_to_sigma(percent)), float(sampling.sigma_max))
+        return torch.tensor(sigma, dtype=self._timestep.dtype, device=self._timestep.device)
+
+    def __call__(self, offsets: Offsets) -> tuple[Tensor, Callable[[Tensor], Offsets]]:
+        names = list(offsets)
+        self.iteration += 1
+
+        def clean(rows: slice, *parts: Tensor) -> Tensor:
+            embeddings = self._run.embeddings(dict(zip(names, parts, strict=True)), rows)
+            return self._estimate(self._entries(rows, embeddings), self._x[rows], self._timestep[rows], rows)
+
+        value, pullback = self._through(clean, [offsets[name] for name in names])
+        return value, lambda gradient: dict(zip(names, pullback(gradient), strict=True))
+
+    def again(self, clean: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Noised again, other noise every time, and estimated under the plain prompt."""
+        noise = self._noise()
+        sigmas = self._level * torch.ones_like(self._timestep)
+
+        def second(rows: slice, part: Tensor) -> Tensor:
+            # A copy, to which the models' own code adds in place.
+            noisy = self._model.model_sampling.noise_scaling(self._level, noise[rows].clone(), part, False)
+            return self._estimate(self._entries(rows, None), noisy, sigmas[rows], rows)
+
+        value, pullback = self._through(second, [clean])
+        return value, lambda gradient: pullback(gradient)[0]
+
+    def _noise(self) -> Tensor:
+        """Of this step and iteration alone, and for a picture the same in every batch that holds it."""
+        generator = torch.Generator().manual_seed(_mixed(self._seed, self._step, self.iteration))
+        shape = self._x.shape[1:]
+        return torch.stack([torch.randn(shape, generator=generator) for _ in range(self._batch)]).to(self._x)
+
+    # --- the model
+
+    def _entries(self, rows: slice, embeddings: dict[str, Tensor] | None) -> list[dict[str, Any]]:
+        """The first marked kind's conditioning of these pictures: with these tokens, or as it is."""
+        kind = self._run.kinds[0]
+        conds = {kind: self._guider.conds[kind]}
+        if self._run.chunk < self._batch:
+            conds = conditioning_rows(conds, range(self._batch)[rows])
+        if embeddings is None:
+            return conds[kind]
+        return self._with_token(kind, conds[kind], self._run.token.encode(embeddings), rows)
+
+    def learned_conds(self, embeddings: dict[str, Tensor]) -> dict[str, list[dict[str, Any]]]:
+        """The conditioning of all pictures with these tokens, of every kind that is marked."""
+        chunk = self._run.chunk
+        encoded: list[dict[str, Any]] = []
+        for at in range(0, self._batch, chunk):
+            part = {name: rows[at : at + chunk] for name, rows in embeddings.items()}
+            encoded.append(self._run.token.encode(part))
+        whole = {
+            name: torch.cat([one[name] for one in encoded])
+            if isinstance(value, Tensor) and "mask" not in name
+            else value
+            for name, value in encoded[0].items()
+        }
+        kinds = self._run.kinds
+        return {kind: self._with_token(kind, self._guider.conds[kind], whole, slice(None)) for kind in kinds}
+
+    def _with_token(
+        self, kind: str, entries: list[dict[str, Any]], encoded: dict[str, Any], rows: slice
+    ) -> list[dict[str, Any]]:
+        return [self._replaced(kind, entry, encoded, rows) if KEY in entry else entry for entry in entries]
+
+    def _replaced(self, kind: str, entry: dict[str, Any], encoded: dict[str, Any], rows: slice) -> dict[str, Any]:
+        """The entry with another text, read by the model's own preparation."""
+        x, run = self._x[rows], self._run
+        texts = {name: value for name, value in encoded.items() if name not in ("cond", "hooks")}
+        prepared = comfy.samplers.encode_model_conds(
+            self._model.extra_conds,
+            [{**entry, **texts, "cross_attn": encoded["cond"], "model_conds": {}}],
+            x,
+            x.device,
+            kind,
+            latent_image=_rows(run.latent_image, rows, self._batch),
+            denoise_mask=_rows(run.denoise_mask, rows, self._batch),
+            seed=self._seed,
+            latent_shapes=[x.shape],
+        )
+        # What has the picture's shape (a masked picture, a hint) is not of the text, and its rows are chosen already.
+        found = {
+            name: cond
+            for name, cond in prepared[0]["model_conds"].items()
+            if not isinstance(cond, comfy.conds.CONDNoiseShape) or name not in entry["model_conds"]
+        }
+        return {**entry, "model_conds": {**entry["model_conds"], **found}}
+
+    def _estimate(self, entries: list[dict[str, Any]], x: Tensor, sigma: Tensor, rows: slice) -> Tensor:
+        """Clean estimate without guidance; the kept part of a masked picture is the picture itself."""
+        self._run.forwards += 1
+        [clean] = comfy.samplers.calc_cond_batch(self._model, [entries], x, sigma, self._options)
+        mask, image = (_rows(t, rows, self._batch) for t in (self._run.denoise_mask, self._run.latent_image))
+        if mask is None or image is None:
+            return clean
+        return clean * mask + image * (1 - mask)
+
+    # --- chunks
+
+    def _through(
+        self, function: Callable[..., Tensor], inputs: list[Tensor]
+    ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+        """`function(rows, *inputs[rows])` for all pictures, and its pullback: with one graph for all, or in chunks that
+        are computed again for the gradient, when all graphs together would not fit."""
+        if self._run.chunk == self._batch:
+            return self._with_graph(function, inputs, slice(None))
+
+        def plain(rows: slice) -> list[Tensor]:
+            with gradients(*self._modules), torch.no_grad():
+                return [function(rows, *(value[rows] for value in inputs))]
+
+        def pull_back(gradient: Tensor) -> list[Tensor]:
+            return self._in_chunks(lambda rows: self._with_graph(function, inputs, rows)[1](gradient[rows]))
+
+        return self._in_chunks(plain)[0], pull_back
+
+    def _with_graph(
+        self, function: Callable[..., Tensor], inputs: list[Tensor], rows: slice
+    ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+        leaves = [value[rows].detach().clone().requires_grad_() for value in inputs]
+        with gradients(*self._modules):
+            result = function(rows, *leaves)
+
+        def pull_back(gradient: Tensor) -> list[Tensor]:
+            self._run.backwards += 1
+            with gradients(*self._modules):
+                found = torch.autograd.grad(result, leaves, gradient.to(result), allow_unused=True)
+            return [
+                torch.zeros_like(leaf) if one is None else one.detach() for one, leaf in zip(found, leaves, strict=True)
+            ]
+
+        return result.detach(), pull_back
+
+    def _in_chunks(self, work: Callable[[slice], list[Tensor]]) -> list[Tensor]:
+        chunk = self._run.chunk
+        parts = [work(slice(at, at + chunk)) for at in range(0, self._batch, chunk)]
+        return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
+def _rows(tensor: Tensor | None, rows: slice, batch: int) -> Tensor | None:
+    """The rows of a tensor that has one for each picture; one that serves all pictures as it is."""
+    return tensor[rows] if tensor is not None and len(tensor) == batch else tensor
+
+
+def _mixed(*numbers: object) -> int:
+    """A seed of its own for every combination."""
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
+
+
+def _explained(error: RuntimeError) -> ValueError | None:
+    """PyTorch's words about a missing gradient, in words that help; None for any other error."""
+    words = str(error).lower()
+    if not any(one in words for one in _NO_GRADIENT):
+        return None
+    return ValueError(
+        "The token cannot be learned: a part of the model passes no gradient on. That is so for compiled models, for "
+        "quantised ones that also round activations (fp8 matrix products, GGUF), and for some replaced attention "
+        f"kernels. Load the model without these. PyTorch says: {error}"
+    )
