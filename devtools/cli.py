@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     train = commands.add_parser("train", help="train the demo models again")
     train.set_defaults(call=run_training)
     serve = commands.add_parser("serve", help="open a ComfyUI with the pack and the demo world")
-    serve.add_argument("--port", type=int, default=DEFAULT_PORT, help="default: %(default)s")
+    serve.add_argument("--port", type=_port, default=DEFAULT_PORT, help="default: %(default)s")
     serve.add_argument("--gpu", action="store_true", help="let ComfyUI use the GPU; the demo world needs none")
     serve.add_argument("--open", action="store_true", help="open it in the browser")
     serve.set_defaults(call=run_server)
@@ -46,6 +46,10 @@ def main(arguments: Sequence[str]) -> int:
         return options.call(options, [*passed_on, *unknown])
     except (SetupError, ServerError) as error:
         print(f"\n{error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # something below .dev is gone, or belongs to another user
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"\n{what}. Delete the folder {HERE.work}, then run the same command again.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command again to go on.", file=sys.stderr)
@@ -95,6 +99,13 @@ def run_server(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         except KeyboardInterrupt:
             say("\nStopping ComfyUI.")
     return 0
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is no port; it must be 1 to 65535")
+    return port
 
 
 def _in_environment(program: str, *arguments: str, **variables: str) -> int:

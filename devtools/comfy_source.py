@@ -26,7 +26,11 @@ NOT_COMFYUIS_OWN = "extra_model_paths.yaml"
 
 def looks_like_comfyui(folder: Path) -> bool:
     """Whether a folder holds ComfyUI's source tree."""
-    return all((folder / name).exists() for name in ("main.py", "nodes.py", "requirements.txt", "comfy/sd.py"))
+    return not _missing(folder)
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in ("main.py", "nodes.py", "requirements.txt", "comfy/sd.py") if not (folder / name).exists()]
 
 
 def version(folder: Path) -> tuple[int, ...] | None:
@@ -48,10 +52,11 @@ def choose(places: Places, environ: Mapping[str, str]) -> Path:
     given = environ.get("COMFYUI_PATH")
     if given:
         path = Path(given).expanduser().absolute()
-        if not looks_like_comfyui(path):
+        if missing := _missing(path):
+            lack = f"it has no {' and no '.join(missing)}" if path.is_dir() else "there is no such folder"
             raise SetupError(
-                f"COMFYUI_PATH is {given}, and that is no ComfyUI: it has no main.py, nodes.py, requirements.txt and "
-                "comfy folder. Point it to the folder of ComfyUI's main.py, or unset it to have one set up."
+                f"COMFYUI_PATH is {given}, and that is no ComfyUI: {lack}. Point it to the folder of ComfyUI's "
+                "main.py, or unset it to have one set up."
             )
         _check_version(path, "COMFYUI_PATH")
         return path

@@ -20,12 +20,14 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .errors import SetupError
 from .graph import only_node, with_settings, with_values
 from .measure import Group, measure
 from .pack import load_pack
 from .places import HERE
 from .runs import RUNS, Run
 from .server import Client, PromptError, Server, ServerError
+from .setup import ensure_writable
 from .sheet import Block, caption, contact_sheet, table
 from .workflow import to_prompt
 
@@ -73,10 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("\nInterrupted; the server is stopped.")
         return 130
-    except (RowError, ValueError, OSError, ServerError) as error:
+    except (RowError, ValueError, OSError, ServerError, SetupError) as error:
         console.print("\n[bold red]The demo failed.[/]", highlight=False)
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        console.print(f"ComfyUI's own words are in {Server().log_path}.", highlight=False, soft_wrap=True)
+        if isinstance(error, RowError):
+            console.print(f"ComfyUI's own words are in {Server().log_path}.", highlight=False, soft_wrap=True)
         return 1
     console.print(table(rows))
     console.print("(eff.): effective number of values of what a prompt leaves open. Means over prompts.", style="dim")
@@ -108,6 +111,7 @@ def run(plan: Plan, console: Console) -> list[dict[str, Any]]:
     names = [f"{row.model}/{row.name}" for row in plan.runs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"Rows must differ in model, method, CFG or variant; twice there is {', '.join(twice)}.")
+    ensure_writable(plan.output)
     console.print("Starting ComfyUI ...")
     with Server() as server:
         return carry_out(plan, server, console)

@@ -240,7 +240,7 @@ class Server:
     def _start(self) -> None:
         assert self.port is not None
         if not port_is_free(self.port):
-            raise ServerError(f"Port {self.port} is in use. Stop the program that uses it, or choose another port.")
+            raise ServerError(f"Port {self.port} is in use. Stop the program that uses it, or choose another (--port).")
         # ComfyUI asks for these; models and input it makes itself
         for name in ("custom_nodes", "user"):
             (self.base / name).mkdir(parents=True, exist_ok=True)

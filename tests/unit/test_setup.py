@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import runpy
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from devtools import comfy_source, setup
+from devtools import cli, comfy_source, setup
 from devtools.errors import SetupError
 from devtools.places import HERE, Places
 
@@ -68,9 +69,11 @@ def test_own_copy_comes_last(places: Places, tmp_path: Path):
     assert comfy_source.choose(elsewhere, {}) == elsewhere.own_comfyui
 
 
-@pytest.mark.parametrize("given", ["nowhere", "."])
-def test_comfyui_path_that_is_no_comfyui(places: Places, given: str):
-    with pytest.raises(SetupError, match=r"COMFYUI_PATH is .*no ComfyUI"):
+@pytest.mark.parametrize(
+    ("given", "lack"), [("nowhere", "there is no such folder"), (".", r"it has no main\.py and no nodes\.py")]
+)
+def test_comfyui_path_that_is_no_comfyui(places: Places, given: str, lack: str):
+    with pytest.raises(SetupError, match=rf"COMFYUI_PATH is .*no ComfyUI: {lack}"):
         setup.set_up(places, {"COMFYUI_PATH": str(places.root / given)})
     assert not places.work.exists()
 
@@ -250,6 +253,34 @@ def test_an_old_python_itself_says_so():
             continue
         assert done.returncode == 1
         assert done.stderr.startswith("Python 3.10 or newer is needed")
+
+
+def test_what_is_gone_or_forbidden_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    """An environment whose programs were removed; a folder of another user."""
+    gone = tmp_path / "pytest"
+    monkeypatch.setattr(cli, "set_up", lambda _: HERE.comfyui())
+    monkeypatch.setattr(Places, "program", lambda *_: gone)
+    assert cli.main(["test", "--version"]) == 1
+    said = capsys.readouterr().err
+    assert f"{gone}: " in said
+    assert f"Delete the folder {HERE.work}" in said
+
+    def forbidden(_: Places):
+        raise PermissionError(errno.EACCES, "Permission denied", "base")
+
+    monkeypatch.setattr(cli, "set_up", forbidden)
+    assert cli.main(["test"]) == 1
+    assert "base: Permission denied. Delete the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "many"])
+def test_no_port(port: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["serve", f"--port={port}"])
+    assert raised.value.code == 2
+    assert "--port" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
