@@ -78,6 +78,14 @@ ROWS: dict[str, Make] = {
     "bold": cno(**BOLD),
     "bold, no projection": cno(**{**BOLD, "projection": "none"}),
     "bold, spectrum": cno(**{**BOLD, "projection": "spectrum"}),
+    "bold, spectrum, strength 1": cno(**{**BOLD, "projection": "spectrum", "strength": 1.0}),
+    "bold, spectrum, strength 2": cno(**{**BOLD, "projection": "spectrum", "strength": 2.0}),
+    "bold, spectrum, strength 2, 20 iterations": cno(
+        **{**BOLD, "projection": "spectrum", "strength": 2.0, "iterations": 20}
+    ),
+    "bold, spectrum, strength 1, others": cno(
+        **{**BOLD, "projection": "spectrum", "strength": 1.0, "denominator": "others"}
+    ),
     "bold, all": cno(**{**BOLD, "denominator": "all"}),
     "bold, others": cno(**{**BOLD, "denominator": "others"}),
     "bold, 4 iterations": cno(**{**BOLD, "iterations": 4}),
