@@ -120,10 +120,11 @@ def write(name: str, workflow: dict[str, Any]) -> Path:
 def main(wanted: str = "") -> None:
     from .server import Server
     from .templates_cno import CNO_TEMPLATES
+    from .templates_minority import MINORITY_TEMPLATES
     from .templates_tpso import TPSO_TEMPLATES
 
     with Server() as server, Frontend(server.url) as frontend:
-        for name, nodes in {**TEMPLATES, **CNO_TEMPLATES, **TPSO_TEMPLATES}.items():
+        for name, nodes in {**TEMPLATES, **CNO_TEMPLATES, **TPSO_TEMPLATES, **MINORITY_TEMPLATES}.items():
             if wanted in name:
                 frontend.build(nodes)
                 frontend.load(frontend.saved())  # what a reader opens and saves again must not differ

@@ -1,0 +1,168 @@
+"""What the settings of Minority Prompt do: the published ones, and restraints that keep the prompt.
+
+    python -m benchmarks.minority_settings --model unet                  # choose: on the prompts for choosing
+    python -m benchmarks.minority_settings --model unet --report --only baseline published shipped
+    python -m benchmarks.minority_settings --model distilled
+
+All rows share prompts and seeds. Adherence and the rare share come from the attribute classifier, which nothing
+optimises. Rows of the distilled model learn at all four steps, as published for few-step models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .world import RECIPES, World  # isort: skip - this makes ComfyUI and the pack importable
+
+import comfy.sample
+import torch
+from comfyui_diversity.core.hooks.minority import Learning, to_learn, with_learning
+from comfyui_diversity.core.methods.minority import OBJECTIVES, PRESETS, Settings, Steps
+from comfyui_diversity.demo.scorer import Scorer
+from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS
+from rich.console import Console
+from torch import Tensor
+
+from devtools.measure import measure
+from devtools.places import HERE
+
+from .cno_settings import BATCH, FIRST_SEED, line, with_noise, write
+from .peers import pink
+
+OUTPUT = HERE.root / ".dev" / "benchmarks"
+Make = Callable[[World, str, int], Tensor]
+PUBLISHED_RATE = {"base model": 0.01, "few-step model": 0.001}
+
+
+def learned(
+    rate: float = 0.0,
+    iterations: int = 0,
+    window: tuple[float, float] | None = None,
+    objective: str = "minority",
+    published: bool = False,
+    bound: float = 0.0,
+    typical: bool = False,
+    **options: Any,
+) -> Make:
+    """Pictures with a token learned by these settings; what is 0 or None is the preset's of the model's kind.
+
+    published: the learning rate is the paper's own number, in the unit of the embeddings.
+    """
+
+    @torch.inference_mode()
+    def make(world: World, text: str, seed: int) -> Tensor:
+        kind = "few-step model" if world.recipe.steps <= 8 else "base model"
+        preset = PRESETS[kind]
+        own_rate = PUBLISHED_RATE[kind] if published else rate or preset.learning_rate
+        held = options.get("similarity", 0.0) > 0
+        learning = Learning(
+            clip=world._clip,
+            text=text,
+            settings=Settings(iterations or preset.iterations, own_rate, bound, held, typical),
+            steps=Steps(*(window or (0.0, preset.end))),
+            objective=OBJECTIVES[objective],
+            absolute=published,
+            **options,
+        )
+        return sample(world, to_learn(learning), with_learning(world.model), seed)
+
+    return make
+
+
+def sample(world: World, positive: list, model: Any, seed: int) -> Tensor:
+    """Finished latents as KSampler with euler gives them."""
+    empty, recipe = torch.zeros(BATCH, 16, 16, 16), world.recipe
+    return comfy.sample.sample(
+        model,
+        comfy.sample.prepare_noise(empty, seed),
+        recipe.steps,
+        recipe.cfg,
+        "euler",
+        recipe.scheduler,
+        positive,
+        world.conditioning(""),
+        empty,
+        seed=seed,
+        disable_pbar=True,
+    )
+
+
+@torch.inference_mode()
+def word_alone(world: World, text: str, seed: int) -> Tensor:
+    """The prompt with the word that the token starts from, and nothing learned."""
+    return sample(world, world.conditioning(f"{text} {Learning(None, '').word}"), world.model, seed)
+
+
+ROWS: dict[str, Make] = {
+    "baseline": lambda world, text, seed: world.latents(text, seed, BATCH),
+    "word alone": word_alone,
+    "published": learned(published=True),
+    "preset": learned(),
+    **{f"bound {bound}": learned(bound=bound) for bound in (0.25, 0.5, 1.0, 2.0)},
+    **{f"similarity {least}": learned(similarity=least) for least in (0.9, 0.8, 0.7, 0.6, 0.5)},
+    **{f"keep until {share}": learned(keep_until=share) for share in (0.1, 0.2, 0.3, 0.5)},
+    **{f"half rate, keep until {share}": learned(rate=0.35, keep_until=share) for share in (0.3, 0.5)},
+    "similarity 0.8, keep until 0.5": learned(similarity=0.8, keep_until=0.5),
+    "similarity 0.6, keep until 0.3": learned(similarity=0.6, keep_until=0.3),
+    "bound 1.0, keep until 0.3": learned(bound=1.0, keep_until=0.3),
+    "bound 1.0, keep until 0.5": learned(bound=1.0, keep_until=0.5),
+    "later 0.1 to 0.2": learned(window=(0.1, 0.2)),
+    "later 0.2 to 0.3": learned(window=(0.2, 0.3)),
+    "longer 0 to 0.3": learned(window=(0.0, 0.3)),
+    "first step alone": learned(window=(0.0, 0.01)),
+    "iterations 4": learned(iterations=4),
+    "iterations 20": learned(iterations=20, rate=0.35),
+    "renoise 0.25": learned(renoise=0.25),
+    "renoise 0.5": learned(renoise=0.5),
+    "renoise 0.75": learned(renoise=0.75),
+    "renoise 0.75, similarity 0.8": learned(renoise=0.75, similarity=0.8),
+    "renoise 0.75, keep until 0.3": learned(renoise=0.75, keep_until=0.3),
+    "start at random": learned(word=""),
+    "token first": learned(position="start"),
+    "diversity": learned(objective="diversity"),
+    "diversity, similarity 0.8": learned(objective="diversity", similarity=0.8),
+    "both": learned(objective="both"),
+    "both, similarity 0.8": learned(objective="both", similarity=0.8),
+    "typical": learned(typical=True),
+    "pink 0.5": with_noise(partial(pink, alpha=0.5)),
+    "shipped": learned(bound=Learning(None, "").settings.bound, similarity=Learning(None, "").similarity),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(RECIPES), default="unet")
+    parser.add_argument("--report", action="store_true", help="the prompts that figures are published on")
+    parser.add_argument("--only", nargs="*", default=["*"], help='rows of these names, "*" for anything')
+    parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
+    parser.add_argument("--steps", type=int, default=0, help="sampling steps, 0 for the model's own")
+    parser.add_argument("--out", type=Path, default=OUTPUT, help="folder that the rows are written to")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    kind = "report" if options.report else "tune"
+    prompts = (REPORT_PROMPTS if options.report else TUNE_PROMPTS)[: options.prompts or None]
+    chosen = {name: make for name, make in ROWS.items() if any(fnmatch(name, wanted) for wanted in options.only)}
+    if not chosen:
+        parser.error(f"--only is {options.only}; the names are: {'; '.join(ROWS)}")
+    world, scorer, console = World(options.model, options.steps), Scorer.load(), Console(width=150)
+    for name, make in chosen.items():
+        started = time.perf_counter()
+        groups = [
+            world.group(prompt, [make(world, prompt.text, FIRST_SEED[options.report] + k)])
+            for k, prompt in enumerate(prompts)
+        ]
+        given = {"model": options.model, "steps": world.recipe.steps, "prompts": kind, "count": len(prompts)}
+        row = {**given, "row": name, **measure(groups, scorer)}
+        row["seconds"] = round(time.perf_counter() - started, 1)
+        console.print(line(row), highlight=False)
+        write(options.out / f"minority_settings_{options.model}_{kind}.jsonl", row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Templates of rare pictures: a token learned with KSampler, on a fast model, and one that is kept and used again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from .frontend import Node
+from .templates import PROMPT, YELLOW, baseline
+
+BLUE = ("#223", "#335")
+TOKEN = "diversity_rare"  # name of the kept token
+_WIDTH = 360  # a column
+
+NOTES = {
+    "minority_unet": """**The rare side of *baseline_unet*.** *Minority Prompt* goes in place of the prompt box and \
+between model and sampler. Prompt, seed and noise are the same.
+
+Press **Run** and compare: look for colours, sizes, places and backgrounds that the ten hearts of the baseline do not \
+show, and see whether all are hearts still.
+
+**strength** is the knob: 0 is the baseline again.""",
+    "minority_distilled": """**On a fast model:** four steps at cfg 1. With the preset *few-step model* a little is \
+learned at every step.
+
+Press **Run** and compare with *baseline_distilled*.""",
+    "minority_keep": f"""**A learned token, kept.** One picture; what it learns is saved as **{TOKEN}**, an ordinary \
+embedding that every ComfyUI reads, with or without this pack.
+
+Press **Run**. The token is now in *embeddings/diversity*. Then open *baseline_unet* and write the prompt \
+**a heart embedding:{TOKEN}**: all ten pictures get it.""",
+}
+
+
+def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
+    """The node in place of the prompt, and between model and sampler."""
+    nodes = baseline(model)
+    source = nodes["sampler"].inputs["model"]
+    del nodes["positive"]
+    moved = ("sampler", "vae", "decode", "save", "negative", "latent")
+    nodes = {
+        name: replace(node, pos=(node.pos[0] + _WIDTH, node.pos[1])) if name in moved else node
+        for name, node in nodes.items()
+    }
+    nodes["minority"] = Node(
+        "DiversityMinorityPrompt",
+        (360, 0),
+        (320, 640),
+        values={"text": PROMPT, **settings},
+        inputs={"model": source, "clip": ("world", 1)},
+        color=BLUE,
+    )
+    nodes["negative"] = replace(nodes["negative"], pos=(740, 0))
+    nodes["latent"] = replace(nodes["latent"], pos=(740, 150))
+    links = {**nodes["sampler"].inputs, "model": ("minority", 0), "positive": ("minority", 1)}
+    nodes["sampler"] = replace(nodes["sampler"], inputs=links)
+    return nodes
+
+
+def with_token_kept(model: str) -> dict[str, Node]:
+    """One picture, whose token is kept."""
+    nodes = with_sampler(model, save_as=TOKEN)
+    nodes["latent"] = replace(nodes["latent"], values={**nodes["latent"].values, "batch_size": 1})
+    return nodes
+
+
+def _finished(name: str, nodes: dict[str, Node]) -> dict[str, Node]:
+    nodes["note"] = replace(nodes["note"], values={"text": NOTES[name]}, color=YELLOW)
+    nodes["save"] = replace(nodes["save"], values={"filename_prefix": f"diversity/{name}"})
+    return nodes
+
+
+MINORITY_TEMPLATES: dict[str, dict[str, Node]] = {
+    name: _finished(name, nodes)
+    for name, nodes in {
+        "minority_unet": with_sampler("unet"),
+        "minority_distilled": with_sampler("distilled", preset="few-step model"),
+        "minority_keep": with_token_kept("unet"),
+    }.items()
+}

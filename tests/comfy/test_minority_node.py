@@ -1,0 +1,213 @@
+"""The node Minority Prompt: its widgets, its presets, both ways to a sampler, and the token that it keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import folder_paths
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_custom_sampler import BasicGuider, CFGGuider, RandomNoise, SamplerCustomAdvanced
+from comfyui_diversity.core.hooks import minority as hook
+from comfyui_diversity.nodes import NODES
+from comfyui_diversity.nodes.minority import MinorityPrompt
+from torch import Tensor
+
+from devtools.small_encoders import small_encoder
+from devtools.small_models import small_model
+
+TEXT, SEED, STEPS, BATCH = "a red fish", 7, 3, 2
+OPTIONS: dict[str, Any] = {
+    "text": TEXT,
+    "preset": "base model",
+    "strength": 1.0,
+    "initial_word": "cool",
+    "objective": "minority",
+    "iterations": 2,
+    "learning_rate": 0.0,
+    "start_percent": 0.0,
+    "end_percent": 0.0,
+    "every": 1,
+    "keep_until": 1.0,
+    "bound": 0.0,
+    "similarity": 0.0,
+    "renoise": 0.0,
+    "position": "end",
+    "encoders": "auto",
+    "typical": False,
+    "chunk": 0,
+    "save_as": "",
+}
+ADVANCED = list(OPTIONS)[4:]
+
+
+class Graph:
+    """What the stock nodes around ours hold."""
+
+    def __init__(self) -> None:
+        self.model, self.clip = small_model("eps"), small_encoder("sd1")
+
+    @torch.inference_mode()
+    def node(self, **changed: Any) -> tuple[Any, list]:
+        return MinorityPrompt.execute(self.model, self.clip, **{**OPTIONS, **changed}).args
+
+    @torch.inference_mode()
+    def plain(self, text: str = TEXT) -> list:
+        """What CLIP Text Encode gives."""
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+
+    def simple(self, model: Any, positive: list, batch: int = BATCH) -> Tensor:
+        """KSampler."""
+        empty = torch.zeros(batch, 4, 8, 8)
+        noise = comfy.sample.prepare_noise(empty, SEED)
+        with torch.inference_mode():
+            return comfy.sample.sample(
+                model,
+                noise,
+                STEPS,
+                3.0,
+                "euler",
+                "simple",
+                positive,
+                self.plain(""),
+                empty,
+                disable_pbar=True,
+                seed=SEED,
+            )
+
+    def advanced(self, model: Any, guider: Any) -> Tensor:
+        """SamplerCustomAdvanced."""
+        sampling = model.get_model_object("model_sampling")
+        with torch.inference_mode():
+            out = SamplerCustomAdvanced.execute(
+                RandomNoise.execute(SEED).args[0],
+                guider,
+                comfy.samplers.sampler_object("euler"),
+                comfy.samplers.calculate_sigmas(sampling, "simple", STEPS),
+                {"samples": torch.zeros(BATCH, 4, 8, 8)},
+            )
+        return out.args[0]["samples"]
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return Graph()
+
+
+def learning(positive: list) -> Any:
+    return positive[0][1][hook.KEY].learning
+
+
+def test_ksampler_and_guiders_give_one_result(graph: Graph) -> None:
+    model, positive = graph.node()
+    expected = graph.simple(model, positive)
+    assert not torch.equal(expected, graph.simple(graph.model, graph.plain()))
+    guided = CFGGuider.execute(model, positive, graph.plain(""), 3.0).args[0]
+    assert torch.equal(graph.advanced(model, guided), expected)
+    basic = BasicGuider.execute(model, positive).args[0]
+    assert torch.isfinite(graph.advanced(model, basic)).all()
+
+
+def test_strength_0_is_the_plain_prompt(graph: Graph) -> None:
+    model, positive = graph.node(strength=0.0)
+    assert model is graph.model
+    assert torch.equal(positive[0][0], graph.plain()[0][0])
+    given = graph.plain()
+    assert graph.node(strength=0.0, positive=given)[1] is given
+
+
+def test_what_it_hands_out_is_the_plain_prompt_until_it_is_sampled(graph: Graph) -> None:
+    _, positive = graph.node()
+    assert torch.equal(positive[0][0], graph.plain()[0][0])
+    assert torch.equal(positive[0][1]["pooled_output"], graph.plain()[0][1]["pooled_output"])
+
+
+def test_presets_fill_in_what_is_0(graph: Graph) -> None:
+    base = learning(graph.node(iterations=0)[1])
+    assert (base.settings.iterations, base.settings.learning_rate, base.steps.end) == (10, 0.7, 0.1)
+    few = learning(graph.node(iterations=0, preset="few-step model", strength=2.0)[1])
+    assert (few.settings.iterations, few.steps.end) == (3, 1.0)
+    assert few.settings.learning_rate == pytest.approx(0.14)
+    own = learning(graph.node(iterations=5, learning_rate=0.2, end_percent=0.3, similarity=0.8)[1])
+    assert (own.settings.iterations, own.settings.learning_rate, own.steps.end) == (5, 0.2, 0.3)
+    assert own.settings.held
+    assert not base.settings.held
+
+
+def test_a_positive_of_another_text_is_refused(graph: Graph) -> None:
+    assert learning(graph.node(positive=graph.plain())[1]).text == TEXT
+    with pytest.raises(ValueError, match="positive is not this text"):
+        graph.node(positive=graph.plain("a blue house"))
+
+
+# --- keeping ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def embeddings(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "embeddings", ([str(tmp_path)], set()))
+    tokenizer = graph.clip.tokenizer.clip_l
+    monkeypatch.setattr(tokenizer, "embedding_directory", [str(tmp_path)])
+    monkeypatch.setattr(tokenizer, "embedding_size", 64)
+    return tmp_path
+
+
+def test_a_kept_token_is_an_embedding_for_stock_nodes(graph: Graph, embeddings: Path) -> None:
+    """What the last step was sampled with, read by CLIP Text Encode alone."""
+    used: list[Tensor] = []
+
+    def spy(executor: Any, x: Tensor, t: Tensor, concat: Any, text: Tensor, *rest: Any, **named: Any) -> Tensor:
+        if torch.is_inference_mode_enabled():
+            used.append(text.clone())
+        return executor(x, t, concat, text, *rest, **named)
+
+    model, positive = graph.node(save_as="rare")
+    assert list(embeddings.rglob("*")) == []
+    watched = model.clone()
+    watched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "spy", spy)
+    graph.simple(watched, positive, batch=1)
+    assert [path.name for path in (embeddings / "diversity").iterdir()] == ["rare.safetensors"]
+    stock = graph.plain(f"{TEXT} embedding:rare")[0][0]
+    with_prompt = min((row - stock[0]).abs().max().item() for row in used[-1])
+    assert with_prompt < 2e-5
+    assert (stock - graph.plain(f"{TEXT} cool")[0][0]).abs().max() > 1e-3
+
+    graph.simple(model, positive)
+    names = sorted(path.name for path in (embeddings / "diversity").iterdir())
+    assert names == ["rare.safetensors", "rare_1.safetensors", "rare_2.safetensors"]
+    graph.node(save_as="rare")  # its own file is no obstacle
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "c:d", "two words", "x" * 65])
+def test_names_that_are_no_file_names_are_refused(graph: Graph, embeddings: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="letters, digits"):
+        graph.node(save_as=name)
+
+
+def test_the_embedding_of_another_is_not_overwritten(graph: Graph, embeddings: Path) -> None:
+    (embeddings / "style").mkdir()
+    (embeddings / "style" / "mine.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="there is an embedding of that name"):
+        graph.node(save_as="mine")
+    graph.node(save_as="min")
+
+
+# --- schema -----------------------------------------------------------------------------------------------------------
+
+
+def test_widgets_keep_their_order_and_the_defaults_are_the_methods() -> None:
+    given = MinorityPrompt.GET_NODE_INFO_V1()["input"]
+    inputs = {**given["required"], **given["optional"]}
+    assert list(inputs) == ["model", "clip", *OPTIONS, "positive"]
+    assert [name for name, entry in inputs.items() if entry[1].get("advanced")] == ADVANCED
+    defaults = {name: inputs[name][1].get("default") for name in OPTIONS if name not in ("text", "iterations")}
+    assert defaults == {name: value for name, value in OPTIONS.items() if name in defaults}
+    assert all(entry[1].get("tooltip") for entry in inputs.values())
+
+
+def test_it_is_registered() -> None:
+    assert MinorityPrompt in NODES
