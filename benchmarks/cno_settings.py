@@ -72,20 +72,21 @@ PUBLISHED: dict[str, Any] = {
     "projection": "none",
 }
 BOLD: dict[str, Any] = {"strength": 0.5, "iterations": 10, "denominator": "positive", "projection": "norm"}
+SAFE = {**BOLD, "projection": "spectrum"}
 ROWS: dict[str, Make] = {
     "baseline": lambda world, text, seed: world.latents(text, seed, BATCH),
     "published": cno(**PUBLISHED),
     "bold": cno(**BOLD),
     "bold, no projection": cno(**{**BOLD, "projection": "none"}),
-    "bold, spectrum": cno(**{**BOLD, "projection": "spectrum"}),
-    "bold, spectrum, strength 1": cno(**{**BOLD, "projection": "spectrum", "strength": 1.0}),
-    "bold, spectrum, strength 2": cno(**{**BOLD, "projection": "spectrum", "strength": 2.0}),
-    "bold, spectrum, strength 2, 20 iterations": cno(
-        **{**BOLD, "projection": "spectrum", "strength": 2.0, "iterations": 20}
-    ),
-    "bold, spectrum, strength 1, others": cno(
-        **{**BOLD, "projection": "spectrum", "strength": 1.0, "denominator": "others"}
-    ),
+    "bold, spectrum": cno(**SAFE),
+    "spectrum, strength 0.75": cno(**{**SAFE, "strength": 0.75}),
+    "spectrum, strength 1": cno(**{**SAFE, "strength": 1.0}),
+    "spectrum, strength 2": cno(**{**SAFE, "strength": 2.0}),
+    "spectrum, strength 1, gamma 0.4": cno(**{**SAFE, "strength": 1.0, "gamma": 0.4}),
+    "spectrum, strength 1, all": cno(**{**SAFE, "strength": 1.0, "denominator": "all"}),
+    "spectrum, strength 1, others": cno(**{**SAFE, "strength": 1.0, "denominator": "others"}),
+    "spectrum, strength 1, temperature 0.3": cno(**{**SAFE, "strength": 1.0, "temperature": 0.3}),
+    "spectrum, strength 1, window 4": cno(**{**SAFE, "strength": 1.0, "window": 4}),
     "bold, all": cno(**{**BOLD, "denominator": "all"}),
     "bold, others": cno(**{**BOLD, "denominator": "others"}),
     "bold, 4 iterations": cno(**{**BOLD, "iterations": 4}),

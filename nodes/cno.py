@@ -108,8 +108,8 @@ def _options() -> list[io.Input]:
                 options=list(PROJECTIONS),
                 default=_DEFAULT.projection,
                 tooltip=(
-                    'What each noise keeps. "norm": its length, as Gaussian noise has it. "spectrum": its energy in '
-                    'every band of frequencies; milder. "none": nothing (the paper).'
+                    'What each noise keeps. "spectrum": its energy in every band of frequencies, as Gaussian noise has '
+                    'it; the prompt is kept best. "norm": its length alone; stronger. "none": nothing (the paper).'
                 ),
             )
         ),

@@ -160,7 +160,7 @@ class PromptEncoder:
     def _section_vector(self, embeds: Tensor, section: Section) -> Tensor:
         if self.is_clip:
             return clip_vector(self.module, embeds[:, : section.end + 1], self.projected)
-        raw = _surrogate(self.module, embeds, section)
+        raw = surrogate_vector(self.module, embeds, section)
         return raw - self._common_mean.to(raw)
 
     @cached_property
@@ -180,7 +180,7 @@ class PromptEncoder:
                         found.append(
                             clip_vector(self.module, embeds[:, : section.end + 1], self.projected)[0]
                             if self.is_clip
-                            else _surrogate(self.module, embeds, section)[0]
+                            else surrogate_vector(self.module, embeds, section)[0]
                         )
         return found
 
@@ -259,7 +259,7 @@ def projection_is_real(module: SDClipModel) -> bool:
     return bool((matrix != 0).float().mean() > 0.5)
 
 
-def _surrogate(module: SDClipModel, embeds: Tensor, section: Section) -> Tensor:
+def surrogate_vector(module: SDClipModel, embeds: Tensor, section: Section) -> Tensor:
     """Mean of the encoder's output over the prompt's own positions, `[N, D]`."""
     mask = section.mask.expand(len(embeds), -1) if module.enable_attention_masks else None
     layer = module.layer if isinstance(module.layer, list) or module.layer == "all" else module.layer_idx

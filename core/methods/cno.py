@@ -3,8 +3,8 @@
 Kim et al., "Diverse Text-to-Image Generation via Contrastive Noise Optimization", ICLR 2026, arXiv 2510.03813.
 
 Two things differ from the paper, both measured by `benchmarks/cno_settings.py`: the step is bolder, and after every
-step each noise is rescaled to the length it started with. A bold step alone leaves the sphere that Gaussian noise lives
-on, and the pictures suffer; on the sphere it is safe.
+step each noise gets back the energy that it started with in every band of frequencies. A bold step alone shifts energy
+to the low frequencies, as no Gaussian noise has it, and the pictures lose the prompt; with its own spectrum it is safe.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Settings:
     window: int = 16
     gamma: float | None = None
     denominator: str = "positive"
-    projection: str = "norm"
+    projection: str = "spectrum"
 
     def __post_init__(self) -> None:
         _require(math.isfinite(self.strength) and self.strength >= 0, "strength", self.strength, "0 or more")
