@@ -40,4 +40,7 @@ RUNS: tuple[Run, ...] = (
     Run("cno_unet", "unet", "cno", 6, 20),
     Run("cno_mmdit", "mmdit", "cno", 6, 20),
     Run("cno_distilled", "distilled", "cno", 1, 4),
+    Run("tpso_unet", "unet", "tpso", 6, 20),
+    Run("tpso_mmdit", "mmdit", "tpso", 6, 20),
+    Run("tpso_distilled", "distilled", "tpso", 1, 4),
 )

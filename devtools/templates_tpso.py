@@ -39,7 +39,8 @@ def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
     """Diverse Prompts in place of both prompts, and its plot."""
     nodes = baseline(model)
     del nodes["positive"], nodes["negative"]
-    chosen = {"text": PROMPT, "negative_text": "", "variants": PICTURES, "seed": SEED}
+    # The demo CLIP knows little but the words of its scenes: further from the prompt a variant is another scene.
+    chosen = {"text": PROMPT, "negative_text": "", "variants": PICTURES, "similarity": 0.95, "seed": SEED}
     nodes["tpso"] = Node(
         "DiversityTPSO",
         (360, 0),
