@@ -236,7 +236,8 @@ def clip_vector(module: SDClipModel, embeds: Tensor, projected: bool) -> Tensor:
     causal = torch.full((length, length), lowest, dtype=x.dtype, device=x.device).triu_(1)
     x = tower.final_layer_norm(tower.encoder(x, mask=causal, intermediate_output=None)[0])
     pooled = x[:, -1]
-    return (module.transformer.text_projection(pooled) if projected else pooled).float()
+    pooled = module.transformer.text_projection(pooled) if projected else pooled
+    return pooled.to(torch.promote_types(pooled.dtype, torch.float32))
 
 
 def projection_is_real(module: SDClipModel) -> bool:

@@ -11,6 +11,7 @@ from comfyui_diversity.core.hooks.text import encode_variants, projection_is_rea
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks import tpso_speed
 from devtools.small_encoders import ENCODERS, small_encoder
 
 PROMPTS = {
@@ -98,6 +99,12 @@ def test_positions_up_to_the_end_give_the_full_lengths_pooled_vector(kind: str, 
         outputs = module.transformer(None, None, embeds=full, num_tokens=numbers * 3, dtype=torch.float32)
         expected = outputs[2] if encoder.projected else outputs[3]
         assert torch.allclose(vectors, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_losses_equal_one_by_one_at_full_length_step_for_step(spread: bool):
+    found = tpso_speed.row("small", small_encoder("sd1", inference=False), count=3, spread=spread, steps=3)
+    assert float(dict(zip(tpso_speed.HEAD, found, strict=True))["largest difference"]) < 1e-8
 
 
 @torch.inference_mode()

@@ -1,0 +1,178 @@
+"""How fast prompt variants are optimised, beside all 77 positions one variant at a time, and whether losses are equal.
+
+    python -m benchmarks.tpso_speed                   # the demo CLIP, and a CLIP-L of full size with random weights
+    python -m benchmarks.tpso_speed --only "demo CLIP" --variants 4
+
+The reference sends each variant through ComfyUI's own text encoder by itself, padding and all. For the published rule
+it takes the gradient of the written-out losses by autograd; for the spread it gives vectors and gradients to the same
+optimiser. Seconds are CPU time of one thread in float32, without loading and without the final encoding.
+
+The difference is that of two runs of their own in float64. In float32 it would be that of rounding: near the prompt the
+losses' gradients nearly vanish, and these optimisers take as long a step along a small gradient as along a large one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import world  # noqa: F401 # isort: skip - this makes ComfyUI and the pack importable
+
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models_base
+import torch
+from comfyui_diversity.core.hooks.gradients import gradients
+from comfyui_diversity.core.hooks.text import PromptEncoder, prompt_encoders
+from comfyui_diversity.core.hooks.variants import PUBLISHED_RATE, SPREAD_RATE
+from comfyui_diversity.core.methods.tpso import Encode, Pullback, Settings, initial_offsets, optimise_variants
+from comfyui_diversity.demo import loader
+from torch import Tensor
+from torch.nn import functional as F
+
+PROMPT = "a small red fish on the left"
+HEAD = ["encoder", "positions", "rule", "steps", "one by one (s)", "here (s)", "times faster", "largest difference"]
+# Cosines to the prompt [S, N], mean pairwise cosines [S].
+Course = tuple[Tensor, Tensor]
+
+
+class OneByOne:
+    """Offsets `[N, P, D]` to vectors `[N, E]` and their pullback, by one run of all positions for each variant."""
+
+    def __init__(self, encoder: PromptEncoder) -> None:
+        self.module, self._projected = encoder.module, encoder.projected
+        [self.section] = encoder.sections
+
+    def vector(self, offset: Tensor) -> Tensor:
+        """`[E]`, with its graph; call it inside `gradients(module)`."""
+        embeds, first, last = self.section.embeds.to(offset), self.section.first, self.section.last
+        moved = torch.cat([embeds[:first], embeds[first:last] + offset, embeds[last:]])[None]
+        outputs = self.module.transformer(
+            None, None, embeds=moved, num_tokens=[self.section.end + 1], dtype=offset.dtype, embeds_info=[]
+        )
+        return outputs[2 if self._projected else 3][0]
+
+    def __call__(self, offsets: Tensor) -> tuple[Tensor, Pullback]:
+        variables = [offset.detach().clone().requires_grad_() for offset in offsets]
+        with gradients(self.module):
+            vectors = [self.vector(variable) for variable in variables]
+
+        def pull_back(gradient: Tensor) -> Tensor:
+            with gradients(self.module):
+                pairs = zip(vectors, variables, gradient, strict=True)
+                return torch.cat([torch.autograd.grad(vector, own, row)[0][None] for vector, own, row in pairs])
+
+        return torch.stack(vectors).detach(), pull_back
+
+
+def by_autograd(slow: OneByOne, start: Tensor, settings: Settings) -> Course:
+    """The published rule, from its equations: cosines to the prompt `[S, N]`, mean pairwise cosines `[S]`."""
+    count, positions = start.shape[:2]
+    offsets = [offset.clone().requires_grad_() for offset in start]
+    optimiser = torch.optim.RMSprop(offsets, lr=settings.learning_rate)
+    with gradients(slow.module), torch.no_grad():
+        prompt = F.normalize(slow.vector(torch.zeros_like(start[0])), dim=0)
+    active = torch.ones(count, dtype=torch.bool)
+    cosines, spreads = [], []
+    for _ in range(settings.steps + 1):
+        with gradients(slow.module):
+            unit = F.normalize(torch.stack([slow.vector(offset / positions) for offset in offsets]), dim=1)
+            to_prompt, between = unit @ prompt, unit @ unit.T
+            spread = (between.sum() - between.trace()) / (count * (count - 1))
+            cosines.append(to_prompt.detach())
+            spreads.append(spread.detach())
+            active = active & ((to_prompt.detach() - settings.kappa).abs() > settings.tolerance)
+            if not active.any() or len(cosines) > settings.steps:
+                break
+            semantic = ((to_prompt - settings.kappa).abs() - settings.tolerance).clamp(min=0)[active].sum()
+            diversity = -(1 - spread) * count / active.sum()
+            found = torch.autograd.grad(semantic + settings.diversity * diversity, offsets)
+        for offset, gradient, moves in zip(offsets, found, active, strict=True):
+            offset.grad = gradient * moves
+        optimiser.step()
+    return torch.stack(cosines), torch.stack(spreads)
+
+
+def here(encoder: PromptEncoder, start: Tensor, settings: Settings) -> Course:
+    with gradients():
+        # As many as there are variants: what the encoder takes at once is what it took first.
+        reference = encoder(torch.zeros_like(start))[0][0]
+    return course(encoder, reference, start, settings)
+
+
+def one_by_one(encoder: PromptEncoder, start: Tensor, settings: Settings) -> Course:
+    slow = OneByOne(encoder)
+    if not settings.spread:
+        return by_autograd(slow, start, settings)
+    return course(slow, slow(torch.zeros_like(start[:1]))[0][0], start, settings)
+
+
+def course(encode: Encode, reference: Tensor, start: Tensor, settings: Settings) -> Course:
+    with gradients():
+        found = optimise_variants(start, reference, encode, settings)
+    return found.cosines, found.spreads
+
+
+def row(name: str, clip: Any, count: int, spread: bool, steps: int) -> list[str]:
+    """One line of the table."""
+    with torch.inference_mode(False):
+        [encoder] = prompt_encoders(clip, clip.tokenize(PROMPT))
+        rate = SPREAD_RATE * encoder.deviation if spread else PUBLISHED_RATE
+        # Kappa out of reach: no variant stops early, so that all steps are compared.
+        settings = Settings(0.0, steps=steps, learning_rate=rate, spread=spread)
+        start = initial_offsets(count, encoder.positions, encoder.width, 0)
+        seconds = []
+        for method in (one_by_one, here):
+            started = time.process_time()
+            method(encoder, start, settings)
+            seconds.append(time.process_time() - started)
+        encoder.module.double()
+        courses = [method(encoder, start.double(), settings) for method in (one_by_one, here)]
+    # The losses are sums of these.
+    difference = max((a - b).abs().max().item() for a, b in zip(*courses, strict=True))
+    return [
+        name,
+        f"{encoder.sections[0].end + 1} of 77",
+        "spread" if spread else "published",
+        str(steps),
+        f"{seconds[0]:.1f}",
+        f"{seconds[1]:.1f}",
+        f"{seconds[0] / seconds[1]:.1f}",
+        f"{difference:.0e}",
+    ]
+
+
+def full_clip_l() -> comfy.sd.CLIP:
+    """SD1.5's text encoder in its released size; weights are normal, as large as keeps activations at about one."""
+    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+    clip = comfy.sd.CLIP(target, model_options={"dtype": torch.float32})
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in clip.cond_stage_model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, parameter.shape[1] ** -0.5, generator=generator)
+            else:
+                parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    return clip
+
+
+CLIPS: dict[str, Callable[[], Any]] = {"demo CLIP": loader.load_clip, "CLIP-L": full_clip_l}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=list(CLIPS), default=list(CLIPS))
+    parser.add_argument("--variants", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=4)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    print(f"| {' | '.join(HEAD)} |\n| {' | '.join(['---'] * len(HEAD))} |")
+    for name in options.only:
+        for spread in (False, True):
+            print(f"| {' | '.join(row(name, CLIPS[name](), options.variants, spread, options.steps))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
