@@ -15,6 +15,7 @@ import comfy.supported_models_base
 import comfy.text_encoders.flux
 import comfy.text_encoders.pixart_t5
 import comfy.text_encoders.sd2_clip
+import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.z_image
 import torch
 from torch import nn
@@ -22,6 +23,8 @@ from torch import nn
 _CLIP_L = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
 _CLIP_G = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
 _T5 = {"d_model": 64, "num_layers": 2, "d_kv": 16, "num_heads": 4, "d_ff": 128}
+# SD3 joins its encoders at the width of the released T5 alone; half a gigabyte, nearly all of it token embeddings.
+_WIDE_T5 = {**_T5, "d_model": 4096, "num_layers": 1}
 _QWEN = {
     "hidden_size": 64,
     "num_hidden_layers": 3,
@@ -52,6 +55,11 @@ _KINDS: dict[str, Callable[[], tuple[Any, Any, dict[str, dict]]]] = {
         comfy.text_encoders.flux.FluxTokenizer,
         {"clip_l_model_config": _CLIP_L, "t5xxl_model_config": _T5},
     ),
+    "sd3": lambda: (
+        comfy.text_encoders.sd3_clip.sd3_clip(),
+        comfy.text_encoders.sd3_clip.SD3Tokenizer,
+        {"clip_l_model_config": _CLIP_L, "clip_g_model_config": _CLIP_G, "t5xxl_model_config": _WIDE_T5},
+    ),
     "t5": lambda: (
         comfy.text_encoders.pixart_t5.pixart_te(),
         comfy.text_encoders.pixart_t5.PixArtTokenizer,
@@ -63,11 +71,15 @@ _KINDS: dict[str, Callable[[], tuple[Any, Any, dict[str, dict]]]] = {
         {"qwen3_4b_model_config": _QWEN},
     ),
 }
-ENCODERS = tuple(_KINDS)
+# All but the one that is not small.
+ENCODERS = tuple(kind for kind in _KINDS if kind != "sd3")
 
 
 def small_encoder(kind: str, inference: bool = True, seed: int = 0) -> comfy.sd.CLIP:
-    """A CLIP of one of `ENCODERS`; `inference` makes its weights inference tensors, as ComfyUI's loader nodes do."""
+    """A CLIP of one of `ENCODERS`, or "sd3".
+
+    inference: its weights are inference tensors, as ComfyUI's loader nodes make them.
+    """
     model, tokenizer, sizes = _KINDS[kind]()
     target = comfy.supported_models_base.ClipTarget(tokenizer, model)
     with torch.inference_mode(inference):

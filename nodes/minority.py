@@ -166,7 +166,8 @@ def _advanced_inputs() -> list[io.Input]:
             default=_DEFAULT.encoders,
             tooltip=(
                 'Which text encoders get a token of their own. "clip": those of the CLIP kind. "all": also T5, Qwen, '
-                'Gemma, Llama ... "auto": those of the CLIP kind, or all where there is none.'
+                'Gemma, Llama ... "auto": those of the CLIP kind, or all where the model follows others (FLUX, '
+                "Qwen-Image ...)."
             ),
         ),
         io.Boolean.Input(

@@ -132,7 +132,8 @@ def _advanced_inputs() -> list[io.Input]:
             default=KINDS[0],
             tooltip=(
                 'Which text encoders of a CLIP with several are varied. "clip": those of the CLIP kind. "all": also '
-                'T5, Qwen, Gemma, Llama ... "auto": those of the CLIP kind, or all where there is none.'
+                'T5, Qwen, Gemma, Llama ... "auto": those of the CLIP kind, or all where the model follows others '
+                "(FLUX, Qwen-Image ...)."
             ),
         ),
         io.Combo.Input(

@@ -292,16 +292,19 @@ def text_encoders(clip: Any) -> dict[str, SDClipModel]:
 def prompt_encoders(clip: Any, tokens: Tokens, which: str = "auto") -> list[PromptEncoder]:
     """The encoders of `clip` that can vary this prompt; loads the model.
 
-    which: "clip", those with a contrastive vector; "all"; "auto", those with a contrastive vector, or all where there
-        is none.
+    which: "clip", those with a contrastive vector; "all"; "auto", those with a contrastive vector, or all where the
+        model reads the hidden states of none of these (FLUX: of CLIP only the pooled vector).
 
     Raises ValueError for an unknown choice, and when nothing is left to vary.
     """
     if which not in KINDS:
         raise ValueError(f"encoders is {which!r}; it must be one of {', '.join(KINDS)}.")
-    encoders = [PromptEncoder(clip, name, key, tokens) for name, key in _token_keys(clip).items()]
+    keys, outputs = _blank_prompt(clip)
+    encoders = [PromptEncoder(clip, name, key, tokens) for name, key in keys.items()]
     clips = [encoder for encoder in encoders if encoder.is_clip]
-    chosen = encoders if which == "all" or (which == "auto" and not clips) else clips
+    mixed = len(clips) < len(encoders)
+    everything = which == "all" or (which == "auto" and mixed and not _are_read(clip, clips, outputs))
+    chosen = encoders if everything else clips
     chosen = [encoder for encoder in chosen if encoder.sections]
     if not chosen:
         names = ", ".join(text_encoders(clip)) or "none"
@@ -312,20 +315,53 @@ def prompt_encoders(clip: Any, tokens: Tokens, which: str = "auto") -> list[Prom
     return chosen
 
 
-def _token_keys(clip: Any) -> dict[str, str]:
-    """Which part of a tokenized prompt each encoder reads, found by watching the stock encoding of an empty one."""
+def _blank_prompt(clip: Any) -> tuple[dict[str, str], dict[str, Any]]:
+    """Which part of a tokenized prompt each encoder reads, found by watching the stock encoding of an empty one; and
+    what each encoder makes of it."""
     blank = clip.tokenize("")
-    found: dict[str, str] = {}
+    keys: dict[str, str] = {}
+    outputs: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         for name, module in text_encoders(clip).items():
 
             def watch(pairs: Any, module: Any = module, name: str = name) -> Any:
-                found.update((name, key) for key, value in blank.items() if value is pairs)
-                return type(module).encode_token_weights(module, pairs)
+                keys.update((name, key) for key, value in blank.items() if value is pairs)
+                outputs[name] = type(module).encode_token_weights(module, pairs)
+                return _copied(outputs[name])
 
             stack.enter_context(_patched(module, encode_token_weights=watch))
         clip.encode_from_tokens(blank, return_pooled=True)
-    return found
+    return keys, outputs
+
+
+def _are_read(clip: Any, encoders: Sequence[PromptEncoder], outputs: dict[str, Any]) -> bool:
+    """Whether the hidden states of any of these encoders are in the conditioning; if not, only pooled vectors are.
+
+    Found by trying: do other hidden states give another conditioning? The encoders themselves do not run.
+    """
+    modules, blank = text_encoders(clip), clip.tokenize("")
+
+    def conditioning(moved: Sequence[str]) -> Tensor:
+        with contextlib.ExitStack() as stack:
+            for name, (hidden, *rest) in outputs.items():
+                output = (hidden + 1 if name in moved else hidden, *rest)
+                stack.enter_context(
+                    _patched(modules[name], encode_token_weights=lambda _, output=output: _copied(output))
+                )
+            return clip.encode_from_tokens(blank)
+
+    return not torch.equal(conditioning([]), conditioning([encoder.name for encoder in encoders]))
+
+
+def _copied(output: Any) -> Any:
+    """ComfyUI takes attention masks out of what an encoder returns, and writes into it."""
+    if isinstance(output, Tensor):
+        return output.clone()
+    if isinstance(output, dict):
+        return {name: _copied(value) for name, value in output.items()}
+    if isinstance(output, tuple):
+        return tuple(_copied(value) for value in output)
+    return output
 
 
 def _sections(module: SDClipModel, chunks: list[Any], empty: list[Any]) -> list[Section]:

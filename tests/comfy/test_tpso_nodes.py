@@ -214,12 +214,12 @@ def test_pick_is_the_variant_alone() -> None:
 
 def test_which_encoders() -> None:
     clip = small_encoder("flux")
-    auto, everything = run(clip), run(clip, encoders="all")
-    assert torch.equal(auto[0][0][0][0], auto[0][0][0][1])  # T5 makes this output, and it is as it is
-    assert not torch.equal(everything[0][0][0][0], everything[0][0][0][1])
-    assert "t5xxl: as it is (encoders = all varies it too)" in auto[4]
-    assert "as it is" not in everything[4]
-    assert (len(auto[3]), len(everything[3])) == (1, 2)
+    alone, auto = run(clip, encoders="clip"), run(clip)
+    assert torch.equal(alone[0][0][0][0], alone[0][0][0][1])  # T5 makes this output, and it is as it is
+    assert not torch.equal(auto[0][0][0][0], auto[0][0][0][1])
+    assert "t5xxl: as it is (encoders = all varies it too)" in alone[4]
+    assert "as it is" not in auto[4]
+    assert (len(alone[3]), len(auto[3])) == (1, 2)
 
 
 # --- the negative ----------------------------------------------------------------------------------------------------
@@ -278,8 +278,7 @@ def sample(model: Any, noise: Tensor, positive: list, negative: list, steps: int
 def test_row_k_reaches_picture_k(family: str, kind: str, user: Path) -> None:
     """Each picture of the batch is the one that its variant makes alone from the same noise."""
     clip, model = small_encoder(kind), small_model(family)
-    encoders = "all" if kind == "flux" else "auto"
-    options = {"encoders": encoders, "vary_negative": kind == "sd1", "ratio": 0.7}
+    options = {"vary_negative": kind == "sd1", "ratio": 0.7}
     noise = random_latent(family, VARIANTS)
     positive, negative, plain, *_ = run(clip, **options)
     whole = sample(model, noise, positive, negative)
@@ -314,7 +313,7 @@ def test_ratio_0_gives_the_plain_pictures_bitwise() -> None:
 
 def test_few_steps_without_guidance() -> None:
     clip, model, noise = small_encoder("flux"), small_model("flux"), random_latent("flux", VARIANTS)
-    positive, negative, plain, _, report = run(clip, encoders="all", perturbed_steps=1)
+    positive, negative, plain, _, report = run(clip, perturbed_steps=1)
     pictures = sample(model, noise, positive, negative, cfg=1.0)
     assert not torch.equal(pictures, sample(model, noise, plain, negative, cfg=1.0))
     assert "first 1 step (linear)" in report

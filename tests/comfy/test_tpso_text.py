@@ -180,14 +180,27 @@ def test_a_projection_that_was_never_loaded_is_told_from_a_real_one():
 def test_which_encoders_take_part():
     clip = small_encoder("flux")
     tokens = clip.tokenize(PROMPTS["short"])
-    assert [e.name for e in prompt_encoders(clip, tokens)] == ["clip_l"]
-    assert sorted(e.name for e in prompt_encoders(clip, tokens, "all")) == ["clip_l", "t5xxl"]
+    assert [e.name for e in prompt_encoders(clip, tokens, "clip")] == ["clip_l"]
+    for which in ("auto", "all"):  # FLUX reads CLIP's pooled vector alone, and follows T5
+        assert sorted(e.name for e in prompt_encoders(clip, tokens, which)) == ["clip_l", "t5xxl"]
+    sdxl = small_encoder("sdxl")
+    assert sorted(e.name for e in prompt_encoders(sdxl, sdxl.tokenize("a fish"))) == ["clip_g", "clip_l"]
     t5 = small_encoder("t5")
     assert [e.is_clip for e in prompt_encoders(t5, t5.tokenize("a fish"))] == [False]
     with pytest.raises(ValueError, match="none of this CLIP's text encoders"):
         prompt_encoders(t5, t5.tokenize("a fish"), "clip")
     with pytest.raises(ValueError, match="encoders is 'some'"):
         prompt_encoders(clip, tokens, "some")
+
+
+@torch.inference_mode()
+def test_models_that_read_clip_beside_t5_have_clip_varied():
+    clip = small_encoder("sd3")
+    tokens = clip.tokenize(PROMPTS["short"])
+    stock = clip.encode_from_tokens_scheduled(tokens)
+    assert sorted(e.name for e in prompt_encoders(clip, tokens)) == ["clip_g", "clip_l"]
+    assert sorted(e.name for e in prompt_encoders(clip, tokens, "all")) == ["clip_g", "clip_l", "t5xxl"]
+    assert torch.equal(clip.encode_from_tokens_scheduled(tokens)[0][0], stock[0][0])
 
 
 @torch.inference_mode()
