@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_base
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_diversity.demo import architectures, loader
-from comfyui_diversity.demo.world.attributes import sample_scene
+from comfyui_diversity.demo.world.attributes import VALUES, sample_scene, sample_uniform_scene
 from comfyui_diversity.demo.world.captions import OPTIONAL, caption
 from comfyui_diversity.demo.world.draw import draw
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -75,6 +76,27 @@ def test_pictures_find_their_captions(clip: comfy.sd.CLIP, scenes_and_pictures) 
     right = [captions.index(caption(scene, OPTIONAL)) for scene in scenes]
     top3 = similarity.topk(3, dim=1).indices
     assert (top3 == torch.tensor(right)[:, None]).any(1).float().mean() >= 0.9
+
+
+@pytest.mark.parametrize("attribute", OPTIONAL)
+def test_the_caption_with_the_right_word_is_nearest(clip: comfy.sd.CLIP, attribute: str) -> None:
+    """Of captions that differ in one attribute's word alone, a fresh picture is nearest to its own."""
+    rng = np.random.default_rng(77)
+    scenes = [sample_uniform_scene(rng) for _ in range(100)]
+    pictures = torch.from_numpy(np.stack([draw(scene, rng) for scene in scenes])).float() / 255
+    found = torch.nn.functional.normalize(loader.load_clip_vision().encode_image(pictures)["image_embeds"], dim=1)
+    known: dict[str, torch.Tensor] = {}
+    right = 0
+    for scene, embedding in zip(scenes, found, strict=True):
+        similarity = {}
+        for value in VALUES[attribute]:
+            text = caption(replace(scene, **{attribute: value}), OPTIONAL)
+            if text not in known:
+                pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)[1][0]
+                known[text] = torch.nn.functional.normalize(pooled.float(), dim=0)
+            similarity[value] = (known[text] @ embedding.float()).item()
+        right += max(similarity, key=lambda value: similarity[value]) == getattr(scene, attribute)
+    assert right >= 90
 
 
 def test_words_outside_the_vocabulary_are_the_average_word(clip: comfy.sd.CLIP) -> None:
