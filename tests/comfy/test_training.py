@@ -1,4 +1,4 @@
-"""The training loop: learns, resumes as if it had never stopped, and names a failure."""
+"""Training: a loop that learns, resumes as if it had never stopped, and names a failure; and what it is shown."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 from comfyui_diversity.demo.training import loop
+from comfyui_diversity.demo.training.distil import PAIRS, captions_of_pairs
+from comfyui_diversity.demo.training.places import evenly_stated_scene
+from comfyui_diversity.demo.world.attributes import OBJECTS, distribution
 from torch import Tensor, nn
 
 SCHEDULE = loop.Schedule(steps=40, rate=0.05, warmup=5)
@@ -71,3 +74,23 @@ def test_the_rate_warms_up_and_falls() -> None:
     assert rates[0] == pytest.approx(0.01)
     assert max(rates) == pytest.approx(SCHEDULE.rate)
     assert rates[-1] == pytest.approx(0.01 * SCHEDULE.rate)
+
+
+def test_stated_attributes_are_drawn_evenly_and_the_others_as_the_world_draws_them() -> None:
+    rng = np.random.default_rng(3)
+    red: dict[bool, list[bool]] = {True: [], False: []}
+    for _ in range(12_000):
+        scene, stated = evenly_stated_scene(rng)
+        if scene.object == "heart":
+            red["colour" in stated].append(scene.colour == "red")
+    assert np.mean(red[True]) == pytest.approx(1 / 8, abs=0.04)
+    assert np.mean(red[False]) == pytest.approx(distribution("colour", "heart")["red"], abs=0.05)
+
+
+def test_half_of_the_captions_to_distil_have_rare_words() -> None:
+    captions = captions_of_pairs()
+    assert captions == captions_of_pairs()
+    assert len(captions) == PAIRS
+    assert all(any(name in text for name in OBJECTS) for text in captions)
+    green_hearts = [sum("green heart" in text for text in captions[part::2]) for part in (0, 1)]
+    assert green_hearts[0] < green_hearts[1]
