@@ -118,7 +118,7 @@ def test_encoders_without_the_token_read_the_plain_prompt():
     clip = small_encoder("flux")
     text = "a red fish"
     stock = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0]
-    token = LearnableToken(clip, text, "cool")
+    token = LearnableToken(clip, text, "cool", which="clip")
     assert token.encoders == ("clip_l",)
     found = encode(clip, token, moved(token, 2))
     assert torch.allclose(found["cond"], stock[0].expand_as(found["cond"]), atol=2e-5)  # T5

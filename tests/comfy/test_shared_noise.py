@@ -47,8 +47,9 @@ def test_all_pictures_start_from_the_first_ones_noise(family: str) -> None:
     apart, together = sample(model, family), sample(shared(model), family)
     assert torch.equal(together[0], apart[0])
     for k in range(1, BATCH):
-        assert torch.equal(together[k], together[0])
-        assert not torch.equal(apart[k], apart[0])
+        # Several threads share the rows of a batch out unevenly, so the last digits differ.
+        assert torch.allclose(together[k], together[0], atol=1e-4)
+        assert not torch.allclose(apart[k], apart[0], atol=1e-2)
     assert torch.equal(sample(model, family), apart)
 
 
