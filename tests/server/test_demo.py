@@ -43,7 +43,8 @@ QUIET = Console(quiet=True)
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """One prompt on two quick rows."""
     whole = make_plan([])
-    runs = [dataclasses.replace(row, steps=2) for row in whole.runs if row.model == "unet" and row.cfg in (1, 6)]
+    baselines = [row for row in whole.runs if (row.model, row.method) == ("unet", "baseline") and row.cfg in (1, 6)]
+    runs = [dataclasses.replace(row, steps=2) for row in baselines]
     return Plan(runs, whole.prompts[6:7], tmp_path_factory.mktemp("demo"))
 
 
