@@ -79,6 +79,7 @@ ROWS: dict[str, Make] = {
     "bold": cno(**BOLD),
     "bold, no projection": cno(**{**BOLD, "projection": "none"}),
     "bold, spectrum": cno(**SAFE),
+    "spectrum, strength 0.25": cno(**{**SAFE, "strength": 0.25}),
     "spectrum, strength 0.75": cno(**{**SAFE, "strength": 0.75}),
     "spectrum, strength 1": cno(**{**SAFE, "strength": 1.0}),
     "spectrum, strength 2": cno(**{**SAFE, "strength": 2.0}),
@@ -134,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", action="store_true", help="rows of ten batches, with and without a memory")
     parser.add_argument("--only", nargs="*", default=["*"], help='rows of these names, "*" for anything')
     parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
+    parser.add_argument("--seeds", type=int, default=1, help="batches of ten for each prompt, each with another seed")
     parser.add_argument("--steps", type=int, default=0, help="sampling steps, 0 for the model's own")
     parser.add_argument("--out", type=Path, default=OUTPUT, help="folder that the rows are written to")
     options = parser.parse_args(arguments)
@@ -148,10 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, make in chosen.items():
         started = time.perf_counter()
         groups = [
-            world.group(prompt, [make(world, prompt.text, FIRST_SEED[options.report] + k)])
+            world.group(prompt, [make(world, prompt.text, FIRST_SEED[options.report] + k + 100 * batch)])
+            for batch in range(options.seeds)
             for k, prompt in enumerate(prompts)
         ]
-        given = {"model": options.model, "steps": world.recipe.steps, "prompts": kind, "count": len(prompts)}
+        given = {"model": options.model, "steps": world.recipe.steps, "prompts": kind, "count": len(groups)}
         row = {**given, "row": name, **measure(groups, scorer)}
         row["seconds"] = round(time.perf_counter() - started, 1)
         console.print(line(row), highlight=False)
