@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,21 @@ def baseline(model: str) -> dict[str, Node]:
     if file:
         nodes["model"] = Node("UNETLoader", (0, 0), (300, 82), values={"unet_name": file, "weight_dtype": "default"})
     return nodes
+
+
+def moved(nodes: dict[str, Node], right: int, names: tuple[str, ...]) -> dict[str, Node]:
+    """The nodes, those of these names so many pixels to the right."""
+    return {
+        name: replace(node, pos=(node.pos[0] + right, node.pos[1])) if name in names else node
+        for name, node in nodes.items()
+    }
+
+
+def finished(name: str, nodes: dict[str, Node], note: str) -> dict[str, Node]:
+    """The nodes of the template of this name, with its own note and file names."""
+    text = replace(nodes["note"], values={"text": note}, color=YELLOW)
+    save = replace(nodes["save"], values={"filename_prefix": f"diversity/{name}"})
+    return {**nodes, "note": text, "save": save}
 
 
 TEMPLATES: dict[str, dict[str, Node]] = {f"baseline_{model}": baseline(model) for model in MODELS}

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from .frontend import Node
-from .templates import MODELS, SEED, YELLOW, baseline
+from .templates import MODELS, SEED, baseline, finished, moved
 
 BLUE = ("#223", "#335")
 _WIDTH = 360  # a column, by which everything after the new node moves to the right
@@ -37,7 +37,7 @@ To begin anew, choose another **name** in both nodes.""",
 
 def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
     """KSampler with a patched model."""
-    nodes = _moved(baseline(model), _WIDTH, ("sampler", "vae", "decode", "save"))
+    nodes = moved(baseline(model), _WIDTH, ("sampler", "vae", "decode", "save"))
     source = nodes["sampler"].inputs["model"]
     nodes["cno"] = Node(
         "DiversityCNOModel", (740, 0), (300, 270), values=settings, inputs={"model": source}, color=BLUE
@@ -48,7 +48,7 @@ def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
 
 def with_guider(model: str, **settings: Any) -> dict[str, Node]:
     """SamplerCustomAdvanced with changed noise."""
-    nodes = _moved(baseline(model), 2 * _WIDTH, ("vae", "decode", "save"))
+    nodes = moved(baseline(model), 2 * _WIDTH, ("vae", "decode", "save"))
     _, scheduler, cfg, steps = MODELS[model]
     source = nodes.pop("sampler").inputs["model"]
     prompts = {"positive": ("positive", 0), "negative": ("negative", 0)}
@@ -109,21 +109,8 @@ def with_memory(model: str, **settings: Any) -> dict[str, Node]:
     return nodes
 
 
-def _moved(nodes: dict[str, Node], right: int, names: tuple[str, ...]) -> dict[str, Node]:
-    return {
-        name: replace(node, pos=(node.pos[0] + right, node.pos[1])) if name in names else node
-        for name, node in nodes.items()
-    }
-
-
-def _finished(name: str, nodes: dict[str, Node]) -> dict[str, Node]:
-    nodes["note"] = replace(nodes["note"], values={"text": NOTES[name]}, color=YELLOW)
-    nodes["save"] = replace(nodes["save"], values={"filename_prefix": f"diversity/{name}"})
-    return nodes
-
-
 CNO_TEMPLATES: dict[str, dict[str, Node]] = {
-    name: _finished(name, nodes)
+    name: finished(name, nodes, NOTES[name])
     for name, nodes in {
         "cno_unet": with_sampler("unet"),
         "cno_mmdit": with_guider("mmdit"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from .frontend import Node
-from .templates import PROMPT, YELLOW, baseline
+from .templates import PROMPT, baseline, finished, moved
 
 BLUE = ("#223", "#335")
 TOKEN = "diversity_rare"  # name of the kept token
@@ -37,11 +37,7 @@ def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
     nodes = baseline(model)
     source = nodes["sampler"].inputs["model"]
     del nodes["positive"]
-    moved = ("sampler", "vae", "decode", "save", "negative", "latent")
-    nodes = {
-        name: replace(node, pos=(node.pos[0] + _WIDTH, node.pos[1])) if name in moved else node
-        for name, node in nodes.items()
-    }
+    nodes = moved(nodes, _WIDTH, ("sampler", "vae", "decode", "save", "negative", "latent"))
     nodes["minority"] = Node(
         "DiversityMinorityPrompt",
         (360, 0),
@@ -64,14 +60,8 @@ def with_token_kept(model: str) -> dict[str, Node]:
     return nodes
 
 
-def _finished(name: str, nodes: dict[str, Node]) -> dict[str, Node]:
-    nodes["note"] = replace(nodes["note"], values={"text": NOTES[name]}, color=YELLOW)
-    nodes["save"] = replace(nodes["save"], values={"filename_prefix": f"diversity/{name}"})
-    return nodes
-
-
 MINORITY_TEMPLATES: dict[str, dict[str, Node]] = {
-    name: _finished(name, nodes)
+    name: finished(name, nodes, NOTES[name])
     for name, nodes in {
         "minority_unet": with_sampler("unet"),
         "minority_distilled": with_sampler("distilled", preset="few-step model"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from .frontend import Node
-from .templates import PICTURES, PROMPT, SEED, YELLOW, baseline
+from .templates import PICTURES, PROMPT, SEED, baseline, finished, moved
 
 BLUE = ("#223", "#335")
 _WIDTH = 360  # a column
@@ -57,14 +57,14 @@ def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
 def with_schedule(model: str, **settings: Any) -> dict[str, Node]:
     """The schedule as a node of its own."""
     nodes = with_sampler(model, schedule="none")
-    nodes = _moved(nodes, _WIDTH, ("sampler", "vae", "latent", "decode", "plot", "save"))
+    nodes = moved(nodes, _WIDTH, ("sampler", "vae", "latent", "decode", "plot", "save"))
     nodes["schedule"] = _schedule((740, 0), ("tpso", 0), ("tpso", 2), settings)
     return _sampling(nodes, ("schedule", 0), ("tpso", 1))
 
 
 def morph(model: str, **settings: Any) -> dict[str, Node]:
     """Two stock prompts, one after the other."""
-    nodes = _moved(baseline(model), _WIDTH, ("sampler", "vae", "decode", "save"))
+    nodes = moved(baseline(model), _WIDTH, ("sampler", "vae", "decode", "save"))
     first, negative = nodes["positive"], nodes["negative"]
     nodes["positive"] = replace(first, pos=(360, 0), title="First", values={"text": _FIRST})
     nodes["second"] = replace(first, pos=(360, 170), title="Then", values={"text": _SECOND})
@@ -85,21 +85,8 @@ def _sampling(nodes: dict[str, Node], positive: tuple[str, int], negative: tuple
     return {**nodes, "sampler": replace(sampler, inputs=links)}
 
 
-def _moved(nodes: dict[str, Node], right: int, names: tuple[str, ...]) -> dict[str, Node]:
-    return {
-        name: replace(node, pos=(node.pos[0] + right, node.pos[1])) if name in names else node
-        for name, node in nodes.items()
-    }
-
-
-def _finished(name: str, nodes: dict[str, Node]) -> dict[str, Node]:
-    nodes["note"] = replace(nodes["note"], values={"text": NOTES[name]}, color=YELLOW)
-    nodes["save"] = replace(nodes["save"], values={"filename_prefix": f"diversity/{name}"})
-    return nodes
-
-
 TPSO_TEMPLATES: dict[str, dict[str, Node]] = {
-    name: _finished(name, nodes)
+    name: finished(name, nodes, NOTES[name])
     for name, nodes in {
         "tpso_unet": with_sampler("unet"),
         "tpso_mmdit": with_schedule("mmdit"),

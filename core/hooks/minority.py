@@ -35,6 +35,7 @@ from ..methods.minority import (
     noise_share,
 )
 from ..methods.schedule import step_position
+from .carried import checked, with_hook, without_hook
 from .conditioning import conditioning_rows
 from .gradients import gradients, with_differentiable_attention
 from .progress import show
@@ -47,6 +48,11 @@ logger = logging.getLogger("ComfyUI-Diversity")
 
 KEY = "diversity_minority"
 _SAME = 1e-6
+_CHANGED = (
+    "The embeddings of Minority Prompt's conditioning were changed on the way to the sampler (by Conditioning Concat "
+    "or Average, for instance), which the learned token would undo. Combine them by Conditioning Combine, or write all "
+    "in one text."
+)
 # What PyTorch says where something passes no gradient on.
 _NO_GRADIENT = (
     "does not require grad",
@@ -163,10 +169,7 @@ def _is_same(cond: Tensor, plain: Tensor) -> bool:
 def _marked(cond: Tensor, extras: dict[str, Any], learning: Learning) -> list:
     if KEY in extras:
         raise ValueError("positive carries a token to learn already; give it the plain prompt.")
-    hooks = comfy.hooks.HookGroup()
-    for hook in getattr(extras.get("hooks"), "hooks", []):
-        hooks.add(hook)
-    hooks.add(_MarkHook.with_wrapper())
+    hooks = with_hook(extras, _MarkHook.with_wrapper())
     # Loaded with the diffusion model: loading it in the middle of a run could push that one out of memory.
     models = [*extras.get("additional_models", []), learning.clip.patcher]
     return [cond, {**extras, KEY: _Mark(learning, cond), "hooks": hooks, "additional_models": models}]
@@ -186,7 +189,7 @@ def _check_run(executor: Any, *args: Any, **named: Any) -> Any:
     """Takes the hook off (ComfyUI would send prompt and negative prompt through the model apart) and checks the run."""
     guider = executor.class_obj
     guider.conds = {
-        kind: [_without_hook(_checked(entry)) for entry in entries] for kind, entries in guider.conds.items()
+        kind: [without_hook(_checked(entry), _MarkHook) for entry in entries] for kind, entries in guider.conds.items()
     }
     wrappers = guider.model_options.get("transformer_options", {}).get("wrappers", {})
     if not wrappers.get(WrappersMP.SAMPLER_SAMPLE, {}).get(KEY) and any(_marks(guider.conds)):
@@ -200,30 +203,7 @@ def _check_run(executor: Any, *args: Any, **named: Any) -> Any:
 def _checked(entry: dict[str, Any]) -> dict[str, Any]:
     """A prompt that was zeroed out for the negative side is no prompt any more; one that was changed is another."""
     mark = entry.get(KEY)
-    now = entry.get("cross_attn")
-    if mark is None or now is mark.plain:
-        return entry
-    if now is not None and torch.count_nonzero(now) == 0:
-        return {name: value for name, value in entry.items() if name != KEY}
-    if now is None or now.shape != mark.plain.shape or not torch.equal(now, mark.plain.to(now)):
-        raise ValueError(
-            "The embeddings of Minority Prompt's conditioning were changed on the way to the sampler (by Conditioning "
-            "Concat or Average, for instance), which the learned token would undo. Combine them by Conditioning "
-            "Combine, or write all in one text."
-        )
-    return entry
-
-
-def _without_hook(entry: dict[str, Any]) -> dict[str, Any]:
-    group = entry.get("hooks")
-    if group is None or not any(isinstance(hook, _MarkHook) for hook in group.hooks):
-        return entry
-    others = comfy.hooks.HookGroup()
-    for hook in group.hooks:
-        if not isinstance(hook, _MarkHook):
-            others.add(hook)
-    kept = {name: value for name, value in entry.items() if name != "hooks"}
-    return {**kept, "hooks": others} if others.hooks else kept
+    return entry if mark is None else checked(entry, KEY, mark.plain, _CHANGED)
 
 
 def _marks(conds: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, _Mark]]:

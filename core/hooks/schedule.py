@@ -16,16 +16,21 @@ from typing import Any
 import comfy.hooks
 import comfy.samplers
 import comfy.utils
-import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..methods.schedule import Window, step_position
+from .carried import checked, with_hook, without_hook
 
 logger = logging.getLogger("ComfyUI-Diversity")
 
 PAYLOAD = "diversity_schedule"
 CLOCKS = ("steps", "noise")
+_CHANGED = (
+    "The embeddings of a scheduled conditioning were changed on the way to the sampler (by Conditioning Concat or "
+    "Average, for instance), which would reach one of its two sides only. Change both conditionings before they are "
+    "scheduled."
+)
 _MOST_REPEATS = 4  # as ComfyUI: texts of different length are repeated to a common one up to this
 
 
@@ -86,10 +91,7 @@ def scheduled(first: list, second: list, window: Window, clock: str = "steps") -
         _common_length(cond.shape[1], other.shape[1])
         rest = {name: value for name, value in other_extras.items() if name != "hooks"}
         schedule = Schedule(cond, other, rest, window, clock)
-        hooks = comfy.hooks.HookGroup()
-        for hook in getattr(extras.get("hooks"), "hooks", []):
-            hooks.add(hook)
-        hooks.add(ScheduleHook.with_wrappers())
+        hooks = with_hook(extras, ScheduleHook.with_wrappers())
         found.append([cond, {**extras, PAYLOAD: schedule, "hooks": hooks}])
     return found
 
@@ -114,7 +116,7 @@ def _take_hooks_off(executor: Any, *args: Any, **named: Any) -> Any:
     """The guider's conditioning is this run's own copy."""
     guider = executor.class_obj
     for name, entries in guider.conds.items():
-        guider.conds[name] = [_without_hook(_checked(entry)) for entry in entries]
+        guider.conds[name] = [without_hook(_checked(entry), ScheduleHook) for entry in entries]
     return executor(*args, **named)
 
 
@@ -122,30 +124,7 @@ def _checked(entry: dict[str, Any]) -> dict[str, Any]:
     """A node that changes the embeddings of a scheduled conditioning changes one of its two sides only. Zeroed out, it
     is zero throughout; anything else has no clear meaning."""
     schedule = entry.get(PAYLOAD)
-    now = entry.get("cross_attn")
-    if schedule is None or now is schedule.first:
-        return entry
-    if now is not None and torch.count_nonzero(now) == 0:
-        return {name: value for name, value in entry.items() if name != PAYLOAD}
-    if now is None or now.shape != schedule.first.shape or not torch.equal(now, schedule.first.to(now)):
-        raise ValueError(
-            "The embeddings of a scheduled conditioning were changed on the way to the sampler (by Conditioning "
-            "Concat or Average, for instance), which would reach one of its two sides only. Change both conditionings "
-            "before they are scheduled."
-        )
-    return entry
-
-
-def _without_hook(entry: dict[str, Any]) -> dict[str, Any]:
-    group = entry.get("hooks")
-    if group is None or not any(isinstance(hook, ScheduleHook) for hook in group.hooks):
-        return entry
-    others = comfy.hooks.HookGroup()
-    for hook in group.hooks:
-        if not isinstance(hook, ScheduleHook):
-            others.add(hook)
-    kept = {name: value for name, value in entry.items() if name != "hooks"}
-    return {**kept, "hooks": others} if others.hooks else kept
+    return entry if schedule is None else checked(entry, PAYLOAD, schedule.first, _CHANGED)
 
 
 def _encode_second(

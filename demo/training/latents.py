@@ -31,9 +31,9 @@ def encode_latents(folder: Path) -> None:
     uniform_latents(folder)
 
 
-def natural_latents(folder: Path, count: int = NATURAL_COUNT) -> Tensor:
-    """Unit-variance latents `[count, 16, 16, 16]` (fp16) of the first natural scenes."""
-    return _encoded(folder, f"latents_{count}", natural_scenes, count)
+def natural_latents(folder: Path) -> Tensor:
+    """Unit-variance latents `[NATURAL_COUNT, 16, 16, 16]` (fp16) of the first natural scenes."""
+    return _encoded(folder, "latents", natural_scenes, NATURAL_COUNT)
 
 
 def uniform_latents(folder: Path) -> Tensor:
@@ -95,7 +95,7 @@ class Captioned:
     """
 
     def __init__(self, folder: Path, natural: int = NATURAL_COUNT) -> None:
-        self._natural, self._natural_scenes = natural_latents(folder, natural), natural_scenes(folder).scenes
+        self._natural, self._natural_scenes = natural_latents(folder)[:natural], natural_scenes(folder).scenes
         self._uniform, self._uniform_scenes = uniform_latents(folder), uniform_scenes(folder).scenes
         self._chances = {left_out: self._chance(left_out) for left_out in (None, *OPTIONAL)}
 
