@@ -9,37 +9,20 @@ All rows share prompts and seeds. Adherence and diversity come from the attribut
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatch
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from .world import RECIPES, World  # isort: skip - this makes ComfyUI and the pack importable
-
+from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this makes ComfyUI and the pack importable
 import torch
 from comfyui_diversity.core.hooks.denoise import CleanEstimate
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.sampling import SamplerRun, with_noise_change
 from comfyui_diversity.core.methods.cno import Settings, optimise_noise
-from comfyui_diversity.demo.scorer import Scorer
-from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS
-from rich.console import Console
 from torch import Tensor
 
-from devtools.measure import measure
-from devtools.places import HERE
-
 from .peers import pink
-
-OUTPUT = HERE.root / ".dev" / "benchmarks"
-BATCH = 10
-FIRST_SEED = {False: 5000, True: 1000}  # report seeds are the demo's
-
-Make = Callable[[World, str, int], Tensor]
+from .world import World
 
 
 def cno(gradient: str = "stop", **settings: Any) -> Make:
@@ -129,50 +112,10 @@ MEMORY_ROWS: dict[str, Make] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(RECIPES), default="unet")
-    parser.add_argument("--report", action="store_true", help="the prompts that figures are published on")
+    parser = arguments_of(__doc__)
     parser.add_argument("--batches", action="store_true", help="rows of ten batches, with and without a memory")
-    parser.add_argument("--only", nargs="*", default=["*"], help='rows of these names, "*" for anything')
-    parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
-    parser.add_argument("--seeds", type=int, default=1, help="batches of ten for each prompt, each with another seed")
-    parser.add_argument("--steps", type=int, default=0, help="sampling steps, 0 for the model's own")
-    parser.add_argument("--out", type=Path, default=OUTPUT, help="folder that the rows are written to")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    kind = "report" if options.report else "tune"
-    prompts = (REPORT_PROMPTS if options.report else TUNE_PROMPTS)[: options.prompts or None]
-    rows = MEMORY_ROWS if options.batches else ROWS
-    chosen = {name: make for name, make in rows.items() if any(fnmatch(name, wanted) for wanted in options.only)}
-    if not chosen:
-        parser.error(f"--only is {options.only}; the names are: {'; '.join(rows)}")
-    world, scorer, console = World(options.model, options.steps), Scorer.load(), Console(width=150)
-    for name, make in chosen.items():
-        started = time.perf_counter()
-        groups = [
-            world.group(prompt, [make(world, prompt.text, FIRST_SEED[options.report] + k + 100 * batch)])
-            for batch in range(options.seeds)
-            for k, prompt in enumerate(prompts)
-        ]
-        given = {"model": options.model, "steps": world.recipe.steps, "prompts": kind, "count": len(groups)}
-        row = {**given, "row": name, **measure(groups, scorer)}
-        row["seconds"] = round(time.perf_counter() - started, 1)
-        console.print(line(row), highlight=False)
-        write(options.out / f"cno_settings_{options.model}_{kind}.jsonl", row)
-
-
-def line(row: dict[str, Any]) -> str:
-    numbers = " ".join(f"{name[:6]} {value:.2f}" for name, value in row["effective_number"].items())
-    return (
-        f"{row['row']:<30} MSS {row['mss']:.3f}  Vendi {row['vendi']:.2f}  adherence {row['adherence']:.3f}  "
-        f"rare {row['rare_share']:.3f}  {numbers}  {row['seconds']:.0f} s"
-    )
-
-
-def write(path: Path, row: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    carry_out("cno_settings", MEMORY_ROWS if options.batches else ROWS, parser, options)
 
 
 if __name__ == "__main__":

@@ -10,33 +10,20 @@ optimises. Rows of the distilled model learn at all four steps, as published for
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable, Sequence
-from fnmatch import fnmatch
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from .world import RECIPES, World  # isort: skip - this makes ComfyUI and the pack importable
-
-import comfy.sample
+from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this makes ComfyUI and the pack importable
 import torch
 from comfyui_diversity.core.hooks.minority import Learning, to_learn, with_learning
 from comfyui_diversity.core.methods.minority import OBJECTIVES, PRESETS, Settings, Steps
-from comfyui_diversity.demo.scorer import Scorer
-from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS
-from rich.console import Console
 from torch import Tensor
 
-from devtools.measure import measure
-from devtools.places import HERE
-
-from .cno_settings import BATCH, FIRST_SEED, line, with_noise, write
+from .cno_settings import with_noise
 from .peers import pink
+from .world import World
 
-OUTPUT = HERE.root / ".dev" / "benchmarks"
-Make = Callable[[World, str, int], Tensor]
 PUBLISHED_RATE = {"base model": 0.01, "few-step model": 0.001}
 
 
@@ -62,7 +49,7 @@ def learned(
         own_rate = PUBLISHED_RATE[kind] if published else rate or preset.learning_rate
         held = options.get("similarity", 0.0) > 0
         learning = Learning(
-            clip=world._clip,
+            clip=world.clip,
             text=text,
             settings=Settings(iterations or preset.iterations, own_rate, bound, held, typical),
             steps=Steps(*(window or (0.0, preset.end))),
@@ -70,33 +57,15 @@ def learned(
             absolute=published,
             **options,
         )
-        return sample(world, to_learn(learning), with_learning(world.model), seed)
+        return world.latents(text, seed, BATCH, with_learning(world.model), positive=to_learn(learning))
 
     return make
-
-
-def sample(world: World, positive: list, model: Any, seed: int) -> Tensor:
-    """Finished latents as KSampler with euler gives them."""
-    empty, recipe = torch.zeros(BATCH, 16, 16, 16), world.recipe
-    return comfy.sample.sample(
-        model,
-        comfy.sample.prepare_noise(empty, seed),
-        recipe.steps,
-        recipe.cfg,
-        "euler",
-        recipe.scheduler,
-        positive,
-        world.conditioning(""),
-        empty,
-        seed=seed,
-        disable_pbar=True,
-    )
 
 
 @torch.inference_mode()
 def word_alone(world: World, text: str, seed: int) -> Tensor:
     """The prompt with the word that the token starts from, and nothing learned."""
-    return sample(world, world.conditioning(f"{text} {Learning(None, '').word}"), world.model, seed)
+    return world.latents(f"{text} {Learning(None, '').word}", seed, BATCH)
 
 
 ROWS: dict[str, Make] = {
@@ -136,32 +105,9 @@ ROWS: dict[str, Make] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(RECIPES), default="unet")
-    parser.add_argument("--report", action="store_true", help="the prompts that figures are published on")
-    parser.add_argument("--only", nargs="*", default=["*"], help='rows of these names, "*" for anything')
-    parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
-    parser.add_argument("--steps", type=int, default=0, help="sampling steps, 0 for the model's own")
-    parser.add_argument("--out", type=Path, default=OUTPUT, help="folder that the rows are written to")
+    parser = arguments_of(__doc__)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    kind = "report" if options.report else "tune"
-    prompts = (REPORT_PROMPTS if options.report else TUNE_PROMPTS)[: options.prompts or None]
-    chosen = {name: make for name, make in ROWS.items() if any(fnmatch(name, wanted) for wanted in options.only)}
-    if not chosen:
-        parser.error(f"--only is {options.only}; the names are: {'; '.join(ROWS)}")
-    world, scorer, console = World(options.model, options.steps), Scorer.load(), Console(width=150)
-    for name, make in chosen.items():
-        started = time.perf_counter()
-        groups = [
-            world.group(prompt, [make(world, prompt.text, FIRST_SEED[options.report] + k)])
-            for k, prompt in enumerate(prompts)
-        ]
-        given = {"model": options.model, "steps": world.recipe.steps, "prompts": kind, "count": len(prompts)}
-        row = {**given, "row": name, **measure(groups, scorer)}
-        row["seconds"] = round(time.perf_counter() - started, 1)
-        console.print(line(row), highlight=False)
-        write(options.out / f"minority_settings_{options.model}_{kind}.jsonl", row)
+    carry_out("minority_settings", ROWS, parser, options)
 
 
 if __name__ == "__main__":

@@ -57,20 +57,30 @@ class World:
             else:
                 file = {"mmdit": loader.MMDIT_FILE, "distilled": loader.DISTILLED_FILE}[model]
                 self.model = comfy.sd.load_diffusion_model(str(loader.WEIGHTS / file))
-            self._clip = loader.load_clip()
+            self.clip = loader.load_clip()
             weights = comfy.utils.load_torch_file(str(loader.WEIGHTS / loader.VAE_FILE))
             self._vae = comfy.sd.VAE(sd=weights)
             self._vae.throw_exception_if_invalid()
 
     @torch.inference_mode()
     def conditioning(self, text: str) -> list:
-        return self._clip.encode_from_tokens_scheduled(self._clip.tokenize(text))
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
 
     @torch.inference_mode()
-    def latents(self, text: str, seed: int, batch: int, patched: Any = None, noise: NoiseMaker | None = None) -> Tensor:
+    def latents(
+        self,
+        text: str,
+        seed: int,
+        batch: int,
+        patched: Any = None,
+        noise: NoiseMaker | None = None,
+        positive: list | None = None,
+        negative: list | None = None,
+    ) -> Tensor:
         """Finished latents `[batch, 16, 16, 16]` as KSampler with euler gives them.
 
-        patched: a patched clone of `model`; noise: what becomes of KSampler's own noise.
+        patched: a patched clone of `model`; noise: what becomes of KSampler's own noise; positive, negative:
+        conditioning in place of the text's own and of the empty prompt's.
         """
         empty = torch.zeros(batch, 16, 16, 16)
         start = comfy.sample.prepare_noise(empty, seed)
@@ -81,8 +91,8 @@ class World:
             self.recipe.cfg,
             "euler",
             self.recipe.scheduler,
-            self.conditioning(text),
-            self.conditioning(""),
+            self.conditioning(text) if positive is None else positive,
+            self.conditioning("") if negative is None else negative,
             empty,
             seed=seed,
             disable_pbar=True,

@@ -1,0 +1,81 @@
+"""What the benchmarks of settings share: rows of pictures at common prompts and seeds, measured, printed and kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from .world import RECIPES, World  # isort: skip - this makes ComfyUI and the pack importable
+
+import torch
+from comfyui_diversity.demo.scorer import Scorer
+from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS
+from rich.console import Console
+from torch import Tensor
+
+from devtools.measure import measure
+from devtools.places import HERE
+
+OUTPUT = HERE.root / ".dev" / "benchmarks"
+BATCH = 10
+FIRST_SEED = {False: 5000, True: 1000}  # report seeds are the demo's
+
+# World, text and seed to finished latents.
+Make = Callable[[World, str, int], Tensor]
+
+
+def arguments_of(description: str | None) -> argparse.ArgumentParser:
+    """The command line that every benchmark of settings has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(RECIPES), default="unet")
+    parser.add_argument("--report", action="store_true", help="the prompts that figures are published on")
+    parser.add_argument("--only", nargs="*", default=["*"], help='rows of these names, "*" for anything')
+    parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
+    parser.add_argument("--seeds", type=int, default=1, help="batches of ten for each prompt, each with another seed")
+    parser.add_argument("--steps", type=int, default=0, help="sampling steps, 0 for the model's own")
+    parser.add_argument("--out", type=Path, default=OUTPUT, help="folder that the rows are written to")
+    return parser
+
+
+def carry_out(
+    name: str, rows: Mapping[str, Make], parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> None:
+    """Makes and measures the chosen rows; adds each to `NAME_MODEL_PROMPTS.jsonl` as soon as it is there."""
+    torch.set_num_threads(1)
+    kind = "report" if options.report else "tune"
+    prompts = (REPORT_PROMPTS if options.report else TUNE_PROMPTS)[: options.prompts or None]
+    chosen = {row: make for row, make in rows.items() if any(fnmatch(row, wanted) for wanted in options.only)}
+    if not chosen:
+        parser.error(f"--only is {options.only}; the names are: {'; '.join(rows)}")
+    world, scorer, console = World(options.model, options.steps), Scorer.load(), Console(width=150)
+    for row_name, make in chosen.items():
+        started = time.perf_counter()
+        groups = [
+            world.group(prompt, [make(world, prompt.text, FIRST_SEED[options.report] + k + 100 * batch)])
+            for batch in range(options.seeds)
+            for k, prompt in enumerate(prompts)
+        ]
+        given = {"model": options.model, "steps": world.recipe.steps, "prompts": kind, "count": len(groups)}
+        row = {**given, "row": row_name, **measure(groups, scorer)}
+        row["seconds"] = round(time.perf_counter() - started, 1)
+        console.print(line(row), highlight=False)
+        write(options.out / f"{name}_{options.model}_{kind}.jsonl", row)
+
+
+def line(row: Mapping[str, Any]) -> str:
+    numbers = " ".join(f"{name[:6]} {value:.2f}" for name, value in row["effective_number"].items())
+    return (
+        f"{row['row']:<30} MSS {row['mss']:.3f}  Vendi {row['vendi']:.2f}  adherence {row['adherence']:.3f}  "
+        f"rare {row['rare_share']:.3f}  {numbers}  {row['seconds']:.0f} s"
+    )
+
+
+def write(path: Path, row: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
