@@ -24,6 +24,7 @@ from .server import Server
 from .sheet import grid
 from .workflow import to_prompt
 
+LEAST = 256  # pixels a side
 SHOWN = 9  # a square fits the front end's cards
 
 
@@ -46,7 +47,9 @@ def _make(templates: list[Path], base: Path) -> None:
             files = server.client.pictures(server.client.run(prompt), only_node(prompt, ("SaveImage",)))
             pictures = np.stack([decode(file) for file in files[:SHOWN]])
             thumbnail = path.with_suffix(".jpg")
-            grid(pictures, math.isqrt(len(pictures))).save(thumbnail, quality=88)
+            card = grid(pictures, math.isqrt(len(pictures)))
+            # One small picture alone would be blurred by the front end.
+            card.resize([side * math.ceil(LEAST / card.width) for side in card.size]).save(thumbnail, quality=88)
             print(thumbnail.relative_to(HERE.root))
 
 
