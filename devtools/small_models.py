@@ -6,6 +6,7 @@ Call `devtools.pack.load_comfyui()` before importing this module.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
@@ -15,6 +16,7 @@ import torch
 from comfy.ldm.flux.model import FluxParams
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
@@ -64,10 +66,47 @@ def random_latent(family: str, batch: int, seed: int = 0) -> Tensor:
     return torch.randn(batch, *FAMILIES[family].latent, generator=torch.Generator().manual_seed(seed))
 
 
+def small_sdxl() -> ModelPatcher:
+    """SDXL's own class, for the small encoders of that family: their two texts side by side, and a pooled vector."""
+    with torch.inference_mode():
+        text, pooled = 64 + 96, 96 + 6 * 256  # CLIP-L beside CLIP-G; the pooled vector and six sizes
+        config = _unet_config(
+            comfy.latent_formats.SDXL, context_dim=text, num_classes="sequential", adm_in_channels=pooled
+        )
+        model = comfy.model_base.SDXL(config, device=CPU)
+        _randomise(model.diffusion_model, 0)
+    return ModelPatcher(model, load_device=CPU, offload_device=CPU)
+
+
+class Counter:
+    """Calls of the network, and their batch sizes."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def on(self, model: ModelPatcher) -> ModelPatcher:
+        """A clone of the model whose calls are counted."""
+
+        def wrapper(executor: Any, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+            self.sizes.append(len(x))
+            return executor(x, *rest, **named)
+
+        counted = model.clone()
+        counted.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "counter", wrapper)
+        return counted
+
+
 def _unet(model_type: ModelType) -> comfy.model_base.BaseModel:
+    config = _unet_config(comfy.latent_formats.SD15, context_dim=WIDTH, adm_in_channels=None)
+    return comfy.model_base.BaseModel(config, model_type=model_type, device=CPU)
+
+
+def _unet_config(latents: type, **own: Any) -> comfy.supported_models_base.BASE:
+    """Two levels, one block each; `own` is what a kind of UNet has to itself."""
+
     class Config(comfy.supported_models_base.BASE):
         unet_extra_config = {"num_heads": 4, "num_head_channels": -1}
-        latent_format = comfy.latent_formats.SD15
+        latent_format = latents
         memory_usage_factor = 1.0
 
     config = Config(
@@ -85,14 +124,13 @@ def _unet(model_type: ModelType) -> comfy.model_base.BaseModel:
             "channel_mult": [1, 2],
             "transformer_depth_middle": 1,
             "use_linear_in_transformer": True,
-            "context_dim": WIDTH,
             "use_temporal_resblock": False,
             "use_temporal_attention": False,
-            "adm_in_channels": None,
+            **own,
         }
     )
     config.set_inference_dtype(torch.float32, None)
-    return comfy.model_base.BaseModel(config, model_type=model_type, device=CPU)
+    return config
 
 
 def _supported(config_class: type, sizes: dict) -> comfy.model_base.BaseModel:

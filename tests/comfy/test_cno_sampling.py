@@ -14,7 +14,7 @@ from comfy.patcher_extension import WrappersMP
 from comfyui_diversity.nodes.cno import DiverseNoiseModel
 from torch import Tensor
 
-from devtools.small_models import FAMILIES, conditioning, random_latent, small_model
+from devtools.small_models import FAMILIES, Counter, conditioning, random_latent, small_model
 
 OPTIONS: dict[str, Any] = {
     "strength": 0.5,
@@ -52,22 +52,6 @@ def sample(model: Any, family: str = "eps", batch: int = 3, noise: Tensor | None
     }
     with torch.inference_mode():
         return comfy.sample.sample(model, start, **named)
-
-
-class Counter:
-    """Calls of the network, and their batch sizes."""
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-
-    def on(self, model: Any) -> Any:
-        def wrapper(executor: Any, x: Tensor, *rest: Any, **named: Any) -> Tensor:
-            self.sizes.append(len(x))
-            return executor(x, *rest, **named)
-
-        counted = model.clone()
-        counted.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "counter", wrapper)
-        return counted
 
 
 class NoiseSpy:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import comfy.latent_formats
-import comfy.model_base
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
-import comfy.supported_models_base
 import pytest
 import torch
-from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfyui_diversity.core.hooks import minority as hook
 from comfyui_diversity.core.hooks.gradients import gradients
@@ -23,7 +19,7 @@ from comfyui_diversity.core.methods.minority import OBJECTIVES, Estimates, Setti
 from torch import Tensor
 
 from devtools.small_encoders import small_encoder
-from devtools.small_models import CPU, FAMILIES, _randomise, small_model
+from devtools.small_models import FAMILIES, Counter, small_model, small_sdxl
 
 STEPS, BATCH, ITERATIONS = 4, 2, 2
 TEXT = "a red fish"
@@ -36,43 +32,6 @@ def model_of(family: str) -> Any:
     if family == "sdxl":
         return small_sdxl()
     return small_model("auraflow" if family == "qwen" else family)
-
-
-def small_sdxl() -> ModelPatcher:
-    """SDXL's own class: text of two encoders side by side, and a pooled vector."""
-
-    class Config(comfy.supported_models_base.BASE):
-        unet_extra_config = {"num_heads": 4, "num_head_channels": -1}
-        latent_format = comfy.latent_formats.SDXL
-        memory_usage_factor = 1.0
-
-    config = Config(
-        {
-            "use_checkpoint": False,
-            "image_size": 32,
-            "use_spatial_transformer": True,
-            "legacy": False,
-            "num_classes": "sequential",
-            "adm_in_channels": 96 + 6 * 256,
-            "in_channels": 4,
-            "out_channels": 4,
-            "model_channels": 32,
-            "num_res_blocks": [1, 1],
-            "transformer_depth": [1, 1],
-            "transformer_depth_output": [1, 1, 1, 1],
-            "channel_mult": [1, 2],
-            "transformer_depth_middle": 1,
-            "use_linear_in_transformer": True,
-            "context_dim": 64 + 96,
-            "use_temporal_resblock": False,
-            "use_temporal_attention": False,
-        }
-    )
-    config.set_inference_dtype(torch.float32, None)
-    with torch.inference_mode():
-        model = comfy.model_base.SDXL(config, device=CPU)
-        _randomise(model.diffusion_model, 0)
-    return ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
 
 class Graph:
@@ -153,22 +112,6 @@ class Rounds:
 
         monkeypatch.setattr(hook._Run, "_learn", learn)
         monkeypatch.setattr(hook._Run, "predict", predict)
-
-
-class Counter:
-    """Calls of the network, and their batch sizes."""
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-
-    def on(self, model: Any) -> Any:
-        def wrapper(executor: Any, x: Tensor, *rest: Any, **named: Any) -> Tensor:
-            self.sizes.append(len(x))
-            return executor(x, *rest, **named)
-
-        counted = model.clone()
-        counted.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "counter", wrapper)
-        return counted
 
 
 # --- for which models -------------------------------------------------------------------------------------------------
