@@ -48,6 +48,14 @@ UNET = {
     "num_head_channels": 32,
 }
 
+# The UNet again, led by a picture's embedding: its noised self and the level of that noise, side by side.
+UNCLIP_UNET = {**UNET, "num_classes": "sequential", "adm_in_channels": 2 * VISION["projection_dim"]}
+UNCLIP_WORDS = {"hidden": 512, "rank": 96, "positions": 24}
+UNCLIP_NOISE = {
+    "noise_schedule_config": {"timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"},
+    "timestep_dim": VISION["projection_dim"],
+}
+
 _MMDIT_DEPTH = 3  # ComfyUI reads the depth off the width: 64 channels a block
 MMDIT = {
     "input_size": None,

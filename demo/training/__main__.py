@@ -20,6 +20,7 @@ STAGES = {
     "pairs": "distil.make_pairs",
     "clip_vision": "export.export_clip_vision",
     "distilled": "export.export_distilled",
+    "unclip": "export.export_unclip",
 }
 
 

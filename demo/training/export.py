@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..loader import CLIP_FILE, DISTILLED_FILE, MMDIT_FILE, UNET_FILE, VAE_FILE, WEIGHTS
+from ..loader import CLIP_FILE, DISTILLED_FILE, MMDIT_FILE, UNCLIP_FILE, UNET_FILE, VAE_FILE, WEIGHTS
 from ..scorer import WEIGHTS as SCORER_FILE
 
 if TYPE_CHECKING:
@@ -92,6 +92,14 @@ def export_mmdit_places(folder: Path) -> None:
     from .places import train_mmdit_places
 
     _write(WEIGHTS / MMDIT_FILE, train_mmdit_places(folder).state_dict())
+
+
+def export_unclip(folder: Path) -> None:
+    """What differs from the UNet's own weight file."""
+    from .unclip import is_learned, train_unclip
+
+    learned = {name: value for name, value in train_unclip(folder).state_dict().items() if is_learned(name)}
+    _write(WEIGHTS / UNCLIP_FILE, learned)
 
 
 def _write(path: Path, weights: dict[str, Tensor], extra: dict[str, Tensor] | None = None) -> None:
