@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import comfy.clip_vision
 import comfy.latent_formats
@@ -23,9 +24,11 @@ import torch
 from torch import Tensor
 
 from . import architectures
+from .unclip import Unclip
 
 WEIGHTS = Path(__file__).parent / "weights"
 CLIP_FILE, UNET_FILE = "diversity_demo_clip.safetensors", "diversity_demo_unet.safetensors"
+UNCLIP_FILE = "diversity_demo_unclip.safetensors"
 # What stock loaders read lies in folders that ComfyUI is told of, named as its own.
 STOCK_FOLDERS = ("vae", "diffusion_models")
 VAE_FILE = "vae/diversity_demo_vae.safetensors"
@@ -65,15 +68,24 @@ def load_clip_vision() -> comfy.clip_vision.ClipVisionModel:
 
 def load_unet() -> comfy.model_patcher.ModelPatcher:
     """The noise-predicting UNet: ComfyUI's SD1.5 model with the demo world's sizes and 16 latent channels."""
-    weights = _read(UNET_FILE)
+    return _unet(_DemoSD15({**architectures.UNET, "adm_in_channels": None}), _read(UNET_FILE), UNET_FILE)
+
+
+def load_unclip() -> comfy.model_patcher.ModelPatcher:
+    """The same UNet, led by the embedding of a picture: for the stock unCLIPConditioning node, with an empty prompt."""
+    # The file holds what was learned for that; all other weights are the UNet's.
+    weights = {**_read(UNET_FILE), **_read(UNCLIP_FILE)}
+    return _unet(_DemoUnclip({**architectures.UNCLIP_UNET}), weights, UNCLIP_FILE)
+
+
+def _unet(config: _DemoSD15, weights: dict[str, Tensor], file: str) -> comfy.model_patcher.ModelPatcher:
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
     size = comfy.utils.calculate_parameters(weights)
     dtype = comfy.model_management.unet_dtype(model_params=size, weight_dtype=comfy.utils.weight_dtype(weights))
-    config = _DemoSD15({**architectures.UNET, "adm_in_channels": None})
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device))
     model = config.get_model(weights, "", device=comfy.model_management.unet_inital_load_device(size, dtype))
-    _load_all(model.diffusion_model, weights, UNET_FILE)
+    _load_all(model.diffusion_model, weights, file)
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
 
 
@@ -83,6 +95,11 @@ class _DemoSD15(comfy.supported_models.SD15):
 
     def inpaint_model(self) -> bool:
         return False  # ComfyUI takes more than 4 latent channels for an inpainting model's mask and masked picture
+
+
+class _DemoUnclip(_DemoSD15):
+    def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> Unclip:
+        return Unclip(self, device=device)
 
 
 class _Tokenizer(comfy.sd1_clip.SD1Tokenizer):

@@ -43,9 +43,7 @@ class PictureUNet(UNetModel):
         super().__init__(*args, operations=operations, dtype=dtype, device=device, **config)
         self.picture_words = PictureWords(operations, dtype, device)
 
-    def forward(
-        self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor, *args: Any, **options: Any
-    ) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor, *args: Any, **options: Any) -> Tensor:
         words = self.picture_words(y.to(context))
         longer = context.shape[1] - words.shape[1]  # a prompt of several chunks
         return super().forward(x, timesteps, context + F.pad(words, (0, 0, 0, longer)), y, *args, **options)
