@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .gradients import gradients
+from .in_chunks import InChunks
 
-Pullback = Callable[[Tensor], Tensor]
 Tokens = dict[str, Any]
 KINDS = ("auto", "clip", "all")
 
@@ -55,7 +54,7 @@ class Section:
         return self.last - self.first
 
 
-class PromptEncoder:
+class PromptEncoder(InChunks):
     """One text encoder with one prompt: offsets on the prompt's token embeddings to prompt vectors `[N, E]`.
 
     CLIP's vector is the pooled output of the final layer norm, projected where the projection is real (see
@@ -72,7 +71,6 @@ class PromptEncoder:
             # A blank prompt: its end is the one token that can change the pooled vector besides BOS.
             self.all_sections = [replace(s, first=s.end, last=s.end + 1) for s in self.all_sections]
         self.sections = [section for section in self.all_sections if section.positions > 0]
-        self.chunk = 0  # variants at once; 0 is as many as memory allows
 
     def _tokenized(self, tokens: Tokens) -> list[Section]:
         return _sections(self.module, tokens[self._key], self._clip.tokenize("")[self._key])
@@ -109,40 +107,10 @@ class PromptEncoder:
     def projected(self) -> bool:
         return self.is_clip and projection_is_real(self.module)
 
-    def __call__(self, offsets: Tensor) -> tuple[Tensor, Pullback]:
-        """Vectors `[N, E]` of variants with offsets `[N, P, D]`, and their pullback. As many variants at once as memory
-        allows; the result does not depend on it. Call it inside `gradients()`."""
-        count = len(offsets)
-        self.chunk = min(self.chunk or self._chunk_for(count), count)
-        if self.chunk >= count:
-            try:
-                return self._with_graph(offsets)
-            except comfy.model_management.OOM_EXCEPTION as error:
-                self._halve_chunk(error)
-        vectors = self._in_chunks(count, lambda rows: self._plain(offsets[rows]))
-        return vectors, lambda gradient: self._in_chunks(
-            count, lambda rows: self._with_graph(offsets[rows])[1](gradient[rows])
-        )
-
     def reference(self) -> Tensor:
         """The prompt's own vector `[E]`."""
         with gradients():
             return self._plain(torch.zeros(1, self.positions, self.width, device=self.device))[0]
-
-    def _with_graph(self, offsets: Tensor) -> tuple[Tensor, Pullback]:
-        variable = offsets.detach().clone().requires_grad_()
-        with gradients(self.module):
-            vectors = self._vectors(variable)
-
-        def pull_back(gradient: Tensor) -> Tensor:
-            with gradients(self.module):
-                return torch.autograd.grad(vectors, variable, gradient.to(vectors))[0]
-
-        return vectors.detach(), pull_back
-
-    def _plain(self, offsets: Tensor) -> Tensor:
-        with gradients(self.module), torch.no_grad():
-            return self._vectors(offsets.detach()).clone()
 
     def _vectors(self, offsets: Tensor) -> Tensor:
         found, at = [], 0
@@ -193,34 +161,11 @@ class PromptEncoder:
         count = len(unit)
         return ((unit.sum(0).square().sum() - count) / (count * (count - 1))).item()
 
-    def _chunk_for(self, count: int) -> int:
-        free = comfy.model_management.get_free_memory(self.device)
-        fits = int(0.5 * free / max(self._bytes_per_variant(), 1))
-        return max(1, min(count, fits))
-
-    def _bytes_per_variant(self) -> int:
+    def _bytes_per_row(self) -> int:
         """Of what autograd keeps: about 34 activations of the width in each layer, float32, and the attention."""
         longest = max(section.end + 1 if self.is_clip else len(section.embeds) for section in self.sections)
         layers = getattr(self.module, "num_layers", 12)
         return len(self.sections) * layers * longest * (34 * self.width + 16 * longest) * 4
-
-    def memory(self, count: int) -> int:
-        """Bytes that optimising `count` variants at once takes, about."""
-        return count * self._bytes_per_variant()
-
-    def _in_chunks(self, count: int, work: Callable[[slice], Tensor]) -> Tensor:
-        while True:
-            try:
-                return torch.cat([work(slice(at, at + self.chunk)) for at in range(0, count, self.chunk)])
-            except comfy.model_management.OOM_EXCEPTION as error:
-                self._halve_chunk(error)
-
-    def _halve_chunk(self, error: Exception) -> None:
-        # Where PyTorch has no such error, ComfyUI's name stands for every error.
-        if self.chunk <= 1 or comfy.model_management.OOM_EXCEPTION is Exception:
-            raise error
-        self.chunk = math.ceil(self.chunk / 2)
-        comfy.model_management.soft_empty_cache()
 
 
 def clip_vector(module: SDClipModel, embeds: Tensor, projected: bool) -> Tensor:
@@ -244,9 +189,13 @@ def projection_is_real(module: SDClipModel) -> bool:
     """Whether a CLIP text tower's projection was ever loaded.
 
     ComfyUI never loads it for SD1.5 checkpoints, nor is it in SDXL checkpoints for CLIP-L: the matrix is then memory as
-    it was found, mostly zeros. Every row and column of a trained one is alive and of about one size.
+    it was found, mostly zeros.
     """
-    weight = getattr(getattr(module.transformer, "text_projection", None), "weight", None)
+    return is_trained(getattr(getattr(module.transformer, "text_projection", None), "weight", None))
+
+
+def is_trained(weight: Tensor | None) -> bool:
+    """Whether a projection matrix is one that was trained: every row and column is alive and of about one size."""
     if weight is None:
         return False
     matrix = weight.detach().to("cpu", torch.float32)

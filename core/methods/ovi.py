@@ -1,0 +1,247 @@
+"""Optimization-based Visual Inversion (OVI): an image embedding from text alone, without a trained prior.
+
+"Training-Free Diffusion Priors for Text-to-Image Generation via Optimization-based Visual Inversion", arXiv 2511.20821.
+A few pseudo-tokens take the place of a picture's patches in a CLIP vision tower, and are optimised until the tower's
+embedding points the way of the text's. Left to itself it goes where no picture is; a constraint holds it near real
+ones.
+
+The exact forms of the constraints are not public. Those here are chosen so that a weight means the same at every width,
+and their default weights so that the cosine to the text comes out at the paper's (0.83 with the Mahalanobis distance,
+0.88 with the nearest neighbour) on the demo world's CLIP, with a bank of 400 of its pictures
+(`python -m benchmarks.ovi_settings`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .image_bank import ImageBank
+
+Pullback = Callable[[Tensor], Tensor]
+# Tokens [N, P, D] to embeddings [N, E] and the pullback of those: a gradient with respect to the embeddings to one with
+# respect to the tokens.
+Encode = Callable[[Tensor], tuple[Tensor, Pullback]]
+# Embeddings [N, E] to how far each is from real pictures, [N]; differentiable.
+Constraint = Callable[[Tensor], Tensor]
+# Cosines [N] after a step, and how many variants go on.
+AfterStep = Callable[[Tensor, int], None]
+
+INITIAL_DEVIATION = 0.02
+MAHALANOBIS_WEIGHT = 0.1
+NEAREST_WEIGHT = 0.5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How tokens are optimised (AdamW, as published).
+
+    steps: at most so many.
+    learning_rate, weight_decay: AdamW's.
+    target: a variant stops as soon as its cosine to the text is this, -1..1; 0 is no target.
+    patience: a variant stops once so many steps have lowered its loss by less than `plateau`; 0 never.
+
+    Raises ValueError for a value that is not allowed.
+    """
+
+    steps: int = 500
+    learning_rate: float = 0.02
+    weight_decay: float = 0.01
+    target: float = 0.0
+    patience: int = 50
+    plateau: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 0, "steps", self.steps, "0 or more")
+        good_rate = math.isfinite(self.learning_rate) and self.learning_rate > 0
+        _require(good_rate, "learning_rate", self.learning_rate, "above 0")
+        good_decay = math.isfinite(self.weight_decay) and self.weight_decay >= 0
+        _require(good_decay, "weight_decay", self.weight_decay, "0 or more")
+        _require(-1 <= self.target <= 1, "target_cosine", self.target, "from -1 to 1 (0: no target)")
+        _require(self.patience >= 0, "patience", self.patience, "0 (never) or more")
+        _require(math.isfinite(self.plateau) and self.plateau >= 0, "plateau", self.plateau, "0 or more")
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """What an optimisation found.
+
+    tokens: `[N, P, D]`, of every variant those of the least loss, or those that first reached the target.
+    embeddings: `[N, E]`, which the tower makes of them.
+    cosines: cosine of every variant to its text after 0, 1, ... steps, `[S + 1, N]`; of a variant that has stopped,
+        that of what is kept.
+    distances: the constraint's value before and after, `[2, N]`, without its weight; zeros where there is none.
+    steps: steps that each variant took, `[N]`.
+    reached: which variants stopped at the target, `[N]`.
+    """
+
+    tokens: Tensor
+    embeddings: Tensor
+    cosines: Tensor
+    distances: Tensor
+    steps: Tensor
+    reached: Tensor
+
+
+def mahalanobis(bank: ImageBank) -> Constraint:
+    """Squared Mahalanobis distance to the bank's mean, divided by the width."""
+    return bank.squared_distance
+
+
+def nearest_neighbour(bank: ImageBank) -> Constraint:
+    """1 - cosine to the nearest member of the bank."""
+    return lambda embeddings: 1 - bank.nearest(embeddings)[0]
+
+
+def initial_tokens(count: int, tokens: int, width: int, seed: int) -> Tensor:
+    """Normal tokens `[N, P, D]` of deviation 0.02, float32 on the CPU. Variant k has a generator of its own, so that it
+    is the same whatever N.
+
+    Raises ValueError for no variants and for no tokens.
+    """
+    _require(count >= 1, "variants", count, "1 or more")
+    _require(tokens >= 1, "tokens", tokens, "1 or more")
+    return INITIAL_DEVIATION * torch.stack(
+        [torch.randn(tokens, width, generator=torch.Generator().manual_seed(_mixed(seed, k))) for k in range(count)]
+    )
+
+
+def _mixed(seed: int, variant: int) -> int:
+    # Hashed, since variant 1 of seed 0 must not be variant 0 of seed 1.
+    return int.from_bytes(hashlib.sha256(f"{seed} {variant}".encode()).digest()[:8], "big")
+
+
+def invert(
+    start: Tensor,
+    targets: Tensor,
+    encode: Encode,
+    settings: Settings,
+    constraint: Constraint | None = None,
+    weight: float = 0.0,
+    after_step: AfterStep | None = None,
+) -> Inversion:
+    """Tokens from the start `[N, P, D]` whose embeddings point the way of `targets` `[N, E]` (or `[1, E]` for all).
+
+    Minimises 1 - cosine + weight * constraint for each variant by itself: its result does not depend on the others.
+    `after_step(cosines [N], variants that go on)` is called after every step. Raises ValueError for a negative weight,
+    targets of another number or width, and embeddings that are not finite.
+    """
+    _require(math.isfinite(weight) and weight >= 0, "weight", weight, "0 or more")
+    count = len(start)
+    _require(len(targets) in (1, count), "targets", len(targets), f"1 or {count}, the number of variants")
+    targets = F.normalize(targets, dim=1).expand(count, -1)
+    tokens = start.detach().clone()
+    optimiser = torch.optim.AdamW([tokens], lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    kept = _Kept(tokens, settings)
+    for step in range(settings.steps + 1):
+        active = kept.active
+        rows = active.nonzero()[:, 0]
+        embeddings, pull_back = encode(tokens[rows])
+        if embeddings.shape[1] != targets.shape[1]:
+            raise ValueError(f"targets are {targets.shape[1]} wide, the embeddings {embeddings.shape[1]}.")
+        if not torch.isfinite(embeddings).all():
+            raise ValueError("The vision tower gives embeddings that are not finite; they cannot be optimised.")
+        cosines, distances, losses, gradient = _objective(embeddings, targets[rows], constraint, weight)
+        kept.take(step, rows, tokens, embeddings, cosines, distances, losses)
+        if step > 0 and after_step is not None:
+            after_step(kept.history[-1], int(kept.active.sum()))
+        if step == settings.steps or not bool(kept.active.any()):
+            break
+        # A variant that has just stopped is not moved any more, and has no part in what follows.
+        going_on = kept.active[rows]
+        slope = torch.zeros_like(tokens)
+        slope[rows] = pull_back(gradient * going_on[:, None])
+        tokens.grad = slope
+        optimiser.step()
+    return kept.inversion()
+
+
+def _objective(
+    embeddings: Tensor, targets: Tensor, constraint: Constraint | None, weight: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cosines, constraint values, losses `[N]`, and the losses' gradient with respect to the embeddings `[N, E]`."""
+    with torch.enable_grad():
+        variable = embeddings.detach().clone().requires_grad_()
+        cosines = F.cosine_similarity(variable, targets, dim=1)
+        distances = torch.zeros_like(cosines) if constraint is None else constraint(variable)
+        losses = 1 - cosines + weight * distances
+        gradient = torch.autograd.grad(losses.sum(), variable)[0]
+    return cosines.detach(), distances.detach(), losses.detach(), gradient
+
+
+class _Kept:
+    """The best that each variant has had so far, and which variants go on."""
+
+    def __init__(self, tokens: Tensor, settings: Settings) -> None:
+        count, device = len(tokens), tokens.device
+        self.settings = settings
+        self.active = torch.ones(count, dtype=torch.bool, device=device)
+        self.reached = torch.zeros_like(self.active)
+        self.steps = torch.zeros(count, dtype=torch.long, device=device)
+        self.tokens = tokens.clone()
+        self.losses = torch.full((count,), math.inf, device=device)
+        # The loss that the next `patience` steps have to beat by `plateau`, and since when.
+        self._mark = torch.full((count,), math.inf, device=device)
+        self._since = torch.zeros(count, dtype=torch.long, device=device)
+        self.cosines = torch.zeros(count, device=device)
+        self.distances = torch.zeros(count, device=device)
+        self.first_distances: Tensor | None = None
+        self.embeddings: Tensor | None = None
+        self.history: list[Tensor] = []
+
+    def take(
+        self,
+        step: int,
+        rows: Tensor,
+        tokens: Tensor,
+        embeddings: Tensor,
+        cosines: Tensor,
+        distances: Tensor,
+        losses: Tensor,
+    ) -> None:
+        """What the variants `rows` are after `step` steps."""
+        settings = self.settings
+        if self.embeddings is None:
+            self.embeddings, self.first_distances = torch.zeros_like(embeddings), distances
+        there = (cosines >= settings.target) if settings.target != 0 else torch.zeros_like(cosines, dtype=torch.bool)
+        better = there | (losses < self.losses[rows])
+        chosen = rows[better]
+        self.tokens[chosen] = tokens[chosen]
+        self.embeddings[chosen] = embeddings[better]
+        self.losses[chosen], self.cosines[chosen] = losses[better], cosines[better]
+        self.distances[chosen] = distances[better]
+        self.steps[rows] = step
+
+        lower = self.losses[rows] < self._mark[rows] - settings.plateau
+        self._mark[rows] = torch.where(lower, self.losses[rows], self._mark[rows])
+        self._since[rows] = torch.where(lower, torch.full_like(rows, step), self._since[rows])
+        stuck = (step - self._since[rows] >= settings.patience) if settings.patience else torch.zeros_like(there)
+        self.reached[rows] = there
+        self.active[rows] = ~(there | stuck)
+        now = self.cosines.clone()
+        now[rows] = torch.where(self.active[rows], cosines, self.cosines[rows])
+        self.history.append(now)
+
+    def inversion(self) -> Inversion:
+        assert self.embeddings is not None
+        assert self.first_distances is not None
+        self.history[-1] = self.cosines
+        return Inversion(
+            self.tokens,
+            self.embeddings,
+            torch.stack(self.history),
+            torch.stack([self.first_distances, self.distances]),
+            self.steps,
+            self.reached,
+        )
+
+
+def _require(allowed: bool, name: str, value: object, words: str) -> None:
+    if not allowed:
+        raise ValueError(f"{name} is {value}; it must be {words}.")
