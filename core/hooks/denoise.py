@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +10,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from .conditioning import conditioning_rows
+from .batch import Batch
 from .gradients import gradients, with_differentiable_attention
 from .sampling import SamplerRun
 
@@ -36,11 +34,8 @@ class CleanEstimate:
     def __init__(self, run: SamplerRun, gradient: str = "stop", chunk: int = 0) -> None:
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient is {gradient!r}; it must be one of {', '.join(GRADIENTS)}.")
-        if chunk < 0:
-            raise ValueError(f"chunk is {chunk}; it must be 0 (all pictures at once) or more.")
         self._run = run
-        self._batch = len(run.noise)
-        self._chunk = min(chunk or self._batch, self._batch)
+        self._batch = Batch(run.guider, len(run.noise), chunk)
         self._gradient = gradient
         # The sampler's own mode: a model then computes what it would compute in the sampler's first step.
         self._inference = torch.is_inference_mode_enabled()
@@ -54,14 +49,14 @@ class CleanEstimate:
             self._mask = None if run.denoise_mask is None else run.denoise_mask.clone()
 
     def __call__(self, noise: Tensor) -> tuple[Tensor, Pullback]:
-        if self._gradient == "full" and self._chunk == self._batch:
+        if self._gradient == "full" and self._batch.whole:
             try:
                 return self._with_graph(noise)
             except comfy.model_management.OOM_EXCEPTION as error:
-                self._halve_chunk(error)
-        clean = self._in_chunks(lambda rows: self._without_graph(noise[rows], rows))
+                self._batch.halve(error)
+        clean = self._batch.each(lambda rows: self._without_graph(noise[rows], rows))
         if self._gradient == "full":
-            return clean, lambda gradient: self._in_chunks(lambda rows: self._pull_back(noise, gradient, rows))
+            return clean, lambda gradient: self._batch.each(lambda rows: self._pull_back(noise, gradient, rows))
         slope = self._slope(noise)
         return clean, lambda gradient: slope * gradient
 
@@ -80,12 +75,12 @@ class CleanEstimate:
         """One chunk: forward once more, this time with the graph, which is too large to keep for all chunks."""
         variable = noise[rows].detach().clone().requires_grad_()
         with gradients(self._run.model):
-            clean = self._first_step(self._guider(rows), variable, rows)
+            clean = self._first_step(self._batch.guider(rows), variable, rows)
             return torch.autograd.grad(clean, variable, gradient[rows])[0]
 
     def _without_graph(self, noise: Tensor, rows: slice) -> Tensor:
         with torch.inference_mode(self._inference), torch.no_grad():
-            clean = self._first_step(self._guider(rows), noise, rows)
+            clean = self._first_step(self._batch.guider(rows), noise, rows)
         return clean.clone()
 
     def _slope(self, noise: Tensor) -> Tensor:
@@ -103,35 +98,11 @@ class CleanEstimate:
 
     def _first_step(self, model: Any, noise: Tensor, rows: slice) -> Tensor:
         """What KSAMPLER.sample does up to its first call of the model, and that call."""
-        latent, mask = _rows(self._latent, rows, self._batch), _rows(self._mask, rows, self._batch)
+        latent, mask = self._batch.rows(self._latent, rows), self._batch.rows(self._mask, rows)
         x = self._run.model.model_sampling.noise_scaling(self._sigma, noise, latent, self._strongest)
         inpaint: Any = comfy.samplers.KSamplerX0Inpaint(model, self._run.sigmas)
         inpaint.latent_image, inpaint.noise = latent, noise
         return inpaint(x, self._sigma * x.new_ones([len(x)]), mask, **self._options)
-
-    def _guider(self, rows: slice) -> comfy.samplers.CFGGuider:
-        """The guider with the conditioning of these pictures only; the run's own when they are all of them."""
-        if self._chunk == self._batch:
-            return self._run.guider
-        guider = copy.copy(self._run.guider)
-        guider.conds = conditioning_rows(guider.conds, range(self._batch)[rows])
-        return guider
-
-    def _in_chunks(self, work: Callable[[slice], Tensor]) -> Tensor:
-        """`work(rows)` for all pictures, put together; begins anew with half as many at once when memory runs out."""
-        while True:
-            try:
-                starts = range(0, self._batch, self._chunk)
-                return torch.cat([work(slice(start, start + self._chunk)) for start in starts])
-            except comfy.model_management.OOM_EXCEPTION as error:
-                self._halve_chunk(error)
-
-    def _halve_chunk(self, error: Exception) -> None:
-        # Where PyTorch has no such error, ComfyUI's name stands for every error.
-        if self._chunk == 1 or comfy.model_management.OOM_EXCEPTION is Exception:
-            raise error
-        self._chunk = math.ceil(self._chunk / 2)
-        comfy.model_management.soft_empty_cache()
 
 
 class _FixedOutput:
@@ -142,8 +113,3 @@ class _FixedOutput:
 
     def __call__(self, x: Tensor, sigma: Tensor, **_options: Any) -> Tensor:
         return self.inner_model.model_sampling.calculate_denoised(sigma, torch.zeros_like(x), x)
-
-
-def _rows(tensor: Tensor | None, rows: slice, batch: int) -> Tensor | None:
-    """The rows of a tensor that has one for each picture; one that serves all pictures as it is."""
-    return tensor[rows] if tensor is not None and len(tensor) == batch else tensor

@@ -70,7 +70,7 @@ def with_noise_change(model: ModelPatcher, key: str, change: NoiseChange) -> Mod
             else:
                 image = torch.zeros_like(noise) if latent_image is None else latent_image
                 run = SamplerRun(guider, sampler, sigmas, extra_args, noise, image, denoise_mask)
-                _check_shape(noise)
+                check_shape(noise)
                 noise = change(run)
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *rest, **named)
 
@@ -95,24 +95,37 @@ def changed_noise(
     """
     if sigmas.numel() == 0:
         raise ValueError("sigmas is empty (denoise is 0): there is no first step whose noise could be optimised.")
-    _check_shape(noise)
+    check_shape(noise)
     if torch.count_nonzero(noise) == 0:
         raise ValueError("The noise is zero everywhere (DisableNoise?): there is nothing to optimise.")
-    probe = _Probe(change)
+    return at_start(guider, sigmas, noise, latent, seed, change).to("cpu", noise.dtype)
+
+
+def at_start(
+    guider: comfy.samplers.CFGGuider,
+    sigmas: Tensor,
+    noise: Tensor,
+    latent: dict[str, Any],
+    seed: int,
+    look: Callable[[SamplerRun], Tensor],
+) -> Tensor:
+    """What `look` finds where a sampler with this guider and these sigmas would start; nothing is sampled, and the
+    pack's own patches of the model do nothing."""
+    probe = _Probe(look)
     # A copy, since a guider keeps what belongs to a run on itself, and this one is shared with the sampler.
     copy.copy(guider).sample(
         noise, latent["samples"], probe, sigmas, denoise_mask=latent.get("noise_mask"), disable_pbar=True, seed=seed
     )
-    assert probe.noise is not None
-    return probe.noise.to("cpu", noise.dtype)
+    assert probe.found is not None
+    return probe.found
 
 
 class _Probe(comfy.samplers.Sampler):
-    """A sampler that samples nothing but takes the changed noise from where a real one would start."""
+    """A sampler that samples nothing but looks at what a real one would start with."""
 
-    def __init__(self, change: NoiseChange) -> None:
-        self._change = change
-        self.noise: Tensor | None = None
+    def __init__(self, look: Callable[[SamplerRun], Tensor]) -> None:
+        self._look = look
+        self.found: Tensor | None = None
 
     def sample(
         self,
@@ -126,16 +139,17 @@ class _Probe(comfy.samplers.Sampler):
         disable_pbar: bool = False,
     ) -> Tensor:
         image = torch.zeros_like(noise) if latent_image is None else latent_image
-        self.noise = self._change(SamplerRun(model_wrap, self, sigmas, extra_args, noise, image, denoise_mask))
-        return self.noise
+        self.found = self._look(SamplerRun(model_wrap, self, sigmas, extra_args, noise, image, denoise_mask))
+        return noise
 
 
-def _check_shape(noise: Tensor) -> None:
+def check_shape(noise: Tensor) -> None:
+    """Raises ValueError for what is no picture or video."""
     # Nested latents (video with sound) reach a sampler packed into one [B, 1, L] tensor.
     if getattr(noise, "is_nested", False) or noise.ndim not in (4, 5):
         shape = "nested" if getattr(noise, "is_nested", False) else list(noise.shape)
         raise ValueError(
-            f"The latent is {shape}; noise can be optimised for [B, C, H, W] and [B, C, T, H, W]. Nested latents "
+            f"The latent is {shape}; this node reads [B, C, H, W] and [B, C, T, H, W]. Nested latents "
             "(pictures and sound together) and plain sound have no picture grid to compare."
         )
 

@@ -253,6 +253,12 @@ def _common_length(a: int, b: int) -> int:
     return common
 
 
+def sigma_at(model_sampling: Any, percent: float) -> float:
+    """The noise level at a share of the model's noise schedule."""
+    # At 0 some models give a number beyond their schedule.
+    return min(float(model_sampling.percent_to_sigma(percent)), float(model_sampling.sigma_max))
+
+
 def percent_of(model_sampling: Any, sigma: float) -> float:
     """The share 0..1 of a model's noise schedule that lies behind noise level `sigma`; inverse of percent_to_sigma."""
     low, high = 0.0, 1.0

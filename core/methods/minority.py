@@ -81,6 +81,12 @@ def minority(estimates: Estimates, /, balance: float = 1.0) -> Tensor:
     return _length(clean.detach() - again) + balance * _length(clean - again.detach())
 
 
+def rarity(pictures: Tensor, again: Tensor) -> Tensor:
+    """The length that both terms of `minority` have, `[B]`, of finished pictures and of what a second look makes of
+    them, both `[B, C, ...]`: the larger, the less likely the model holds a picture for."""
+    return _length(pictures - again)
+
+
 def diversity(estimates: Estimates, /) -> Tensor:
     """DiversityPrompt: mean distance of each clean estimate to the others of the batch.
 

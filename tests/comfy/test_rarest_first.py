@@ -1,0 +1,227 @@
+"""Rarest First: which order, what follows it, what it costs, and what it leaves behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfyui_diversity.core.hooks.minority import Learning, to_learn, with_learning
+from comfyui_diversity.core.hooks.rarity import rarity_of
+from comfyui_diversity.core.methods.minority import Estimates, Settings, minority
+from comfyui_diversity.nodes.cno import DiverseNoiseModel
+from comfyui_diversity.nodes.rarest import RarestFirst
+from torch import Tensor
+
+from devtools.small_encoders import small_encoder
+from devtools.small_models import FAMILIES, Counter, conditioning, random_latent, small_model
+
+COUNT = 4
+OPTIONS: dict[str, Any] = {"seed": 0, "top": 0, "renoise": 0.5, "looks": 2, "chunk": 0}
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return small_model("eps")
+
+
+def pictures(family: str = "eps", count: int = COUNT) -> dict[str, Any]:
+    return {"samples": random_latent(family, count, seed=3)}
+
+
+@torch.inference_mode()
+def rarest(model: Any, latent: dict[str, Any], family: str = "eps", **changed: Any) -> tuple[dict[str, Any], str]:
+    """The node's outputs."""
+    positive = changed.pop("positive", None) or conditioning(family)
+    return RarestFirst.execute(model, positive, latent, **{**OPTIONS, **changed}).args
+
+
+@torch.inference_mode()
+def values_of(model: Any, latent: dict[str, Any], family: str = "eps", **changed: Any) -> Tensor:
+    return rarity_of(model, conditioning(family), latent, **{"seed": 0, "looks": 2, **changed})
+
+
+# --- the value --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_the_value_is_that_of_the_objective(family: str) -> None:
+    """By hand: ComfyUI's own sampling of one step from the picture, noised to this level, and its estimate."""
+    model, latent = small_model(family), pictures(family, 2)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(conditioning(family), conditioning(family, seed=1))
+    guider.set_cfg(1.0)
+    sampling = model.get_model_object("model_sampling")
+    sigmas = torch.tensor([float(sampling.percent_to_sigma(0.5)), 0.0])
+    expected = torch.zeros(2)
+    for seed in (7, 8):
+        noise = torch.randn(latent["samples"].shape[1:], generator=torch.Generator().manual_seed(seed))
+        noise = noise.expand_as(latent["samples"]).clone()
+        with torch.inference_mode():
+            # One step of Euler to zero ends at the estimate.
+            sampler = comfy.samplers.sampler_object("euler")
+            again = guider.sample(noise, latent["samples"], sampler, sigmas, disable_pbar=True, seed=0)
+        clean, again = (model.model.process_latent_in(one.clone()) for one in (latent["samples"], again))
+        expected += minority(Estimates(clean, lambda _, again=again: (again, lambda gradient: gradient))).detach() / 2
+    # Both terms of the objective have the same length, and the mean is over two looks.
+    found = values_of(model, latent, family, seed=7, renoise=0.5)
+    assert torch.allclose(found.float(), expected / 2, rtol=1e-3)
+
+
+def test_a_picture_has_its_value_whatever_the_batch(model: Any) -> None:
+    whole, latent = values_of(model, pictures()), pictures()["samples"]
+    for k in range(COUNT):
+        assert values_of(model, {"samples": latent[k : k + 1]}).item() == pytest.approx(whole[k].item(), rel=1e-5)
+
+
+def test_only_the_masked_part_counts(model: Any) -> None:
+    latent = pictures()
+    mask = torch.zeros(1, 1, 16, 16)
+    assert values_of(model, {**latent, "noise_mask": mask}).tolist() == [0.0] * COUNT
+    mask[..., :8] = 1
+    half, whole = values_of(model, {**latent, "noise_mask": mask}), values_of(model, latent)
+    assert (half > 0).all()
+    assert (half < whole).all()
+
+
+def test_each_picture_is_looked_at_under_its_own_row_of_the_conditioning(model: Any) -> None:
+    latent, [[rows, extras]] = pictures(), conditioning("eps", COUNT)
+    own = [[rows[2:3], extras]]
+    with torch.inference_mode():
+        whole = rarity_of(model, [[rows, extras]], latent, 0, chunk=1)
+        alone = rarity_of(model, own, {"samples": latent["samples"][2:3]}, 0)
+    assert whole[2].item() == pytest.approx(alone.item(), rel=1e-5)
+
+
+# --- the order --------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_places_and_masks_follow_the_values(model: Any) -> None:
+    latent = {**pictures(), "batch_index": [5, 6, 7, 8], "noise_mask": torch.rand(COUNT, 1, 16, 16), "kept": "as it is"}
+    order = values_of(model, latent).argsort(descending=True).tolist()
+    assert order != sorted(order)
+    found, report = rarest(model, latent)
+    assert torch.equal(found["samples"], latent["samples"][order])
+    assert torch.equal(found["noise_mask"], latent["noise_mask"][order])
+    assert found["batch_index"] == [5 + k for k in order]
+    assert found["kept"] == "as it is"
+    lines = report.splitlines()
+    assert lines[0] == "Rarest first: 4 of 4 pictures (counted from 0)"
+    assert [int(line.split("picture ")[1].split(":")[0]) for line in lines[1:]] == order
+
+
+def test_a_mask_for_all_stays_and_a_latent_without_places_gets_them(model: Any) -> None:
+    mask = torch.ones(1, 1, 16, 16)
+    found, _ = rarest(model, {**pictures(), "noise_mask": mask})
+    assert found["noise_mask"] is mask
+    assert sorted(found["batch_index"]) == list(range(COUNT))
+
+
+def test_top_keeps_the_first(model: Any) -> None:
+    whole, _ = rarest(model, pictures())
+    found, report = rarest(model, pictures(), top=2)
+    assert torch.equal(found["samples"], whole["samples"][:2])
+    assert found["batch_index"] == whole["batch_index"][:2]
+    assert report.startswith("Rarest first: 2 of 4 pictures")
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 2, 3])
+def test_equal_pictures_stay_in_their_order_and_chunks_change_nothing(model: Any, chunk: int) -> None:
+    # A model with random weights tells pictures apart by little.
+    samples = 10 * pictures()["samples"][[0, 1, 0, 1, 0]]
+    places = rarest(model, {"samples": samples}, chunk=chunk)[0]["batch_index"]
+    assert places in ([0, 2, 4, 1, 3], [1, 3, 0, 2, 4])
+    assert rarest(model, {"samples": samples}, chunk=chunk)[1] == rarest(model, {"samples": samples})[1]
+
+
+def test_one_picture_says_so(model: Any) -> None:
+    latent = pictures(count=1)
+    found, report = rarest(model, latent)
+    assert torch.equal(found["samples"], latent["samples"])
+    assert "there is nothing to sort" in report
+
+
+# --- cost, and what must not change -----------------------------------------------------------------------------------
+
+
+def test_one_forward_pass_a_look(model: Any) -> None:
+    counter = Counter()
+    rarest(counter.on(model), pictures(), looks=3)
+    assert counter.sizes == [COUNT] * 3
+
+
+def test_same_seed_same_report_and_nothing_given_is_changed(model: Any) -> None:
+    latent = pictures()
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    first = rarest(model, latent)[1]
+    assert torch.equal(torch.rand(1), expected)
+    assert first == rarest(model, latent)[1]
+    assert first != rarest(model, latent, seed=9)[1]
+    assert torch.equal(latent["samples"], pictures()["samples"])
+    assert list(latent) == ["samples"]
+
+
+def test_models_of_the_packs_other_nodes_are_looked_at_as_they_are(model: Any) -> None:
+    """Neither is noise optimised nor a token learned, and a conditioning that carries one is the plain prompt."""
+    latent, clip = pictures(), small_encoder("sd1")
+    with torch.inference_mode():
+        plain = clip.encode_from_tokens_scheduled(clip.tokenize("a red fish"))
+        learning = to_learn(Learning(clip, "a red fish", Settings(1, 0.5)))
+    options = dict(zip(("strength", "iterations", "gradient", "denominator"), (0.5, 1, "stop", "all"), strict=True))
+    noise = DiverseNoiseModel.execute(
+        model, **options, temperature=0.1, window=16, gamma=0.0, projection="norm", chunk=0
+    ).args[0]
+    expected = rarest(model, latent, positive=plain)[1]
+    assert rarest(noise, latent, positive=plain)[1] == expected
+    assert rarest(with_learning(model), latent, positive=learning)[1] == expected
+
+
+def test_fewer_pictures_at_once_when_memory_runs_out(model: Any) -> None:
+    sizes = []
+
+    def small_memory(executor: Any, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        sizes.append(len(x))
+        if len(x) > 2:
+            raise comfy.model_management.OOM_EXCEPTION("out of memory")
+        return executor(x, *rest, **named)
+
+    small = model.clone()
+    small.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "small memory", small_memory)
+    assert rarest(small, pictures())[1] == rarest(model, pictures())[1]
+    assert sizes == [4, 2, 2, 4, 2, 2]
+
+
+def test_cancel_ends_it(model: Any) -> None:
+    def cancel(executor: Any, *rest: Any, **named: Any) -> Tensor:
+        comfy.model_management.interrupt_current_processing()
+        return executor(*rest, **named)
+
+    cancelled = model.clone()
+    cancelled.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cancel", cancel)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        rarest(cancelled, pictures())
+    assert rarest(model, pictures())[1] == rarest(model, pictures())[1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"top": 5}, "top is 5; it must be from 0"),
+        ({"renoise": 0.0}, "renoise is 0"),
+        ({"looks": 0}, "looks is 0"),
+        ({"chunk": -1}, "chunk is -1"),
+    ],
+)
+def test_what_is_not_allowed_is_said(model: Any, changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        rarest(model, pictures(), **changed)
+
+
+def test_a_latent_without_pictures_is_said(model: Any) -> None:
+    with pytest.raises(ValueError, match="latent is empty"):
+        rarest(model, {"samples": torch.zeros(2, 4, 16, 16)})
