@@ -31,8 +31,7 @@ class LoadDemoWorld(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls) -> str:
         """Loaded again only when a weight file changes."""
-        files = (loader.WEIGHTS / name for name in (loader.CLIP_FILE, loader.UNET_FILE))
-        return " ".join(f"{path.name}:{path.stat().st_mtime_ns if path.exists() else None}" for path in files)
+        return _changes(loader.CLIP_FILE, loader.UNET_FILE)
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
@@ -40,4 +39,39 @@ class LoadDemoWorld(io.ComfyNode):
         return io.NodeOutput(loader.load_unet(), loader.load_clip(embeddings), loader.load_clip_vision())
 
 
-NODES = [LoadDemoWorld]
+class LoadDemoUnclip(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityLoadDemoUnclip",
+            display_name="Load Demo unCLIP",
+            category="diversity",
+            description=(
+                "Loads the demo model that draws what a CLIP vision output shows instead of what a prompt says. Use it "
+                "with ComfyUI's unCLIPConditioning node on an empty prompt of Load Demo World."
+            ),
+            inputs=[],
+            outputs=[
+                io.Model.Output(
+                    display_name="MODEL", tooltip="Noise-predicting UNet led by a picture's embedding, 128 px."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls) -> str:
+        """Loaded again only when a weight file changes."""
+        return _changes(loader.UNET_FILE, loader.UNCLIP_FILE)
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(loader.load_unclip())
+
+
+def _changes(*files: str) -> str:
+    """What tells the versions of these weight files apart."""
+    paths = (loader.WEIGHTS / name for name in files)
+    return " ".join(f"{path.name}:{path.stat().st_mtime_ns if path.exists() else None}" for path in paths)
+
+
+NODES = [LoadDemoWorld, LoadDemoUnclip]

@@ -35,9 +35,9 @@ from .unet import NoiseLoss
 
 BATCH, NATURAL = 32, 6_000
 WORDS_BATCH, WORDS = 256, Schedule(1_500, 2e-3, warmup=50, average=0.99)
-PICTURES = Schedule(1_200, 4e-4, warmup=50, average=0.995)
+PICTURES = Schedule(850, 4e-4, warmup=50, average=0.995)
 # At times below this one the picture's place, colour and background can be seen through the noise.
-_LAYOUT_TIME, _LAYOUT_STEPS = 900, 900
+_LAYOUT_TIME, _LAYOUT_STEPS = 900, 650
 _HIGHEST_LEVEL = 300  # of the noise on embeddings, of 1000
 # Learned, besides the new layers: how a block hears of the time, and what cross-attention takes from the words.
 _HEARING = ("emb_layers", "attn2.to_k", "attn2.to_v")
