@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import folder_paths
+import numpy as np
+import torch
 from comfy_api.latest import io
 
 from ..demo import loader
+from ..demo.world.attributes import sample_scene
+from ..demo.world.captions import stated_in
+from ..demo.world.draw import draw
+
+_Control = getattr(io, "ControlAfterGenerate", None)
 
 
 class LoadDemoWorld(io.ComfyNode):
@@ -68,10 +77,48 @@ class LoadDemoUnclip(io.ComfyNode):
         return io.NodeOutput(loader.load_unclip())
 
 
+class DemoPictures(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityDemoPictures",
+            display_name="Demo World Pictures",
+            category="diversity",
+            description=(
+                "Draws pictures of the demo world, as its models were shown them: what the text says, and everything "
+                "else as often as the world has it. Drawn by a program, not by a model: real pictures to compare with, "
+                "or to make an image embedding bank of."
+            ),
+            inputs=[
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    tooltip='What all pictures show, such as "a heart on the left". Empty: any object.',
+                ),
+                io.Int.Input("count", default=10, min=1, max=4096, tooltip="How many pictures."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True if _Control is None else _Control.fixed,
+                    tooltip="Which pictures.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="IMAGE", tooltip="A batch of pictures, 128 x 128.")],
+        )
+
+    @classmethod
+    def execute(cls, text: str, count: int, seed: int) -> io.NodeOutput:
+        stated, rng = stated_in(text), np.random.default_rng(seed)
+        scenes = [replace(sample_scene(rng, stated.get("object")), **stated) for _ in range(count)]
+        return io.NodeOutput(torch.from_numpy(np.stack([draw(scene, rng) for scene in scenes])).float() / 255)
+
+
 def _changes(*files: str) -> str:
     """What tells the versions of these weight files apart."""
     paths = (loader.WEIGHTS / name for name in files)
     return " ".join(f"{path.name}:{path.stat().st_mtime_ns if path.exists() else None}" for path in paths)
 
 
-NODES = [LoadDemoWorld, LoadDemoUnclip]
+NODES = [LoadDemoWorld, LoadDemoUnclip, DemoPictures]

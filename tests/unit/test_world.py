@@ -17,7 +17,7 @@ from comfyui_diversity.demo.world.attributes import (
     sample_scene,
     sample_uniform_scene,
 )
-from comfyui_diversity.demo.world.captions import OPTIONAL, caption, random_caption
+from comfyui_diversity.demo.world.captions import OPTIONAL, caption, random_caption, stated_in
 from comfyui_diversity.demo.world.draw import draw
 from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS
 
@@ -101,3 +101,24 @@ def test_bad_values_are_named() -> None:
         distribution("mood", "heart")
     with pytest.raises(ValueError, match="object is 'dog'"):
         distribution("colour", "dog")
+
+
+def test_every_caption_is_read_back() -> None:
+    rng = np.random.default_rng(17)
+    for _ in range(500):
+        scene = sample_uniform_scene(rng)
+        stated = [name for name in OPTIONAL if rng.random() < 0.5]
+        expected = {name: getattr(scene, name) for name in ("object", *stated)}
+        assert stated_in(caption(scene, stated, rng)) == expected
+
+
+def test_a_text_without_words_states_nothing() -> None:
+    assert stated_in("  ") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("a zeppelin", "'zeppelin'"), ("a red blue heart", "two values of colour: red and blue")]
+)
+def test_words_that_cannot_be_drawn_are_named(text: str, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        stated_in(text)
