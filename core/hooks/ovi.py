@@ -77,7 +77,7 @@ def invert_text(
     if CONSTRAINTS[constraint] is not None and bank is None:
         raise ValueError(
             f"constraint is {constraint!r}, which needs a bank of real pictures: connect one from Image Embedding Bank "
-            'or Load Image Embedding Bank, or set constraint to "none".'
+            'or Load Image Bank, or set constraint to "none".'
         )
     if bank is not None:
         tower.check_bank(bank)
@@ -104,12 +104,23 @@ def invert_text(
     return Outcome(inversion, outputs, cosines, nearest)
 
 
+def natural_length(tower: VisionTower, bank: ImageBank | None) -> float:
+    """The length that the tower's embeddings have: the bank's mean, or without one that of the all-zero input's."""
+    return tower.negative.image_embeds.float().norm().item() if bank is None else bank.length
+
+
+def rescaled(output: comfy.clip_vision.Output, length: float) -> comfy.clip_vision.Output:
+    """The same output with embeddings of this length; the given one is left as it is."""
+    own = copy.copy(output)
+    own["image_embeds"] = F.normalize(output.image_embeds.float(), dim=1).to(output.image_embeds) * length
+    return own
+
+
 def text_as_output(tower: VisionTower, target: Target, length: float) -> comfy.clip_vision.Output:
     """The first of the target's vectors, rescaled to `length`, as a CLIP vision output.
 
     A text has no patches: the hidden states are those of the all-zero input.
     """
     output = copy.copy(tower.negative)
-    vector = target.vectors[:1].float()
-    output["image_embeds"] = (F.normalize(vector, dim=1) * length).to(tower.negative.image_embeds)
-    return output
+    output["image_embeds"] = target.vectors[:1].to(tower.negative.image_embeds)
+    return rescaled(output, length)

@@ -30,7 +30,7 @@ def text_target(clip: Any, text: str, width: int) -> Target:
 
     Raises ValueError when no encoder is of that width, and for one whose projection was never loaded.
     """
-    encoder = _matching_encoder(clip, clip.tokenize(text), width)
+    encoder = _matching_encoder(clip, _tokens(clip, text), width)
     vectors = _chunk_vectors(encoder)
     source = f"{encoder.name}, projected pooled vector"
     if len(vectors) == 1:
@@ -45,7 +45,7 @@ def conditioning_targets(clip: Any, text: str, prompts: list, width: int) -> Tar
     Whether they are projected already is found by encoding the text and comparing. Raises ValueError as `text_target`,
     for a conditioning without pooled vectors or of another width, and where its vectors are not this encoder's.
     """
-    tokens = clip.tokenize(text)
+    tokens = _tokens(clip, text)
     encoder = _matching_encoder(clip, tokens, width)
     pooled = [extras.get("pooled_output") for _, extras in prompts]
     if not pooled or any(vectors is None for vectors in pooled):
@@ -76,9 +76,13 @@ def conditioning_targets(clip: Any, text: str, prompts: list, width: int) -> Tar
     )
 
 
-def _matching_encoder(clip: Any, tokens: dict[str, Any], width: int) -> PromptEncoder:
+def _tokens(clip: Any, text: str) -> dict[str, Any]:
     if clip is None:
         raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
+    return clip.tokenize(text)
+
+
+def _matching_encoder(clip: Any, tokens: dict[str, Any], width: int) -> PromptEncoder:
     clip.load_model()
     encoders = [encoder for encoder in prompt_encoders(clip, tokens, "all") if encoder.is_clip]
     if not encoders:

@@ -97,8 +97,8 @@ class ImageBank:
         return (F.normalize(embeddings, dim=1) @ self.unit.to(embeddings).T).max(dim=1)
 
     def squared_distance(self, embeddings: Tensor) -> Tensor:
-        """Squared Mahalanobis distance `[N]` of embeddings `[N, E]` to the mean, divided by E: about 1 for a picture of
-        the kind that the bank has, at any width.
+        """Squared Mahalanobis distance `[N]` of embeddings `[N, E]` to the mean, divided by E, so that a number means
+        the same at every width. The bank's own members have 1 on average where they are many, and less where few.
 
         Differentiable. Raises ValueError for another width, and for a bank without variety.
         """

@@ -1,0 +1,143 @@
+"""What the settings of Text to Vision Embedding (OVI) do: constraint, weight, tokens and steps, on the demo CLIP.
+
+    python -m benchmarks.ovi_settings                       # choose: on the prompts for choosing
+    python -m benchmarks.ovi_settings --report --only "text*" "none*" "*1"
+
+The bank is 400 pictures drawn as the demo world's training pictures are. "neighbours that fit": of 1500 other pictures,
+drawn with all attributes equally likely, the share of an embedding's five nearest that show all that the prompt states;
+no method sees them. Beside the embeddings: the text's own vector, and that of a picture drawn for the prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+from . import world  # noqa: F401 # isort: skip - this makes ComfyUI and the pack importable
+
+import numpy as np
+import torch
+from comfyui_diversity.core.hooks.ovi import invert_text
+from comfyui_diversity.core.hooks.text_target import Target, text_target
+from comfyui_diversity.core.hooks.vision import VisionTower
+from comfyui_diversity.core.methods.image_bank import ImageBank
+from comfyui_diversity.core.methods.ovi import Settings
+from comfyui_diversity.demo import loader
+from comfyui_diversity.demo.world.attributes import Scene, sample_scene, sample_uniform_scene
+from comfyui_diversity.demo.world.draw import draw
+from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS, Prompt
+from torch import Tensor
+from torch.nn import functional as F
+
+BANK, OTHERS, NEIGHBOURS = 400, 1500, 5
+HEAD = ["row", "text cosine", "nearest of the bank", "neighbours that fit", "Mahalanobis", "length", "steps", "seconds"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to an embedding; `weight` is a multiple of the calibrated one."""
+
+    constraint: str = "none"
+    weight: float = 1.0
+    tokens: int = 16
+    steps: int = 500
+    rate: float = 0.02
+
+
+ROWS: dict[str, Row] = {
+    "none, 1 token": Row(tokens=1),
+    "none, 6 tokens": Row(tokens=6),
+    "none": Row(),
+    "none, 64 tokens": Row(tokens=64),
+    "none, 150 steps": Row(steps=150),
+    "none, 150 steps, rate 0.1": Row(steps=150, rate=0.1),
+    "nearest neighbour x 0.3": Row("nearest neighbour", 0.3),
+    "nearest neighbour x 1": Row("nearest neighbour"),
+    "nearest neighbour x 3": Row("nearest neighbour", 3.0),
+    "mahalanobis x 0.3": Row("mahalanobis", 0.3),
+    "mahalanobis x 1": Row("mahalanobis"),
+    "mahalanobis x 3": Row("mahalanobis", 3.0),
+    "mahalanobis x 30": Row("mahalanobis", 30.0),
+}
+
+
+def pictures(scenes: Sequence[Scene], rng: np.random.Generator) -> Tensor:
+    """IMAGE `[N, 128, 128, 3]`."""
+    return torch.from_numpy(np.stack([draw(scene, rng) for scene in scenes])).float() / 255
+
+
+def make_bank(tower: VisionTower, count: int = BANK, seed: int = 7) -> ImageBank:
+    """Embeddings of pictures drawn as the training pictures are."""
+    rng = np.random.default_rng(seed)
+    embeddings = tower.encode_pictures(pictures([sample_scene(rng) for _ in range(count)], rng), True)
+    return ImageBank(embeddings, tower.negative.image_embeds[0].float().cpu())
+
+
+class Others:
+    """Pictures that no method sees."""
+
+    def __init__(self, tower: VisionTower, count: int = OTHERS, seed: int = 11) -> None:
+        rng = np.random.default_rng(seed)
+        self.scenes = [sample_uniform_scene(rng) for _ in range(count)]
+        self.unit = F.normalize(tower.encode_pictures(pictures(self.scenes, rng), True), dim=1)
+
+    def fitting(self, embeddings: Tensor, prompts: Sequence[Prompt]) -> float:
+        """Of each embedding's nearest pictures, the share that show all that its prompt states."""
+        nearest = (F.normalize(embeddings, dim=1) @ self.unit.T).topk(NEIGHBOURS, dim=1).indices.tolist()
+        fits = [
+            all(getattr(self.scenes[index], name) == value for name, value in prompt.stated.items())
+            for prompt, own in zip(prompts, nearest, strict=True)
+            for index in own
+        ]
+        return sum(fits) / len(fits)
+
+
+def drawn(tower: VisionTower, prompts: Sequence[Prompt]) -> Tensor:
+    """Embeddings of a picture for each prompt, the rest of which is as likely as in the training pictures."""
+    rng = np.random.default_rng(13)
+    scenes = []
+    for prompt in prompts:
+        scene = sample_scene(rng, prompt.object)
+        scenes.append(Scene(**{**vars(scene), **prompt.stated}))
+    return tower.encode_pictures(pictures(scenes, rng), True)
+
+
+@torch.inference_mode()
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--report", action="store_true", help="the prompts that figures are published on")
+    parser.add_argument("--only", nargs="*", default=["*"], help='rows of these names, "*" for anything')
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    prompts = REPORT_PROMPTS if options.report else TUNE_PROMPTS
+    clip, tower = loader.load_clip(), VisionTower(loader.load_clip_vision())
+    bank, others = make_bank(tower), Others(tower)
+    texts = torch.cat([text_target(clip, prompt.text, tower.width).vectors for prompt in prompts])
+
+    def show(name: str, embeddings: Tensor, steps: float, seconds: float) -> None:
+        cosine = F.cosine_similarity(embeddings, texts).mean().item()
+        nearest = bank.nearest(embeddings)[0].mean().item()
+        fits, length = others.fitting(embeddings, prompts), embeddings.norm(dim=1).mean().item()
+        distance = bank.squared_distance(embeddings).mean().item()
+        cells = [f"{cosine:.3f}", f"{nearest:.3f}", f"{fits:.2f}", f"{distance:.2f}", f"{length:.1f}"]
+        print("|", " | ".join([name, *cells, f"{steps:.0f}", f"{seconds:.0f}"]), "|", flush=True)
+
+    print("|", " | ".join(HEAD), "|\n|", " | ".join(["---"] * len(HEAD)), "|", flush=True)
+    show("picture", drawn(tower, prompts), 0, 0)
+    show("text", F.normalize(texts, dim=1) * bank.length, 0, 0)
+    for name, row in ROWS.items():
+        if not any(fnmatch(name, wanted) for wanted in options.only):
+            continue
+        started = time.perf_counter()
+        settings = Settings(row.steps, row.rate)
+        target = Target(texts, "prompts")
+        found = invert_text(tower, target, len(texts), row.tokens, 0, settings, row.constraint, row.weight, bank)
+        embeddings = torch.cat([output.image_embeds for output in found.outputs])
+        show(name, embeddings, found.inversion.steps.float().mean().item(), time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,336 @@
+"""Text in, CLIP vision outputs out: optimised (OVI), or the text's own vector; and one of them for each picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..core.hooks.ovi import CONSTRAINTS, Outcome, invert_text, natural_length, rescaled, text_as_output
+from ..core.hooks.progress import Progress, show
+from ..core.hooks.text_target import Target, conditioning_targets, text_target
+from ..core.hooks.unclip import per_picture
+from ..core.hooks.vision import VisionTower
+from ..core.methods.image_bank import ImageBank
+from ..core.methods.ovi import Settings
+from ..core.plot import curves_plot
+from ._inputs import advanced
+from .image_bank import CATEGORY, Bank
+
+_DEFAULT = Settings()
+_TOKENS = 16
+_Control = getattr(io, "ControlAfterGenerate", None)
+
+
+def _text_inputs() -> list[io.Input]:
+    return [
+        io.Clip.Input(
+            "clip", tooltip="The text encoder of the same CLIP as clip_vision, for instance a stand-alone clip_l file."
+        ),
+        io.ClipVision.Input("clip_vision", tooltip="The vision tower whose embeddings the model reads."),
+        io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="What the pictures should show."),
+    ]
+
+
+def _advanced_inputs() -> list[io.Input]:
+    """Saved workflows keep widgets by position: append, never reorder."""
+    return [
+        io.Float.Input(
+            "weight",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.05,
+            tooltip=(
+                "Weight of the constraint, as a multiple of the one that gives the paper's cosines. Higher: nearer to "
+                "the bank and further from the text. Far too high: every text gives the same."
+            ),
+        ),
+        io.Int.Input(
+            "tokens",
+            default=_TOKENS,
+            min=1,
+            max=4096,
+            tooltip=(
+                "Pseudo-tokens that stand for the patches of a picture, at most as many as the tower has patches. "
+                "More: nearer to the text (published: 1 to 6)."
+            ),
+        ),
+        io.Int.Input(
+            "steps",
+            default=_DEFAULT.steps,
+            min=0,
+            max=10_000,
+            tooltip="At most so many steps; a variant that gets no nearer stops by itself. 0: the random start.",
+        ),
+        io.Float.Input(
+            "learning_rate",
+            default=_DEFAULT.learning_rate,
+            min=0.0001,
+            max=10.0,
+            step=0.001,
+            tooltip="How far a step moves a token's values. Published: 0.02.",
+        ),
+        io.Float.Input(
+            "target_cosine",
+            default=_DEFAULT.target,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="A variant stops as soon as its cosine to the text is this. 0: no target.",
+        ),
+        io.Boolean.Input(
+            "match_length",
+            default=False,
+            tooltip=(
+                "On: the embedding is rescaled to the mean length of the bank's (without a bank: to the negative's). "
+                "Off: as the tower gives it, often shorter than a picture's. Hidden states stay as they are."
+            ),
+        ),
+    ]
+
+
+class TextToVision(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityOVI",
+            display_name="Text to Vision Embedding (OVI)",
+            category=CATEGORY,
+            description=(
+                "An image embedding from text alone, for whatever reads one (unCLIP, Stable Cascade, style models, "
+                "IP-Adapter): tokens are optimised until a CLIP's vision tower sees in them what the text says. "
+                "Nothing is trained. As many variants of one text as are wanted."
+            ),
+            inputs=[
+                *_text_inputs(),
+                io.Int.Input(
+                    "variants",
+                    default=1,
+                    min=1,
+                    max=1024,
+                    tooltip="How many embeddings, from different random starts. With prompts: as many as those are.",
+                ),
+                io.Combo.Input(
+                    "constraint",
+                    options=list(CONSTRAINTS),
+                    default=next(iter(CONSTRAINTS)),
+                    tooltip=(
+                        'What holds the embedding near those of real pictures; both need a bank. "nearest neighbour": '
+                        'near to one of its pictures, whichever is nearest (best). "mahalanobis": near to their mean, '
+                        'by their covariance. "none": nothing; it goes where no picture is.'
+                    ),
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    # Older versions of ComfyUI cannot say which.
+                    control_after_generate=True if _Control is None else _Control.fixed,
+                    tooltip="Which random starts. Leave it on fixed: another seed for the sampler alone is quicker.",
+                ),
+                *(advanced(widget) for widget in _advanced_inputs()),
+                Bank.Input("bank", optional=True, tooltip="Embeddings of real pictures, from Image Embedding Bank."),
+                io.Conditioning.Input(
+                    "prompts",
+                    optional=True,
+                    tooltip=(
+                        "The positive of Diverse Prompts (TPSO) with the same clip: one embedding for each of its "
+                        "variants."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.ClipVisionOutput.Output(
+                    display_name="CLIP_VISION_OUTPUT",
+                    is_output_list=True,
+                    tooltip="A list, one for each variant: what follows runs once for each.",
+                ),
+                io.ClipVisionOutput.Output(
+                    display_name="negative",
+                    tooltip="The tower's embedding of an all-zero input, for the negative side.",
+                ),
+                io.Image.Output(display_name="plot", tooltip="Cosine of every variant to the text, step by step."),
+                io.String.Output(display_name="report", tooltip="What was done and reached, in words."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        clip: Any,
+        clip_vision: Any,
+        text: str,
+        variants: int,
+        constraint: str,
+        seed: int,
+        weight: float,
+        tokens: int,
+        steps: int,
+        learning_rate: float,
+        target_cosine: float,
+        match_length: bool,
+        bank: ImageBank | None = None,
+        prompts: list | None = None,
+    ) -> io.NodeOutput:
+        settings = Settings(steps, learning_rate, target=target_cosine)
+        tower = VisionTower(clip_vision)
+        if prompts is None:
+            target = text_target(clip, text, tower.width)
+        else:
+            target = conditioning_targets(clip, text, prompts, tower.width)
+            variants = len(target.vectors)
+        progress = Progress(max(steps, 1))
+
+        def after(cosines: Tensor, going_on: int) -> None:
+            progress.step(f"cosine to the text {cosines.mean():.3f}, {going_on} of {variants} go on")
+
+        outcome = invert_text(tower, target, variants, tokens, seed, settings, constraint, weight, bank, after)
+        length = natural_length(tower, bank)
+        report = _report(outcome, target, constraint, weight, bank, length, match_length)
+        show(report)
+        outputs = [rescaled(output, length) for output in outcome.outputs] if match_length else outcome.outputs
+        cosines = outcome.inversion.cosines.cpu()
+        plot = curves_plot(cosines, target_cosine or None, f"cosine to the text ({target.source})")
+        return io.NodeOutput(outputs, tower.negative, plot, report)
+
+
+def _report(
+    outcome: Outcome,
+    target: Target,
+    constraint: str,
+    weight: float,
+    bank: ImageBank | None,
+    length: float,
+    match_length: bool,
+) -> str:
+    inversion = outcome.inversion
+    lines = [f"Text: {target.source}."]
+    for k, cosine in enumerate(outcome.cosines.tolist()):
+        why = "target reached" if bool(inversion.reached[k]) else "least loss"
+        line = f"Variant {k + 1}: cosine to the text {cosine:.3f} after {int(inversion.steps[k])} steps ({why})"
+        if CONSTRAINTS[constraint] is not None:
+            before, after = inversion.distances[:, k].tolist()
+            line += f"; {constraint}: {before:.3f} to {after:.3f}"
+        if outcome.nearest is not None:
+            line += f"; nearest picture of the bank: cosine {outcome.nearest[k]:.3f}"
+        lines.append(line + ".")
+    if bank is not None:
+        lines.append(f"The bank holds {len(bank)} pictures.")
+        if CONSTRAINTS[constraint] is None:
+            lines.append('constraint is "none": the bank is measured against, and holds nothing back.')
+    if CONSTRAINTS[constraint] is not None and weight == 0:
+        lines.append("weight is 0: the constraint is measured, and holds nothing back.")
+    own = sum(output.image_embeds.float().norm().item() for output in outcome.outputs) / len(outcome.outputs)
+    whose = "that of the negative" if bank is None else "the mean of the bank"
+    done = ", to which they are rescaled" if match_length else ""
+    lines.append(f"Mean length of the embeddings {own:.2f}; {whose} is {length:.2f}{done}.")
+    lines.append("That clip and clip_vision are of one CLIP is known by their width alone.")
+    return "\n".join(lines)
+
+
+class TextAsVision(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityTextAsVision",
+            display_name="Text Embedding as Vision Embedding",
+            category=CATEGORY,
+            description=(
+                "The text's own CLIP vector in place of an image embedding, without any optimisation: what Text to "
+                "Vision Embedding (OVI) is compared with."
+            ),
+            inputs=[
+                *_text_inputs(),
+                Bank.Input(
+                    "bank",
+                    optional=True,
+                    tooltip="The vector gets the mean length of these embeddings; else that of the negative.",
+                ),
+            ],
+            outputs=[
+                io.ClipVisionOutput.Output(display_name="CLIP_VISION_OUTPUT", tooltip="The text's vector, rescaled."),
+                io.ClipVisionOutput.Output(
+                    display_name="negative",
+                    tooltip="The tower's embedding of an all-zero input, for the negative side.",
+                ),
+                io.String.Output(display_name="report", tooltip="What was done, in words."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, clip_vision: Any, text: str, bank: ImageBank | None = None) -> io.NodeOutput:
+        tower = VisionTower(clip_vision)
+        target = text_target(clip, text, tower.width)
+        if bank is not None:
+            tower.check_bank(bank)
+        length = natural_length(tower, bank)
+        report = (
+            f"Text: {target.source}, rescaled from length {target.vectors.norm():.2f} to {length:.2f}. The hidden "
+            "states are those of an all-zero input, since a text has none: what reads them sees nothing of the text."
+        )
+        show(report)
+        return io.NodeOutput(text_as_output(tower, target, length), tower.negative, report)
+
+
+class UnclipPerPicture(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityUnclipPerPicture",
+            display_name="unCLIP per Picture",
+            category="diversity/conditioning",
+            description=(
+                "In place of unCLIPConditioning, which gives all pictures the sum of its embeddings: picture k of the "
+                "batch gets embedding k. Needs no patched model."
+            ),
+            is_input_list=True,
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="The prompt; one conditioning."),
+                io.ClipVisionOutput.Input(
+                    "clip_vision_output",
+                    tooltip=(
+                        "Embeddings, as a list (as OVI gives them) or of a batch of pictures. A larger batch uses them "
+                        "again from the first."
+                    ),
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="As in unCLIPConditioning: the embedding is multiplied by it. 0: no embedding at all.",
+                ),
+                io.Float.Input(
+                    "noise_augmentation",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="As in unCLIPConditioning: how much of the embedding is noise. Higher: follows it less.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="CONDITIONING", tooltip="The prompt with an embedding for each picture."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        conditioning: list[list],
+        clip_vision_output: list[Any],
+        strength: list[float],
+        noise_augmentation: list[float],
+    ) -> io.NodeOutput:
+        if len(conditioning) != 1:
+            raise ValueError(f"conditioning is a list of {len(conditioning)}; it must be one conditioning.")
+        return io.NodeOutput(per_picture(conditioning[0], clip_vision_output, strength[0], noise_augmentation[0]))
+
+
+NODES = [TextToVision, TextAsVision, UnclipPerPicture]
