@@ -219,6 +219,17 @@ class MinorityPrompt(io.ComfyNode):
                         "Empty: the node encodes the text."
                     ),
                 ),
+                advanced(
+                    io.Boolean.Input(
+                        "checkpointing",
+                        default=_DEFAULT.checkpointing,
+                        optional=True,
+                        tooltip=(
+                            "Learns with a fraction of the memory, in up to a third more time: layers are computed "
+                            "again in place of being kept. Begins by itself when memory runs out for one picture."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The same model; samplers learn the token on the way."),
@@ -254,6 +265,7 @@ class MinorityPrompt(io.ComfyNode):
         chunk: int,
         save_as: str,
         positive: list | None = None,
+        checkpointing: bool = _DEFAULT.checkpointing,
     ) -> io.NodeOutput:
         if clip is None:
             raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
@@ -277,6 +289,7 @@ class MinorityPrompt(io.ComfyNode):
             renoise=renoise,
             keep_until=keep_until,
             chunk=chunk,
+            checkpointing=checkpointing,
             save=_path(save_as),
         )
         if not learning.settings.active:

@@ -36,6 +36,7 @@ class RarestFirst(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
                     tooltip="Of the noise that the pictures are noised again with. The same seed, the same order.",
                 ),
                 io.Int.Input(

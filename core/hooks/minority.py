@@ -6,6 +6,7 @@ belongs to a run (the tokens, which steps are done) lives in the run's own optio
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -37,10 +38,10 @@ from ..methods.minority import (
 from ..methods.schedule import step_position
 from .carried import checked, with_hook, without_hook
 from .conditioning import conditioning_rows
-from .gradients import gradients, with_differentiable_attention
+from .gradients import checkpointed, gradients, with_differentiable_attention
 from .progress import show
 from .sampling import is_probe
-from .schedule import percent_of
+from .schedule import percent_of, sigma_at
 from .tokens import LearnableToken, check_embedding_names, save_embedding
 from .variants import native_kappa
 
@@ -76,6 +77,8 @@ class Learning:
     renoise: see `noise_share`.
     keep_until: the share of the model's noise schedule after which the plain prompt takes over.
     chunk: pictures that go through the models at once; 0 is all, and fewer when memory runs out.
+    checkpointing: keep what goes into each layer, and compute the layer again for the gradient; begins by itself when
+        memory runs out for one picture.
     save: file of the learned token, for several pictures one each with its number; None for none.
 
     Raises ValueError for a value that is not allowed.
@@ -93,6 +96,7 @@ class Learning:
     renoise: float = 0.0
     keep_until: float = 1.0
     chunk: int = 0
+    checkpointing: bool = False
     absolute: bool = False
     save: Path | None = None
 
@@ -282,7 +286,7 @@ class _Run:
         self.percents = [percent_of(model.model_sampling, sigma) for sigma in self.sigmas]
         self.waiting = set(learning.steps.chosen(self.percents[:-1]))
         self.done: list[int] = []
-        self.chunk = learning.chunk
+        self.chunk, self.checkpointing = learning.chunk, learning.checkpointing
         self.forwards = self.backwards = 0
         self._learned: dict[str, list[dict[str, Any]]] | None = None
         self._scores: list[Tensor] = []
@@ -349,7 +353,8 @@ class _Run:
                 return found, look
             except comfy.model_management.OOM_EXCEPTION as error:
                 # Where PyTorch has no such error, ComfyUI's name stands for every error.
-                if self.chunk <= 1 or comfy.model_management.OOM_EXCEPTION is Exception:
+                spared = self.chunk <= 1 and self.checkpointing
+                if spared or comfy.model_management.OOM_EXCEPTION is Exception:
                     raise
                 logger.info("Minority Prompt: out of memory with %d pictures at once (%s).", self.chunk, error)
             except RuntimeError as error:
@@ -358,6 +363,7 @@ class _Run:
                     raise
                 raise explained from error
             del look
+            self.checkpointing = self.checkpointing or self.chunk <= 1
             self.chunk = math.ceil(self.chunk / 2)
             comfy.model_management.soft_empty_cache()
 
@@ -446,9 +452,7 @@ class _Look:
         return self._guider.inner_model
 
     def _sigma_at(self, percent: float) -> Tensor:
-        sampling = self._model.model_sampling
-        # At 0 some models give a number beyond their schedule.
-        sigma = min(float(sampling.percent_to_sigma(percent)), float(sampling.sigma_max))
+        sigma = sigma_at(self._model.model_sampling, percent)
         return torch.tensor(sigma, dtype=self._timestep.dtype, device=self._timestep.device)
 
     def __call__(self, offsets: Offsets) -> tuple[Tensor, Callable[[Tensor], Offsets]]:
@@ -569,7 +573,10 @@ class _Look:
         self, function: Callable[..., Tensor], inputs: list[Tensor], rows: slice
     ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
         leaves = [value[rows].detach().clone().requires_grad_() for value in inputs]
-        with gradients(*self._modules):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(gradients(*self._modules))
+            if self._run.checkpointing:
+                stack.enter_context(checkpointed(*self._modules))
             result = function(rows, *leaves)
 
         def pull_back(gradient: Tensor) -> list[Tensor]:

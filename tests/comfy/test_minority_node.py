@@ -42,7 +42,8 @@ OPTIONS: dict[str, Any] = {
     "chunk": 0,
     "save_as": "",
 }
-ADVANCED = list(OPTIONS)[4:]
+LATER = {"checkpointing": False}  # added behind what saved workflows hold, and so optional
+ADVANCED = [*list(OPTIONS)[4:], *LATER]
 
 
 class Graph:
@@ -202,10 +203,12 @@ def test_the_embedding_of_another_is_not_overwritten(graph: Graph, embeddings: P
 def test_widgets_keep_their_order_and_the_defaults_are_the_methods() -> None:
     given = MinorityPrompt.GET_NODE_INFO_V1()["input"]
     inputs = {**given["required"], **given["optional"]}
-    assert list(inputs) == ["model", "clip", *OPTIONS, "positive"]
+    assert list(inputs) == ["model", "clip", *OPTIONS, "positive", *LATER]
+    assert list(given["optional"]) == ["positive", *LATER]
     assert [name for name, entry in inputs.items() if entry[1].get("advanced")] == ADVANCED
-    defaults = {name: inputs[name][1].get("default") for name in OPTIONS if name not in ("text", "iterations")}
-    assert defaults == {name: value for name, value in OPTIONS.items() if name in defaults}
+    expected = {**OPTIONS, **LATER}
+    defaults = {name: inputs[name][1].get("default") for name in expected if name not in ("text", "iterations")}
+    assert defaults == {name: value for name, value in expected.items() if name in defaults}
     assert all(entry[1].get("tooltip") for entry in inputs.values())
 
 

@@ -15,7 +15,7 @@ from comfyui_diversity.core.hooks import minority as hook
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.minority import Learning, to_learn, with_learning
 from comfyui_diversity.core.hooks.sampling import with_noise_change
-from comfyui_diversity.core.methods.minority import OBJECTIVES, Estimates, Settings, Steps
+from comfyui_diversity.core.methods.minority import OBJECTIVES, PRESETS, Estimates, Settings, Steps
 from torch import Tensor
 
 from devtools.small_encoders import small_encoder
@@ -372,6 +372,68 @@ def test_fewer_pictures_at_once_when_memory_runs_out(graph: Graph) -> None:
     assert sizes[:2] == [BATCH, 1]
 
 
+def test_layers_are_computed_again_when_memory_runs_out_for_one_picture(graph: Graph) -> None:
+    layers = list(graph.model.model.diffusion_model.modules())
+    sizes = []
+
+    def small_memory(executor: Any, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        sizes.append(len(x))
+        if torch.is_grad_enabled() and not any("forward" in vars(layer) for layer in layers):
+            raise comfy.model_management.OOM_EXCEPTION("out of memory")
+        return executor(x, *rest, **named)
+
+    model = graph.model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "small memory", small_memory)
+    assert torch.equal(graph.learned(model), graph.learned(chunk=1, checkpointing=True))
+    assert sizes[0] == BATCH
+
+
+@pytest.mark.parametrize("family", list(ENCODER))
+def test_checkpointing_keeps_less_and_gives_the_same_gradient(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, found = Graph(family), []
+
+    def check(run: Any, guider: Any, x: Tensor, timestep: Tensor, options: Any, seed: int, step: int) -> None:
+        run.token = run.learning.token()
+        run.unit, run.start = run.token.deviations, run.token.start(len(x), 0)
+        for run.checkpointing in (False, True):
+            look, nodes = hook._Look(run, guider, x, timestep, options, seed, step), []
+            look.iteration = 1
+            with gradients():
+                noisy = look._noise()
+                with monkeypatch.context() as patch:
+                    patch.setattr(torch.autograd, "grad", counting_nodes(nodes, torch.autograd.grad))
+                    clean, pullback = look({name: torch.zeros_like(value) for name, value in run.start.items()})
+                    gradient = pullback(noisy)
+                    again = look.again(clean)[1](noisy)
+            found.append((clean, again, gradient, nodes[0]))
+
+    monkeypatch.setattr(hook._Run, "_learn", check)
+    monkeypatch.setattr(hook._Run, "finish", lambda run: None)
+    graph.learned(steps=Steps(0.2, 0.3))
+    (clean, again, gradient, nodes), (clean_2, again_2, gradient_2, nodes_2) = found
+    assert torch.equal(clean, clean_2)
+    assert (again - again_2).norm() <= 1e-5 * again.norm()
+    for name, one in gradient.items():
+        assert (one - gradient_2[name]).norm() <= 1e-4 * one.norm()
+    assert nodes_2 < 0.7 * nodes
+
+
+def counting_nodes(counts: list[int], grad: Any) -> Any:
+    """`torch.autograd.grad` that notes how many operations the graph holds."""
+
+    def counted(outputs: Any, *rest: Any, **named: Any) -> Any:
+        seen, waiting = set(), [one.grad_fn for one in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+        while waiting:
+            node = waiting.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                waiting += [before for before, _ in node.next_functions]
+        counts.append(len(seen))
+        return grad(outputs, *rest, **named)
+
+    return counted
+
+
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
@@ -379,6 +441,64 @@ def test_two_forwards_and_two_backwards_an_iteration_and_nothing_at_other_steps(
     counter = Counter()
     graph.learned(counter.on(graph.model), steps=Steps(0.0, 0.1), iterations=3)
     assert counter.sizes == [BATCH] * (2 * 3) + [2 * BATCH] * STEPS
+
+
+class PassesBack:
+    """Passes back through the network, and their batch sizes: each begins at what the network gave."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def on(self, model: Any) -> Any:
+        def wrapper(executor: Any, *rest: Any, **named: Any) -> Tensor:
+            result = executor(*rest, **named)
+            if result.requires_grad:
+                result.register_hook(lambda gradient: self.sizes.append(len(gradient)))
+            return result
+
+        counted = model.clone()
+        counted.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "passes back", wrapper)
+        return counted
+
+
+@pytest.mark.parametrize(
+    ("spared", "forwards", "backwards"),
+    [({}, [2] * 40, [2] * 40), ({"chunk": 1}, [1] * 160, [1] * 80), ({"checkpointing": True}, [2] * 40, [2] * 40)],
+)
+def test_a_run_of_twenty_steps_with_the_base_models_preset(
+    graph: Graph, spared: dict[str, Any], forwards: list[int], backwards: list[int]
+) -> None:
+    """Counted at the network. The passes of `docs/minority.md`, "Cost"."""
+    preset, there, back = PRESETS["base model"], Counter(), PassesBack()
+    graph.learned(
+        there.on(back.on(graph.model)),
+        {"steps": 20, "scheduler": "normal"},
+        iterations=preset.iterations,
+        steps=Steps(0.0, preset.end),
+        learning_rate=0.01,
+        **spared,
+    )
+    plain = [2 * BATCH] * 20
+    assert sorted(there.sizes) == sorted([*forwards, *plain])
+    assert back.sizes == backwards
+
+
+def test_each_term_by_itself_takes_three_passes_back(graph: Graph) -> None:
+    """As published: the first term through both looks, the second through the first look once more."""
+    back, text = PassesBack(), graph.plain()[0][0].clone()
+    model = back.on(graph.model)
+    options = {"transformer_options": model.model_options["transformer_options"]}
+    x = torch.randn(1, *LATENT["eps"])
+    token = torch.zeros_like(text).requires_grad_()
+    network = graph.model.model
+    level = torch.ones(1)
+    options["transformer_options"]["wrappers"] = model.wrappers
+    with gradients(network):
+        clean = network.apply_model(x, level, c_crossattn=text + token, **options)
+        again = network.apply_model(clean + torch.randn_like(x), level, c_crossattn=text, **options)
+        for term in ((clean.detach() - again).norm(), (clean - again.detach()).norm()):
+            torch.autograd.grad(term, token, retain_graph=True)
+    assert len(back.sizes) == 3
 
 
 def test_diversity_costs_half(graph: Graph) -> None:
@@ -471,11 +591,11 @@ def weights_of(graph: Graph) -> list[tuple[str, Tensor]]:
 
 
 @pytest.mark.parametrize("end", ["success", "error", "cancel"])
-@pytest.mark.parametrize("chunk", [0, 1])
-def test_shared_weights_are_left_as_they_were(end: str, chunk: int) -> None:
+@pytest.mark.parametrize("spared", [{}, {"chunk": 1}, {"checkpointing": True}])
+def test_shared_weights_are_left_as_they_were(end: str, spared: dict[str, Any]) -> None:
     graph, calls = Graph(), []
     before = [(name, weight.clone()) for name, weight in weights_of(graph)]
-    plain, expected = graph.sample(graph.plain()), graph.learned(chunk=chunk)
+    plain, expected = graph.sample(graph.plain()), graph.learned(**spared)
 
     def disturb(executor: Any, *rest: Any, **named: Any) -> Tensor:
         calls.append(1)
@@ -488,19 +608,20 @@ def test_shared_weights_are_left_as_they_were(end: str, chunk: int) -> None:
     model = graph.model.clone()
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "disturb", disturb)
     if end == "success":
-        graph.learned(model, chunk=chunk)
+        graph.learned(model, **spared)
     elif end == "error":
         with pytest.raises(RuntimeError, match="a broken cable"):
-            graph.learned(model, chunk=chunk)
+            graph.learned(model, **spared)
     else:
         with pytest.raises(comfy.model_management.InterruptProcessingException):
-            graph.learned(model, chunk=chunk)
+            graph.learned(model, **spared)
     for (name, weight), (_, now) in zip(before, weights_of(graph), strict=True):
         assert torch.equal(weight, now), name
     modules = (graph.model.model.diffusion_model, graph.clip.cond_stage_model)
     assert all(weight.grad is None for module in modules for weight in module.parameters())
+    assert not any("forward" in vars(layer) for module in modules for layer in module.modules())
     assert torch.equal(graph.sample(graph.plain()), plain)
-    assert torch.equal(graph.learned(chunk=chunk), expected)
+    assert torch.equal(graph.learned(**spared), expected)
 
 
 def test_a_model_without_gradients_is_named(graph: Graph) -> None:

@@ -44,6 +44,14 @@ def values_of(model: Any, latent: dict[str, Any], family: str = "eps", **changed
     return rarity_of(model, conditioning(family), latent, **{"seed": 0, "looks": 2, **changed})
 
 
+def test_widgets_keep_their_order() -> None:
+    inputs = RarestFirst.GET_NODE_INFO_V1()["input"]["required"]
+    assert list(inputs) == ["model", "positive", "latent", *OPTIONS]
+    assert [name for name, entry in inputs.items() if entry[1].get("advanced")] == ["renoise", "looks", "chunk"]
+    assert inputs["seed"][1]["control_after_generate"] is False
+    assert all(entry[1].get("tooltip") for entry in inputs.values())
+
+
 # --- the value --------------------------------------------------------------------------------------------------------
 
 
