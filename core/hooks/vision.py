@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..methods.image_bank import ImageBank
+from .gradients import checkpointed
 from .in_chunks import InChunks
 from .text import is_trained
 
@@ -25,6 +26,7 @@ PAIRS = (
 )
 _BATCH = 16  # pictures that are encoded at once for a bank
 _SAME_TOWER = 0.99
+_LARGE = 2**28  # bytes of what one variant would keep
 
 
 class VisionTower(InChunks):
@@ -78,7 +80,8 @@ class VisionTower(InChunks):
 
     def output(self, tokens: Tensor) -> comfy.clip_vision.Output:
         """What encode_image would give if a picture's patches were these tokens `[P, D]`: a batch of one."""
-        embedded = self._embedded(tokens[None])
+        with torch.no_grad():
+            embedded = self._embedded(tokens[None])
         return self._encode(lambda _: embedded)
 
     @cached_property
@@ -130,13 +133,28 @@ class VisionTower(InChunks):
 
     def _vectors(self, tokens: Tensor, /) -> Tensor:
         embedded = self._embedded(tokens)
-        with _embedding(self._embeddings, lambda _: embedded):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_embedding(self._embeddings, lambda _: embedded))
+            if self._is_large():
+                stack.enter_context(checkpointed(self.module))
             return self.module(pixel_values=tokens, intermediate_output=-2)[2].float()
 
     def _bytes_per_row(self) -> int:
-        """As for text encoders: about 34 activations of the width in each layer, float32, and the attention."""
-        layers, length = len(self.module.vision_model.encoder.layers), self.patches + 1
-        return layers * length * (34 * self.token_width + 16 * length) * 4
+        """As for text encoders: about 34 activations of the width in each layer, float32, and the attention. Of a large
+        tower what goes into each layer, and the activations of one."""
+        layers = len(self.module.vision_model.encoder.layers)
+        if self._is_large():
+            return layers * (self.patches + 1) * self.token_width * 4 + self._bytes_per_layer()
+        return layers * self._bytes_per_layer()
+
+    def _bytes_per_layer(self) -> int:
+        length = self.patches + 1
+        return length * (34 * self.token_width + 16 * length) * 4
+
+    def _is_large(self) -> bool:
+        """Whether layers are computed again in the pass back: what it takes in memory counts for more than the time.
+        CLIP ViT-L and larger are."""
+        return len(self.module.vision_model.encoder.layers) * self._bytes_per_layer() > _LARGE
 
 
 @contextlib.contextmanager

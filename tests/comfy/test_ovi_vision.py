@@ -10,6 +10,7 @@ import comfy.clip_vision
 import comfy.model_management
 import pytest
 import torch
+from comfyui_diversity.core.hooks import vision as tower_hook
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.ovi import CONSTRAINTS, invert_text
 from comfyui_diversity.core.hooks.text import text_encoders
@@ -118,6 +119,24 @@ def test_the_negative_is_that_of_a_zero_input() -> None:
     assert torch.equal(negative.image_embeds, projected)
     assert torch.equal(negative.last_hidden_state, last)
     assert torch.equal(negative.penultimate_hidden_states, penultimate)
+    assert_untouched(vision, before)
+
+
+def test_large_towers_compute_their_layers_again_to_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    vision = small_vision()
+    before = weights_of(vision.model)
+    tower = VisionTower(vision)
+    found, needed = [], []
+    for large in (2**28, 0):
+        monkeypatch.setattr(tower_hook, "_LARGE", large)
+        needed.append(tower.memory(1))
+        with gradients():
+            embeddings, pull_back = tower(initial_tokens(2, 3, tower.token_width, 0))
+            found.append((embeddings, pull_back(torch.ones_like(embeddings))))
+    assert needed[1] < needed[0]
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-6)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
+    assert found[1][1].abs().max() > 0
     assert_untouched(vision, before)
 
 
