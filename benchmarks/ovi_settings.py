@@ -1,7 +1,7 @@
 """What the settings of Text to Vision Embedding (OVI) do: constraint, weight, tokens and steps, on the demo CLIP.
 
     python -m benchmarks.ovi_settings                       # choose: on the prompts for choosing
-    python -m benchmarks.ovi_settings --report --only "text*" "none*" "*1"
+    python -m benchmarks.ovi_settings --report --only none "nearest neighbour 0.7"
 
 The bank is 400 pictures drawn as the demo world's training pictures are. "neighbours that fit": of 1500 other pictures,
 drawn with all attributes equally likely, the share of an embedding's five nearest that show all that the prompt states;
@@ -24,7 +24,7 @@ from comfyui_diversity.core.hooks.ovi import invert_text
 from comfyui_diversity.core.hooks.text_target import Target, text_target
 from comfyui_diversity.core.hooks.vision import VisionTower
 from comfyui_diversity.core.methods.image_bank import ImageBank
-from comfyui_diversity.core.methods.ovi import Settings
+from comfyui_diversity.core.methods.ovi import MAHALANOBIS_WEIGHT, NEAREST_WEIGHT, Settings
 from comfyui_diversity.demo import loader
 from comfyui_diversity.demo.world.attributes import Scene, sample_scene, sample_uniform_scene
 from comfyui_diversity.demo.world.draw import draw
@@ -38,7 +38,7 @@ HEAD = ["row", "text cosine", "nearest of the bank", "neighbours that fit", "Mah
 
 @dataclass(frozen=True)
 class Row:
-    """One way to an embedding; `weight` is a multiple of the calibrated one."""
+    """One way to an embedding; `weight` is a multiple of the calibrated one. Names of rows have it as it is."""
 
     constraint: str = "none"
     weight: float = 1.0
@@ -52,15 +52,11 @@ ROWS: dict[str, Row] = {
     "none, 6 tokens": Row(tokens=6),
     "none": Row(),
     "none, 64 tokens": Row(tokens=64),
-    "none, 150 steps": Row(steps=150),
+    "none, 6 tokens, rate 0.05": Row(tokens=6, rate=0.05),
+    "none, 32 tokens": Row(tokens=32),
     "none, 150 steps, rate 0.1": Row(steps=150, rate=0.1),
-    "nearest neighbour x 0.3": Row("nearest neighbour", 0.3),
-    "nearest neighbour x 1": Row("nearest neighbour"),
-    "nearest neighbour x 3": Row("nearest neighbour", 3.0),
-    "mahalanobis x 0.3": Row("mahalanobis", 0.3),
-    "mahalanobis x 1": Row("mahalanobis"),
-    "mahalanobis x 3": Row("mahalanobis", 3.0),
-    "mahalanobis x 30": Row("mahalanobis", 30.0),
+    **{f"nearest neighbour {w:g}": Row("nearest neighbour", w / NEAREST_WEIGHT) for w in (0.25, 0.5, 0.7, 0.8, 1.2)},
+    **{f"mahalanobis {w:g}": Row("mahalanobis", w / MAHALANOBIS_WEIGHT) for w in (0.3, 1.5, 2, 4, 40)},
 }
 
 
