@@ -1,7 +1,7 @@
 """What the settings of Text to Vision Embedding (OVI) do: constraint, weight, tokens and steps, on the demo CLIP.
 
     python -m benchmarks.ovi_settings                       # choose: on the prompts for choosing
-    python -m benchmarks.ovi_settings --report --only none "nearest neighbour 0.7"
+    python -m benchmarks.ovi_settings --report --only none "nearest neighbour 0.35"
 
 The bank is 400 pictures drawn as the demo world's training pictures are. "neighbours that fit": of 1500 other pictures,
 drawn with all attributes equally likely, the share of an embedding's five nearest that show all that the prompt states;
@@ -55,8 +55,11 @@ ROWS: dict[str, Row] = {
     "none, 6 tokens, rate 0.05": Row(tokens=6, rate=0.05),
     "none, 32 tokens": Row(tokens=32),
     "none, 150 steps, rate 0.1": Row(steps=150, rate=0.1),
-    **{f"nearest neighbour {w:g}": Row("nearest neighbour", w / NEAREST_WEIGHT) for w in (0.25, 0.5, 0.7, 0.8, 1.2)},
-    **{f"mahalanobis {w:g}": Row("mahalanobis", w / MAHALANOBIS_WEIGHT) for w in (0.3, 1.5, 2, 4, 40)},
+    **{
+        f"nearest neighbour {w:g}": Row("nearest neighbour", w / NEAREST_WEIGHT)
+        for w in (0.125, 0.25, 0.35, 0.4, 0.6, 0.7, 2.1)
+    },
+    **{f"mahalanobis {w:g}": Row("mahalanobis", w / MAHALANOBIS_WEIGHT) for w in (0.03, 0.16, 0.2, 0.4, 1.5, 45)},
 }
 
 

@@ -34,8 +34,8 @@ Constraint = Callable[[Tensor], Tensor]
 AfterStep = Callable[[Tensor, int], None]
 
 INITIAL_DEVIATION = 0.02
-MAHALANOBIS_WEIGHT = 1.5
-NEAREST_WEIGHT = 0.7
+MAHALANOBIS_WEIGHT = 0.16
+NEAREST_WEIGHT = 0.35
 
 
 @dataclass(frozen=True)
