@@ -17,7 +17,7 @@ from typing import Any
 from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this makes ComfyUI and the pack importable
 import torch
 from comfyui_diversity.core.hooks.minority import Learning, to_learn, with_learning
-from comfyui_diversity.core.methods.minority import OBJECTIVES, PRESETS, Settings, Steps
+from comfyui_diversity.core.methods.minority import OBJECTIVES, PRESETS, PUBLISHED, Settings, Steps
 from torch import Tensor
 
 from .cno_settings import with_noise
@@ -33,19 +33,23 @@ def learned(
     window: tuple[float, float] | None = None,
     objective: str = "minority",
     published: bool = False,
+    shipped: bool = False,
     bound: float = 0.0,
     typical: bool = False,
     **options: Any,
 ) -> Make:
-    """Pictures with a token learned by these settings; what is 0 or None is the preset's of the model's kind.
+    """Pictures with a token learned by these settings; what is 0 or None is as published for the model's kind, and so
+    is what is not named: nothing holds the token back, and it is kept to the end.
 
     published: the learning rate is the paper's own number, in the unit of the embeddings.
+    shipped: what is 0 or None is the preset's.
     """
+    options.setdefault("keep_until", 1.0)
 
     @torch.inference_mode()
     def make(world: World, text: str, seed: int) -> Tensor:
         kind = "few-step model" if world.recipe.steps <= 8 else "base model"
-        preset = PRESETS[kind]
+        preset = (PRESETS if shipped else PUBLISHED)[kind]
         own_rate = PUBLISHED_RATE[kind] if published else rate or preset.learning_rate
         held = options.get("similarity", 0.0) > 0
         learning = Learning(
@@ -71,8 +75,8 @@ def word_alone(world: World, text: str, seed: int) -> Tensor:
 ROWS: dict[str, Make] = {
     "baseline": lambda world, text, seed: world.latents(text, seed, BATCH),
     "word alone": word_alone,
-    "published": learned(published=True),
-    "preset": learned(),
+    "published, its own unit": learned(published=True),
+    "published": learned(),
     **{f"bound {bound}": learned(bound=bound) for bound in (0.25, 0.5, 1.0, 2.0)},
     **{f"similarity {least}": learned(similarity=least) for least in (0.97, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)},
     **{f"rate {rate}": learned(rate=rate) for rate in (0.05, 0.1, 0.2)},
@@ -91,7 +95,10 @@ ROWS: dict[str, Make] = {
     "first step alone, dropped, 10 at 0.2": learned(rate=0.2, iterations=10, window=(0.0, 0.01), keep_until=0.0),
     "first step alone, dropped, 20 at 0.7": learned(rate=0.7, iterations=20, window=(0.0, 0.01), keep_until=0.0),
     "first step alone, 10 at 0.7, keep until 0.3": learned(rate=0.7, iterations=10, window=(0, 0.01), keep_until=0.3),
+    "first step alone, 20 at 0.7, keep until 0.3": learned(rate=0.7, iterations=20, window=(0, 0.01), keep_until=0.3),
     "first two steps, dropped": learned(window=(0.0, 0.3), keep_until=0.0),
+    "keep until 0.3, similarity 0.95": learned(keep_until=0.3, similarity=0.95),
+    "keep until 0.2, rate 0.2": learned(keep_until=0.2, rate=0.2),
     "keep until 0.1, similarity 0.8": learned(keep_until=0.1, similarity=0.8),
     "keep until 0.1, renoise 0.75": learned(keep_until=0.1, renoise=0.75),
     "keep until 0.1, both": learned(keep_until=0.1, objective="both"),
@@ -111,7 +118,7 @@ ROWS: dict[str, Make] = {
     "both, similarity 0.8": learned(objective="both", similarity=0.8),
     "typical": learned(typical=True),
     "pink 0.5": with_noise(partial(pink, alpha=0.5)),
-    "shipped": learned(bound=Learning(None, "").settings.bound, similarity=Learning(None, "").similarity),
+    "shipped": learned(shipped=True, keep_until=Learning(None, "").keep_until),
 }
 
 

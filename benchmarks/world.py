@@ -41,6 +41,7 @@ RECIPES = {
     "unet": Recipe(6.0, 20, "normal"),
     "mmdit": Recipe(6.0, 20, "simple"),
     "distilled": Recipe(1.0, 4, "simple"),
+    "unclip": Recipe(3.0, 20, "normal"),
 }
 
 
@@ -54,6 +55,8 @@ class World:
         with torch.inference_mode():
             if model == "unet":
                 self.model: Any = loader.load_unet()
+            elif model == "unclip":
+                self.model = loader.load_unclip()
             else:
                 file = {"mmdit": loader.MMDIT_FILE, "distilled": loader.DISTILLED_FILE}[model]
                 self.model = comfy.sd.load_diffusion_model(str(loader.WEIGHTS / file))

@@ -20,8 +20,8 @@ Press **Run** and compare: look for colours, sizes, places and backgrounds that 
 show, and see whether all are hearts still.
 
 **strength** is the knob: 0 is the baseline again.""",
-    "minority_distilled": """**On a fast model:** four steps at cfg 1. With the preset *few-step model* a little is \
-learned at every step.
+    "minority_distilled": """**On a fast model:** four steps at cfg 1. With the preset *few-step model* all is \
+learned at the first step.
 
 Press **Run** and compare with *baseline_distilled*.""",
     "minority_keep": f"""**A learned token, kept.** One picture; what it learns is saved as **{TOKEN}**, an ordinary \

@@ -30,9 +30,9 @@ def _main_inputs() -> list[io.Input]:
             options=list(PRESETS),
             default=next(iter(PRESETS)),
             tooltip=(
-                '"base model": learns much, at the first tenth of the noise schedule. "few-step model" (Lightning, '
-                "Turbo, distilled): learns little, at every step. Sets iterations, learning_rate and end_percent where "
-                "they are 0."
+                '"base model": learns at the steps in the first tenth of the noise schedule. "few-step model" '
+                "(Lightning, Turbo, distilled): learns more, at the first step alone. Sets iterations, learning_rate "
+                "and end_percent where they are 0."
             ),
         ),
         io.Float.Input(
@@ -117,8 +117,9 @@ def _advanced_inputs() -> list[io.Input]:
             max=1.0,
             step=0.01,
             tooltip=(
-                "Share of the noise schedule after which the plain prompt takes over, so that details follow it. 1: "
-                "never. 0: as soon as nothing is learned any more."
+                "Share of the noise schedule after which the plain prompt takes over, so that the picture follows it "
+                "still. Higher: rarer, and further from the prompt. 1: never (published). 0: as soon as nothing is "
+                "learned any more."
             ),
         ),
         io.Float.Input(

@@ -30,7 +30,7 @@ from .text_target import Target
 from .vision import VisionTower
 
 # Name in the node: constraint of a bank, and the weight at which it gives the paper's cosines.
-CONSTRAINTS: dict[str, tuple[Callable[[ImageBank], Constraint], float] | None] = {
+CONSTRAINTS: dict[str, tuple[Callable[[ImageBank, Tensor], Constraint], float] | None] = {
     "none": None,
     "nearest neighbour": (nearest_neighbour, NEAREST_WEIGHT),
     "mahalanobis": (mahalanobis, MAHALANOBIS_WEIGHT),
@@ -84,13 +84,15 @@ def invert_text(
     tower.load(count)
     with gradients():
         own_bank = None if bank is None else bank.to(tower.device)
+        targets = target.vectors.detach().clone().to(tower.device, torch.float32)
+        each = targets.expand(count, -1)
         make, weight = CONSTRAINTS[constraint] or (None, 0.0)
         inversion = invert(
             initial_tokens(count, tokens, tower.token_width, seed).to(tower.device),
-            target.vectors.detach().clone().to(tower.device, torch.float32),
+            targets,
             tower,
             settings,
-            None if make is None or own_bank is None else make(own_bank),
+            None if make is None or own_bank is None else make(own_bank, each),
             weight * strength,
             after_step,
         )

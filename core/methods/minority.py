@@ -148,9 +148,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Preset:
-    """Published settings for a kind of model: `end` is the share of the noise schedule in which the token is learned.
+    """Settings for a kind of model: `end` is the share of the noise schedule in which the token is learned.
 
-    The learning rate is in standard deviations of token embeddings: 0.01 and 0.001, divided by the 0.014 of SD1.5's.
+    The learning rate is in standard deviations of token embeddings: the paper's 0.01 and 0.001 are divided by the 0.014
+    of SD1.5's.
     """
 
     iterations: int
@@ -158,7 +159,9 @@ class Preset:
     end: float
 
 
-PRESETS = {"base model": Preset(10, 0.7, 0.1), "few-step model": Preset(3, 0.07, 1.0)}
+PUBLISHED = {"base model": Preset(10, 0.7, 0.1), "few-step model": Preset(3, 0.07, 1.0)}
+# A few-step model that learns at every step loses the prompt; one that learns at its first step alone does not.
+PRESETS = {"base model": PUBLISHED["base model"], "few-step model": Preset(20, 0.7, 0.1)}
 
 
 @dataclass(frozen=True)

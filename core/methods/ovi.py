@@ -28,8 +28,8 @@ Pullback = Callable[[Tensor], Tensor]
 # Tokens [N, P, D] to embeddings [N, E] and the pullback of those: a gradient with respect to the embeddings to one with
 # respect to the tokens.
 Encode = Callable[[Tensor], tuple[Tensor, Pullback]]
-# Embeddings [N, E] to how far each is from real pictures, [N]; differentiable.
-Constraint = Callable[[Tensor], Tensor]
+# Embeddings [n, E] and which variants they are, [n], to how far each is from real pictures, [n]; differentiable.
+Constraint = Callable[[Tensor, Tensor], Tensor]
 # Cosines [N] after a step, and how many variants go on.
 AfterStep = Callable[[Tensor, int], None]
 
@@ -89,14 +89,37 @@ class Inversion:
     reached: Tensor
 
 
-def mahalanobis(bank: ImageBank) -> Constraint:
+def mahalanobis(bank: ImageBank, targets: Tensor) -> Constraint:
     """Squared Mahalanobis distance to the bank's mean, divided by the width."""
-    return bank.squared_distance
+    return lambda embeddings, _: bank.squared_distance(embeddings)
 
 
-def nearest_neighbour(bank: ImageBank) -> Constraint:
-    """1 - cosine to the nearest member of the bank."""
-    return lambda embeddings: 1 - bank.nearest(embeddings)[0]
+def nearest_neighbour(bank: ImageBank, targets: Tensor) -> Constraint:
+    """1 - cosine to the real picture that is nearest to the variant's text (see `neighbours`).
+
+    Not to the one nearest to the embedding itself: that is at first whatever is nearest to a random start, and it
+    holds the embedding there, whatever the text.
+    """
+    chosen = bank.unit[neighbours(bank, targets).to(bank.unit.device)]
+    return lambda embeddings, rows: 1 - (F.normalize(embeddings, dim=1) * chosen.to(embeddings)[rows]).sum(1)
+
+
+def neighbours(bank: ImageBank, targets: Tensor) -> Tensor:
+    """Which member each variant is held near to, `[N]`: of those that no earlier variant has, the nearest to its
+    target `[N, E]`; so variants differ as pictures of a text do. When all are taken, they are free again.
+
+    Raises ValueError for targets of another width.
+    """
+    bank.check_width(targets)
+    similarity = F.normalize(targets.float(), dim=1).to(bank.unit) @ bank.unit.T
+    free = torch.ones(len(bank), dtype=torch.bool, device=similarity.device)
+    found = []
+    for row in similarity:
+        if not bool(free.any()):
+            free[:] = True
+        found.append(int(row.masked_fill(~free, -math.inf).argmax()))
+        free[found[-1]] = False
+    return torch.tensor(found)
 
 
 def initial_tokens(count: int, tokens: int, width: int, seed: int) -> Tensor:
@@ -147,7 +170,7 @@ def invert(
             raise ValueError(f"targets are {targets.shape[1]} wide, the embeddings {embeddings.shape[1]}.")
         if not torch.isfinite(embeddings).all():
             raise ValueError("The vision tower gives embeddings that are not finite; they cannot be optimised.")
-        cosines, distances, losses, gradient = _objective(embeddings, targets[rows], constraint, weight)
+        cosines, distances, losses, gradient = _objective(embeddings, targets[rows], rows, constraint, weight)
         kept.take(step, rows, tokens, embeddings, cosines, distances, losses)
         if step > 0 and after_step is not None:
             after_step(kept.history[-1], int(kept.active.sum()))
@@ -163,13 +186,13 @@ def invert(
 
 
 def _objective(
-    embeddings: Tensor, targets: Tensor, constraint: Constraint | None, weight: float
+    embeddings: Tensor, targets: Tensor, rows: Tensor, constraint: Constraint | None, weight: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cosines, constraint values, losses `[N]`, and the losses' gradient with respect to the embeddings `[N, E]`."""
     with torch.enable_grad():
         variable = embeddings.detach().clone().requires_grad_()
         cosines = F.cosine_similarity(variable, targets, dim=1)
-        distances = torch.zeros_like(cosines) if constraint is None else constraint(variable)
+        distances = torch.zeros_like(cosines) if constraint is None else constraint(variable, rows)
         losses = 1 - cosines + weight * distances
         gradient = torch.autograd.grad(losses.sum(), variable)[0]
     return cosines.detach(), distances.detach(), losses.detach(), gradient

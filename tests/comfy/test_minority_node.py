@@ -32,7 +32,7 @@ OPTIONS: dict[str, Any] = {
     "start_percent": 0.0,
     "end_percent": 0.0,
     "every": 1,
-    "keep_until": 1.0,
+    "keep_until": 0.2,
     "bound": 0.0,
     "similarity": 0.0,
     "renoise": 0.0,
@@ -131,8 +131,8 @@ def test_presets_fill_in_what_is_0(graph: Graph) -> None:
     base = learning(graph.node(iterations=0)[1])
     assert (base.settings.iterations, base.settings.learning_rate, base.steps.end) == (10, 0.7, 0.1)
     few = learning(graph.node(iterations=0, preset="few-step model", strength=2.0)[1])
-    assert (few.settings.iterations, few.steps.end) == (3, 1.0)
-    assert few.settings.learning_rate == pytest.approx(0.14)
+    assert (few.settings.iterations, few.steps.end) == (20, 0.1)
+    assert few.settings.learning_rate == pytest.approx(1.4)
     own = learning(graph.node(iterations=5, learning_rate=0.2, end_percent=0.3, similarity=0.8)[1])
     assert (own.settings.iterations, own.settings.learning_rate, own.steps.end) == (5, 0.2, 0.3)
     assert own.settings.held
@@ -166,7 +166,7 @@ def test_a_kept_token_is_an_embedding_for_stock_nodes(graph: Graph, embeddings: 
             used.append(text.clone())
         return executor(x, t, concat, text, *rest, **named)
 
-    model, positive = graph.node(save_as="rare")
+    model, positive = graph.node(save_as="rare", keep_until=1.0)
     assert list(embeddings.rglob("*")) == []
     watched = model.clone()
     watched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "spy", spy)

@@ -55,6 +55,7 @@ class Graph:
             "settings": Settings(iterations, rate, **settings),
             "steps": Steps(0.0, 0.3),
             "encoders": "all",
+            "keep_until": 1.0,
             **changed,
         }
         return to_learn(Learning(**options))

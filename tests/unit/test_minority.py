@@ -11,6 +11,7 @@ import torch
 from comfyui_diversity.core.methods.minority import (
     OBJECTIVES,
     PRESETS,
+    PUBLISHED,
     Estimates,
     Objective,
     Offsets,
@@ -335,7 +336,13 @@ def test_bad_values_are_named(make: Callable[[], object], said: str) -> None:
         make()
 
 
-def test_presets_are_the_published_ones() -> None:
-    base, few = PRESETS["base model"], PRESETS["few-step model"]
+def test_the_published_settings_are_at_hand() -> None:
+    base, few = PUBLISHED["base model"], PUBLISHED["few-step model"]
     assert (base.iterations, base.end, few.iterations, few.end) == (10, 0.1, 3, 1.0)
     assert base.learning_rate / few.learning_rate == pytest.approx(10)
+    assert PRESETS["base model"] == base
+
+
+def test_a_few_step_model_learns_at_its_first_step_alone() -> None:
+    steps = Steps(0.0, PRESETS["few-step model"].end)
+    assert steps.chosen([0.0, 0.25, 0.5, 0.75]) == (0,)

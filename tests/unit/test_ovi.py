@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -65,10 +66,12 @@ def test_starts_are_normal_and_do_not_depend_on_their_number() -> None:
 def test_a_variant_does_not_depend_on_the_others() -> None:
     """Also where they stop at different steps."""
     settings = Settings(steps=60, learning_rate=0.003, target=0.9)
-    whole = invert(start(), targets(), smooth_map(), settings, nearest_neighbour(bank()), 0.1)
+    constraint = nearest_neighbour(bank(), targets().expand(4, -1))
+    whole = invert(start(), targets(), smooth_map(), settings, constraint, 0.1)
     assert len(set(whole.steps.tolist())) > 1
     for k in range(4):
-        alone = invert(start()[k : k + 1], targets(), smooth_map(), settings, nearest_neighbour(bank()), 0.1)
+        own = partial(lambda k, embeddings, rows: constraint(embeddings, rows + k), k)
+        alone = invert(start()[k : k + 1], targets(), smooth_map(), settings, own, 0.1)
         assert torch.allclose(alone.tokens[0], whole.tokens[k], atol=1e-5)
         assert alone.steps[0] == whole.steps[k]
 
@@ -94,13 +97,13 @@ def test_stops_on_a_plateau() -> None:
 
 
 @pytest.mark.parametrize("make", [mahalanobis, nearest_neighbour])
-def test_each_constraint_trades_the_text_for_real_pictures(make: Callable[[ImageBank], ovi.Constraint]) -> None:
-    constraint = make(bank())
+def test_each_constraint_trades_the_text_for_real_pictures(make: Callable[[ImageBank, Tensor], ovi.Constraint]) -> None:
+    constraint = make(bank(), targets().expand(4, -1))
     values, cosines = [], []
     for weight in (0.0, 0.3, 3.0):
         settings = Settings(steps=200, learning_rate=0.05, patience=0)
         found = invert(start(), targets(), smooth_map(), settings, constraint, weight)
-        assert torch.allclose(found.distances[1], constraint(found.embeddings), atol=1e-5)
+        assert torch.allclose(found.distances[1], constraint(found.embeddings, torch.arange(4)), atol=1e-5)
         values.append(found.distances[1].mean().item())
         cosines.append(found.cosines[-1].mean().item())
     assert values[0] > values[1] > values[2]
@@ -113,19 +116,31 @@ def test_the_constraints_are_what_their_docstrings_say() -> None:
     covariance = real.covariance().double()
     away = (points - real.members.mean(0)).double()
     squared = (away @ torch.linalg.inv(covariance) * away).sum(1) / OUT
-    assert torch.allclose(mahalanobis(real)(points).double(), squared, rtol=1e-4)
-    every = F.cosine_similarity(points[:, None], real.members[None], dim=2)
-    assert torch.allclose(nearest_neighbour(real)(points), 1 - every.amax(1), atol=1e-6)
+    assert torch.allclose(mahalanobis(real, points)(points, torch.arange(5)).double(), squared, rtol=1e-4)
+    texts = torch.randn(5, OUT, generator=torch.Generator().manual_seed(9))
+    chosen = real.members[ovi.neighbours(real, texts)]
+    found = nearest_neighbour(real, texts)(points[1:3], torch.tensor([1, 2]))
+    assert torch.allclose(found, 1 - F.cosine_similarity(points[1:3], chosen[1:3], dim=1), atol=1e-6)
+
+
+def test_each_variant_has_the_nearest_picture_that_is_left() -> None:
+    real, text = bank(), targets(3, 5)[:1]
+    order = F.cosine_similarity(real.members, text).argsort(descending=True).tolist()
+    count = len(real)
+    assert ovi.neighbours(real, text.expand(count + 2, -1)).tolist() == [*order, *order[:2]]
+    others = targets(4, 6)
+    alone = [ovi.neighbours(real, others[k : k + 1]).item() for k in range(2)]
+    assert ovi.neighbours(real, others[:2]).tolist() == alone or alone[0] == alone[1]
 
 
 @pytest.mark.parametrize("make", [None, mahalanobis, nearest_neighbour])
-def test_the_objectives_gradient(make: Callable[[ImageBank], ovi.Constraint] | None) -> None:
+def test_the_objectives_gradient(make: Callable[[ImageBank, Tensor], ovi.Constraint] | None) -> None:
     real = ImageBank(bank().members.double(), torch.ones(OUT).double())
-    constraint = None if make is None else make(real)
     points, to = targets(3, 7).double(), F.normalize(targets(3, 6).double(), dim=1)
-    *_, losses, gradient = ovi._objective(points, to, constraint, 0.4)
+    constraint, rows = None if make is None else make(real, to), torch.arange(len(points))
+    *_, losses, gradient = ovi._objective(points, to, rows, constraint, 0.4)
     direction = torch.randn(points.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    ahead = ovi._objective(points + 1e-6 * direction, to, constraint, 0.4)[2]
+    ahead = ovi._objective(points + 1e-6 * direction, to, rows, constraint, 0.4)[2]
     assert torch.allclose((ahead - losses) / 1e-6, (gradient * direction).sum(1), atol=1e-4)
 
 
