@@ -137,10 +137,12 @@ def main(wanted: str = "") -> None:
     from .server import Server
     from .templates_cno import CNO_TEMPLATES
     from .templates_minority import MINORITY_TEMPLATES
+    from .templates_ovi import OVI_TEMPLATES
     from .templates_tpso import TPSO_TEMPLATES
 
+    methods = {**CNO_TEMPLATES, **TPSO_TEMPLATES, **MINORITY_TEMPLATES, **OVI_TEMPLATES}
     with Server() as server, Frontend(server.url) as frontend:
-        for name, nodes in {**TEMPLATES, **CNO_TEMPLATES, **TPSO_TEMPLATES, **MINORITY_TEMPLATES}.items():
+        for name, nodes in {**TEMPLATES, **methods}.items():
             if wanted in name:
                 frontend.build(nodes)
                 frontend.load(frontend.saved())  # what a reader opens and saves again must not differ
