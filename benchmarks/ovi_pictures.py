@@ -32,7 +32,8 @@ from torch import Tensor
 
 from .world import World
 
-BANK, BANK_SEED, TOKENS = 256, 901, 16
+BANK, BANK_SEED, TOKENS = 1000, 901, 16
+SETTINGS = Settings(steps=150, learning_rate=0.1)  # as the workflow has it: quick
 
 
 @cache
@@ -82,7 +83,7 @@ def optimised(constraint: str, strength: float = 1.0, tokens: int = TOKENS, matc
     @torch.inference_mode()
     def make(world: World, text: str, seed: int) -> Tensor:
         target = text_target(world.clip, text, tower().width)
-        found = invert_text(tower(), target, BATCH, tokens, seed, Settings(), constraint, strength, bank())
+        found = invert_text(tower(), target, BATCH, tokens, seed, SETTINGS, constraint, strength, bank())
         length = natural_length(tower(), bank())
         return told(world, seed, text, [rescaled(o, length) if match else o for o in found.outputs])
 

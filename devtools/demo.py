@@ -156,9 +156,12 @@ def _run_row(
         prompt = with_settings(to_prompt(json.loads(path.read_text(encoding="utf-8")), info), row.settings)
         save = only_node(prompt, ("SaveImage",))
         for wanted, seed in plan.prompts:
-            values = {"text": wanted.text, "seed": seed, "cfg": row.cfg, "steps": row.steps, "batch_size": PICTURES}
+            values = {"seed": seed, "cfg": row.cfg, "steps": row.steps, "batch_size": PICTURES}
             values["filename_prefix"] = f"{SCRATCH}/{row.model}_{row.name}_{seed}"
-            result = client.run(with_values(prompt, values))
+            own = with_settings(prompt, {row.text: wanted.text}) if row.text else prompt
+            if not row.text:
+                values["text"] = wanted.text
+            result = client.run(with_values(own, values))
             images = np.stack([decode(picture) for picture in client.pictures(result, save)])
             if len(images) != PICTURES:
                 raise ValueError(f"The workflow made {len(images)} pictures of {wanted.text!r}, not {PICTURES}.")

@@ -11,7 +11,8 @@ class Run:
     """One row: a template, run on every report prompt at this guidance scale and number of steps.
 
     `settings` are values of single nodes, `{"NodeType.input": value}`; `variant` tells apart rows that differ in
-    nothing but these.
+    nothing but these. `text` says in the same way where the prompt goes, for templates whose sampler does not get it
+    from its positive side.
     """
 
     template: str
@@ -21,6 +22,7 @@ class Run:
     steps: int
     settings: dict[str, Any] = field(default_factory=dict, hash=False)
     variant: str = ""
+    text: str = ""
 
     @property
     def name(self) -> str:
@@ -43,4 +45,9 @@ RUNS: tuple[Run, ...] = (
     Run("tpso_unet", "unet", "tpso", 6, 20),
     Run("tpso_mmdit", "mmdit", "tpso", 6, 20),
     Run("tpso_distilled", "distilled", "tpso", 1, 4),
+    Run("minority_unet", "unet", "minority", 6, 20),
+    Run("minority_distilled", "distilled", "minority", 1, 4),
+    Run("ovi_real_pictures", "unclip", "baseline", 3, 20, variant="real", text="DiversityDemoPictures.text"),
+    Run("ovi_text_directly", "unclip", "baseline", 3, 20, variant="text", text="DiversityTextAsVision.text"),
+    Run("ovi", "unclip", "ovi", 3, 20, text="DiversityOVI.text"),
 )
