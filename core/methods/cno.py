@@ -48,7 +48,7 @@ class Settings:
     temperature: float = 0.1
     window: int = 16
     gamma: float | None = None
-    denominator: str = "positive"
+    denominator: str = "all"
     projection: str = "spectrum"
 
     def __post_init__(self) -> None:
