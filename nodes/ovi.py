@@ -82,10 +82,11 @@ def _advanced_inputs() -> list[io.Input]:
         ),
         io.Boolean.Input(
             "match_length",
-            default=False,
+            default=True,
             tooltip=(
-                "On: the embedding is rescaled to the mean length of the bank's (without a bank: to the negative's). "
-                "Off: as the tower gives it, often shorter than a picture's. Hidden states stay as they are."
+                "On: the embedding is rescaled to the mean length of the bank's (without a bank: to the negative's), "
+                "which keeps the prompt better. Off: as the tower gives it, often shorter than a picture's. Hidden "
+                "states stay as they are."
             ),
         ),
     ]
@@ -118,8 +119,9 @@ class TextToVision(io.ComfyNode):
                     default=next(iter(CONSTRAINTS)),
                     tooltip=(
                         'What holds the embedding near those of real pictures; both need a bank. "nearest neighbour": '
-                        'near to one of its pictures, whichever is nearest (best). "mahalanobis": near to their mean, '
-                        'by their covariance. "none": nothing; it goes where no picture is.'
+                        "near to that picture of the bank which fits the text best, another one for each variant "
+                        '(best). "mahalanobis": near to their mean, by their covariance. "none": nothing; it goes '
+                        "where no picture is."
                     ),
                 ),
                 io.Int.Input(
