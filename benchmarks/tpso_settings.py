@@ -31,8 +31,9 @@ def tpso(
     negative: bool = False,
     steps: int = 0,
     easing: str = "linear",
+    added: int = 0,
 ) -> Make:
-    """Pictures from prompt variants, one each; `shared` starts them all from one noise."""
+    """Pictures from prompt variants, one each; `shared` starts them all from one noise, `added` is of tokens."""
 
     @torch.inference_mode()
     def make(world: World, text: str, seed: int) -> Tensor:
@@ -42,7 +43,7 @@ def tpso(
         )
 
         def conditioning(prompt: str) -> list:
-            variants, _ = vary_prompt(world.clip, world.clip.tokenize(prompt), BATCH, seed, settings)
+            variants, _ = vary_prompt(world.clip, prompt, BATCH, seed, settings, added=added)
             return scheduled(variants, world.conditioning(prompt), window)
 
         return world.latents(

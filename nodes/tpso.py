@@ -12,9 +12,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.hooks.progress import Progress, show
-from ..core.hooks.schedule import scheduled
+from ..core.hooks.schedule import can_blend, scheduled
 from ..core.hooks.text import KINDS, text_encoders
-from ..core.hooks.variants import Outcome, one_variant, plain_conditioning, vary_prompt
+from ..core.hooks.variants import Outcome, one_variant, plain_conditioning, unvaried, vary_prompt
 from ..core.methods.schedule import EASINGS, Window
 from ..core.methods.tpso import Settings
 from ..core.plot import variants_plot
@@ -26,6 +26,7 @@ SCHEDULES = (*EASINGS, NO_SCHEDULE)
 # choose, since equal seeds start the variants of both prompts off in the same direction.
 _NEGATIVE_SEED = 0x7B50
 _DEFAULT, _WINDOW = Settings(), Window()
+ADDED_TOKENS = 4
 # ComfyUI keeps folders with such a name to itself, even where several users share it.
 _BANK = Path("__diversity", "variants")
 
@@ -170,6 +171,16 @@ def _advanced_inputs() -> list[io.Input]:
             max=1024,
             tooltip="0: all variants. k: variant k alone, to make picture k of a batch again by itself.",
         ),
+        io.Int.Input(
+            "added_tokens",
+            default=ADDED_TOKENS,
+            min=0,
+            max=64,
+            tooltip=(
+                "So many tokens are put behind the prompt, and the variants differ in these alone: the prompt's own "
+                "words stay as they are, and are followed better. 0: the words themselves are varied, as published."
+            ),
+        ),
     ]
 
 
@@ -222,6 +233,7 @@ class DiversePrompts(io.ComfyNode):
         perturbed_steps: int,
         vary_negative: bool,
         pick: int,
+        added_tokens: int = ADDED_TOKENS,
     ) -> io.NodeOutput:
         if clip is None:
             raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
@@ -229,7 +241,7 @@ class DiversePrompts(io.ComfyNode):
             raise ValueError(f"pick is {pick}; it must be 0 (all) or 1 to {variants}, the number of variants.")
         settings = Settings(similarity, tolerance, diversity, steps, spread=spread)
         window = None if schedule == NO_SCHEDULE else Window(ratio, 0.0, schedule, perturbed_steps)
-        varied = partial(_varied, clip, variants, settings, encoders, learning_rate or None, window, pick)
+        varied = partial(_varied, clip, variants, settings, encoders, learning_rate or None, window, pick, added_tokens)
 
         positive, plain, outcomes = varied(text, seed)
         if vary_negative:
@@ -254,18 +266,22 @@ def _varied(
     learning_rate: float | None,
     window: Window | None,
     pick: int,
+    added: int,
     text: str,
     seed: int,
     bank: Path | None = None,
 ) -> tuple[list, list, list[Outcome]]:
     """Scheduled variants, the prompt itself, and what was found."""
-    tokens = clip.tokenize(text)
-    plain = plain_conditioning(clip, tokens)
+    plain = plain_conditioning(clip, clip.tokenize(text))
     bar = _Bar(settings.steps)
-    found, outcomes = vary_prompt(clip, tokens, count, seed, settings, encoders, learning_rate, bar, bank)
+    found, outcomes = vary_prompt(clip, text, count, seed, settings, encoders, learning_rate, bar, bank, added)
     if pick:
         found = one_variant(found, pick - 1)
-    return found if window is None else scheduled(found, plain, window), plain, outcomes
+    if window is None:
+        return found, plain, outcomes
+    # Encoders that do not fill every text up to one length.
+    between = unvaried(clip, text, encoders, added) if added and not can_blend(found, plain) else None
+    return scheduled(found, plain, window, between=between), plain, outcomes
 
 
 class _Bar:

@@ -42,7 +42,9 @@ class Schedule:
     cond, extras: the conditioning at weight 0, `[M, T, D]`, and its dictionary.
     clock: "steps", the share of the sampler's steps that are done; "noise", the share of the model's whole noise
         schedule that is behind, so that two samplers in a row share one window.
-    model_conds: the other conditioning as the model reads it; there once a run has begun.
+    between: None, or the conditioning that `first` fades towards while its weight is above 0, for encoders whose texts
+        of different length cannot be blended.
+    model_conds, between_conds: the other conditionings as the model reads them; there once a run has begun.
     """
 
     first: Tensor
@@ -50,7 +52,9 @@ class Schedule:
     extras: Mapping[str, Any]
     window: Window
     clock: str = "steps"
+    between: tuple[Tensor, Mapping[str, Any]] | None = None
     model_conds: Mapping[str, Any] | None = field(default=None, compare=False)
+    between_conds: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def weight(self, model: Any, sigma: float, sigmas: Sequence[float]) -> float:
         """Weight of the first conditioning at this noise level of a run with these sigmas (T + 1 values)."""
@@ -60,8 +64,11 @@ class Schedule:
         return self.window.weight(step_position(sigmas, sigma) / total, total)
 
 
-def scheduled(first: list, second: list, window: Window, clock: str = "steps") -> list:
+def scheduled(first: list, second: list, window: Window, clock: str = "steps", between: list | None = None) -> list:
     """CONDITIONING that is `first` at weight 1 and `second` at weight 0; neither is changed.
+
+    between: what takes the place of `second` while the weight is above 0, where `second` has another number of tokens
+        (see `can_blend`).
 
     Raises ValueError for conditionings that cannot be blended, and for an unknown clock.
     """
@@ -88,12 +95,23 @@ def scheduled(first: list, second: list, window: Window, clock: str = "steps") -
                 f"conditioning_from is {cond.shape[-1]} wide and conditioning_to {other.shape[-1]}: they come from "
                 "different text encoders and cannot be blended."
             )
-        _common_length(cond.shape[1], other.shape[1])
-        rest = {name: value for name, value in other_extras.items() if name != "hooks"}
-        schedule = Schedule(cond, other, rest, window, clock)
+        on_the_way = None if between is None else between[k % len(between)]
+        _common_length(cond.shape[1], (other if on_the_way is None else on_the_way[0]).shape[1])
+        schedule = Schedule(cond, other, _without_hooks(other_extras), window, clock)
+        if on_the_way is not None:
+            schedule = replace(schedule, between=(on_the_way[0], _without_hooks(on_the_way[1])))
         hooks = with_hook(extras, ScheduleHook.with_wrappers())
         found.append([cond, {**extras, PAYLOAD: schedule, "hooks": hooks}])
     return found
+
+
+def _without_hooks(extras: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in extras.items() if name != "hooks"}
+
+
+def can_blend(first: list, second: list) -> bool:
+    """Whether the texts of two CONDITIONINGs of as many entries have lengths that can be blended."""
+    return all(_repeats(a[0].shape[1], b[0].shape[1]) <= _MOST_REPEATS for a, b in zip(first, second, strict=True))
 
 
 class ScheduleHook(comfy.hooks.TransformerOptionsHook):
@@ -174,10 +192,10 @@ def _prepared(
         return entry
     # What other nodes have set on the scheduled conditioning since (guidance, size) holds for both.
     own = {name: value for name, value in entry.items() if name not in (PAYLOAD, "cross_attn", "pooled_output")}
-    second = {**own, **schedule.extras, "cross_attn": schedule.cond, "model_conds": {}}
+    others = [(schedule.cond, schedule.extras), *([] if schedule.between is None else [schedule.between])]
     encoded = comfy.samplers.encode_model_conds(
         model.extra_conds,
-        [second],
+        [{**own, **extras, "cross_attn": cond, "model_conds": {}} for cond, extras in others],
         noise,
         noise.device,
         kind,
@@ -185,7 +203,8 @@ def _prepared(
         denoise_mask=denoise_mask,
         seed=seed,
     )
-    return {**entry, PAYLOAD: replace(schedule, model_conds=encoded[0]["model_conds"])}
+    conds = [found["model_conds"] for found in encoded]
+    return {**entry, PAYLOAD: replace(schedule, model_conds=conds[0], between_conds=conds[-1])}
 
 
 def _blend(
@@ -215,7 +234,8 @@ def _at(entry: dict[str, Any], model: Any, sigma: float, sigmas: Sequence[float]
     elif weight <= 0:
         chosen = second
     else:
-        chosen = {name: _between(first.get(name), second.get(name), weight, len(x)) for name in first}
+        towards = schedule.between_conds or {}
+        chosen = {name: _between(first.get(name), towards.get(name), weight, len(x)) for name in first}
     # Without the payload: blending twice (two scheduled conditionings bring the wrapper twice) changes nothing.
     return {**{name: value for name, value in entry.items() if name != PAYLOAD}, "model_conds": chosen}
 
@@ -242,15 +262,18 @@ def _mixed(a: Tensor, b: Tensor, weight: float, batch: int) -> Tensor:
     return b + (a - b) * weight
 
 
+def _repeats(a: int, b: int) -> int:
+    return math.lcm(a, b) // min(a, b)
+
+
 def _common_length(a: int, b: int) -> int:
-    common = math.lcm(a, b)
-    if common // min(a, b) > _MOST_REPEATS:
+    if _repeats(a, b) > _MOST_REPEATS:
         raise ValueError(
             f"conditioning_from has {a} tokens and conditioning_to {b}; they can be blended only where one length is a "
             f"small multiple of the other, as with CLIP's 77 and 154. Texts of this encoder must have the same number "
             "of tokens."
         )
-    return common
+    return math.lcm(a, b)
 
 
 def sigma_at(model_sampling: Any, percent: float) -> float:

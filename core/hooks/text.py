@@ -41,17 +41,27 @@ UNRELATED = (
 
 @dataclass(frozen=True)
 class Section:
-    """One chunk of a prompt in one encoder: `embeds` `[T, D]`, the prompt's own positions, and the end (CLIP: EOS)."""
+    """One chunk of a prompt in one encoder: `embeds` `[T, D]`, the prompt's own positions, and the end (CLIP: EOS).
+
+    Of its own positions the first `fixed` stay as they are, and the others are varied.
+    """
 
     embeds: Tensor
     mask: Tensor
     first: int
     last: int  # exclusive
     end: int
+    fixed: int = 0
+
+    @property
+    def start(self) -> int:
+        """The first position that is varied."""
+        return self.first + self.fixed
 
     @property
     def positions(self) -> int:
-        return self.last - self.first
+        """How many are varied."""
+        return self.last - self.start
 
 
 class PromptEncoder(InChunks):
@@ -61,19 +71,24 @@ class PromptEncoder(InChunks):
     `projection_is_real`). Other encoders (T5, Qwen, Gemma, Llama ...) have none; theirs is a surrogate: the mean of the
     output over the prompt's positions, less the same mean over unrelated prompts, because all of these outputs point
     much the same way. A prompt of several chunks has the unit vectors of its chunks side by side.
+
+    plain: a tokenized prompt of which `tokens` is a continuation; only what was added is varied then.
     """
 
-    def __init__(self, clip: Any, name: str, key: str, tokens: Tokens) -> None:
+    def __init__(self, clip: Any, name: str, key: str, tokens: Tokens, plain: Tokens | None = None) -> None:
         self.name, self.module = name, text_encoders(clip)[name]
-        self._clip, self._key = clip, key
+        self._clip, self.key = clip, key
         self.all_sections = self._tokenized(tokens)
+        if plain is not None:
+            shorter = self._tokenized(plain)
+            self.all_sections = _last_alone(self.all_sections, sum(section.positions for section in shorter))
         if self.is_clip and not any(section.positions for section in self.all_sections):
             # A blank prompt: its end is the one token that can change the pooled vector besides BOS.
             self.all_sections = [replace(s, first=s.end, last=s.end + 1) for s in self.all_sections]
         self.sections = [section for section in self.all_sections if section.positions > 0]
 
     def _tokenized(self, tokens: Tokens) -> list[Section]:
-        return _sections(self.module, tokens[self._key], self._clip.tokenize("")[self._key])
+        return _sections(self.module, tokens[self.key], self._clip.tokenize("")[self.key])
 
     @property
     def is_clip(self) -> bool:
@@ -118,7 +133,7 @@ class PromptEncoder(InChunks):
             own = offsets[:, at : at + section.positions]
             at += section.positions
             embeds = section.embeds.to(own).expand(len(own), -1, -1)
-            embeds = torch.cat([embeds[:, : section.first], embeds[:, section.first : section.last] + own,
+            embeds = torch.cat([embeds[:, : section.start], embeds[:, section.start : section.last] + own,
                                 embeds[:, section.last :]], dim=1)  # fmt: skip
             found.append(self._section_vector(embeds, section))
         if len(found) == 1:
@@ -166,6 +181,16 @@ class PromptEncoder(InChunks):
         longest = max(section.end + 1 if self.is_clip else len(section.embeds) for section in self.sections)
         layers = getattr(self.module, "num_layers", 12)
         return len(self.sections) * layers * longest * (34 * self.width + 16 * longest) * 4
+
+
+def _last_alone(sections: list[Section], fixed: int) -> list[Section]:
+    """Sections in which the first `fixed` of the prompt's own positions, counted through all of them, stay."""
+    found = []
+    for section in sections:
+        own = min(fixed, section.last - section.first)
+        fixed -= own
+        found.append(replace(section, fixed=own))
+    return found
 
 
 def clip_vector(module: SDClipModel, embeds: Tensor, projected: bool) -> Tensor:
@@ -238,8 +263,8 @@ def text_encoders(clip: Any) -> dict[str, SDClipModel]:
     return found
 
 
-def prompt_encoders(clip: Any, tokens: Tokens, which: str = "auto") -> list[PromptEncoder]:
-    """The encoders of `clip` that can vary this prompt; loads the model.
+def prompt_encoders(clip: Any, tokens: Tokens, which: str = "auto", plain: Tokens | None = None) -> list[PromptEncoder]:
+    """The encoders of `clip` that can vary this prompt, or what it has more than `plain`; loads the model.
 
     which: "clip", those with a contrastive vector; "all"; "auto", those with a contrastive vector, or all where the
         model reads the hidden states of none of these (FLUX: of CLIP only the pooled vector).
@@ -249,7 +274,7 @@ def prompt_encoders(clip: Any, tokens: Tokens, which: str = "auto") -> list[Prom
     if which not in KINDS:
         raise ValueError(f"encoders is {which!r}; it must be one of {', '.join(KINDS)}.")
     keys, outputs = _blank_prompt(clip)
-    encoders = [PromptEncoder(clip, name, key, tokens) for name, key in keys.items()]
+    encoders = [PromptEncoder(clip, name, key, tokens, plain) for name, key in keys.items()]
     clips = [encoder for encoder in encoders if encoder.is_clip]
     mixed = len(clips) < len(encoders)
     everything = which == "all" or (which == "auto" and mixed and not _are_read(clip, clips, outputs))
@@ -441,6 +466,6 @@ def _placed(offsets: Tensor, encoder: PromptEncoder, embeds: Tensor) -> Tensor:
     placed = torch.zeros(len(offsets), *embeds.shape, dtype=embeds.dtype, device=embeds.device)
     at = 0
     for k, section in enumerate(encoder.all_sections):
-        placed[:, k, section.first : section.last] = offsets[:, at : at + section.positions].to(embeds)
+        placed[:, k, section.start : section.last] = offsets[:, at : at + section.positions].to(embeds)
         at += section.positions
     return placed

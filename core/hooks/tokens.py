@@ -177,10 +177,10 @@ def _part(encoder: PromptEncoder, tokens: dict[str, Any], shorter: dict[str, Any
     if count <= 0:
         raise ValueError(f"initial_word is {word!r}, which has no token in {encoder.name}. Choose another word.")
     chosen = slice(len(own) - count, len(own)) if position == "end" else slice(0, count)
-    chunks = tokens[encoder._key]
+    chunks = tokens[encoder.key]
     places = tuple((k, _entry(chunks[k], at, encoder.width)) for k, at in own[chosen])
     start = torch.stack([encoder.all_sections[k].embeds[at] for k, at in own[chosen]])
-    return _Part(encoder, encoder._key, places, chosen, start)
+    return _Part(encoder, encoder.key, places, chosen, start)
 
 
 def _entry(chunk: list[Any], position: int, width: int) -> int:

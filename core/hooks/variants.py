@@ -30,6 +30,8 @@ UNRELATED_COSINE = 0.3
 # Adam's rate as a share of the deviation of the token embeddings, which differs a thousandfold between encoders.
 SPREAD_RATE = 0.5
 PUBLISHED_RATE = 0.01
+# One token in every encoder, and next to no meaning.
+NEUTRAL_WORD = "the"
 
 OnStep = Callable[[str, Tensor, "Tensor | None"], None]
 
@@ -37,7 +39,8 @@ OnStep = Callable[[str, Tensor, "Tensor | None"], None]
 @dataclass(frozen=True)
 class Outcome:
     """What became of a prompt in one encoder. `kappa` is the cosine aimed at in this encoder's space, `tolerance` half
-    the width of the band around it; `kept` says that the variants were found on disk."""
+    the width of the band around it; `kept` says that the variants were found on disk, `added` how many tokens behind
+    the prompt are varied in place of its words."""
 
     encoder: str
     vector: str
@@ -45,14 +48,15 @@ class Outcome:
     variants: Variants
     tolerance: float
     kept: bool = False
+    added: int = 0
 
     @property
     def report(self) -> str:
         """One line in plain words."""
         cosines = self.variants.cosines[-1]
         text = (
-            f"{self.encoder} ({self.vector}): cosine to the prompt {cosines.min():.3f} to {cosines.max():.3f}, "
-            f"aim {self.kappa:.3f}"
+            f"{self.encoder} ({self.vector}{self._what}): cosine to the prompt {cosines.min():.3f} to "
+            f"{cosines.max():.3f}, aim {self.kappa:.3f}"
         )
         if len(cosines) > 1:
             least = least_mean_pairwise(self.kappa, len(cosines))
@@ -64,6 +68,10 @@ class Outcome:
         if bool(((cosines - self.kappa).abs() > self.tolerance + 1e-6).any()):
             text += ". The aim was NOT reached: try more steps, another learning_rate or less diversity"
         return text
+
+    @property
+    def _what(self) -> str:
+        return f", {self.added} added {'token' if self.added == 1 else 'tokens'}" if self.added else ""
 
 
 def check_clip(clip: Any) -> None:
@@ -102,7 +110,7 @@ def _has_rows(value: Any, count: int) -> bool:
 
 def vary_prompt(
     clip: Any,
-    tokens: dict[str, Any],
+    text: str,
     count: int,
     seed: int,
     settings: Settings,
@@ -110,26 +118,49 @@ def vary_prompt(
     learning_rate: float | None = None,
     on_step: OnStep | None = None,
     cache: Path | None = None,
+    added: int = 0,
 ) -> tuple[list, list[Outcome]]:
     """CONDITIONING whose row k is variant k of the prompt, and what was found in each encoder.
 
+    added: 0 varies the prompt's own words; otherwise so many words are put behind it, and only those are varied.
     learning_rate: None chooses one; it takes the place of the one in `settings`.
     cache: a folder in which the offsets are looked up, and kept for the next time.
 
     Raises ValueError for bad settings and for a prompt or CLIP that cannot be varied.
     """
     check_clip(clip)
-    encoders = prompt_encoders(clip, tokens, which)
+    tokens, encoders = _to_vary(clip, text, which, added)
     needed = max(encoder.memory(count) for encoder in encoders)
     comfy.model_management.load_models_gpu([clip.patcher], memory_required=needed)
     outcomes, offsets = [], {}
     for encoder in encoders:
         outcome = _vary(encoder, count, seed, settings, learning_rate, on_step, cache)
-        outcomes.append(outcome)
+        outcomes.append(replace(outcome, added=encoder.positions if added else 0))
         offsets[encoder.name] = outcome.variants.offsets
     chunk = min(encoder.chunk or count for encoder in encoders)
     with torch.no_grad():
         return encode_variants(clip, tokens, offsets, encoders, chunk), outcomes
+
+
+def unvaried(clip: Any, text: str, which: str, added: int) -> list:
+    """CONDITIONING of the prompt with the words that `vary_prompt` adds, as they are."""
+    return plain_conditioning(clip, _to_vary(clip, text, which, added)[0])
+
+
+def _to_vary(clip: Any, text: str, which: str, added: int) -> tuple[dict[str, Any], list[PromptEncoder]]:
+    plain = clip.tokenize(text)
+    longer = clip.tokenize(_with_words(text, added)) if added else plain
+    encoders = prompt_encoders(clip, longer, which, plain if added else None)
+    # Encoders that are not varied read the prompt as it is.
+    return {**plain, **{encoder.key: longer[encoder.key] for encoder in encoders}}, encoders
+
+
+def _with_words(text: str, added: int) -> str:
+    """The prompt with so many neutral words behind it."""
+    if added < 0:
+        raise ValueError(f"added_tokens is {added}; it must be 0 (vary the prompt's own words) or more.")
+    # A blank at the end is a token of its own for some encoders.
+    return " ".join([text.rstrip(), *[NEUTRAL_WORD] * added]).lstrip()
 
 
 def _vary(

@@ -45,6 +45,7 @@ OPTIONS: dict[str, Any] = {
     "perturbed_steps": 0,
     "vary_negative": False,
     "pick": 0,
+    "added_tokens": 0,
 }
 PROMPTS = {
     "short": "a red fish",
@@ -171,7 +172,7 @@ def test_the_demo_clip_comes_near_the_bound() -> None:
     clip = loader.load_clip()
     settings = Settings(kappa=0.8)
     with torch.inference_mode():
-        _, [outcome] = variants_hook.vary_prompt(clip, clip.tokenize("a heart"), 10, 0, settings)
+        _, [outcome] = variants_hook.vary_prompt(clip, "a heart", 10, 0, settings)
     least = least_mean_pairwise(0.8, 10)
     assert outcome.vector == "projected pooled"
     assert (outcome.variants.cosines[-1] - 0.8).abs().max() <= 0.01
@@ -396,7 +397,7 @@ def test_errors_are_in_plain_words() -> None:
     scheduled_clip.patcher.forced_hooks = object()
     scheduled_clip.use_clip_schedule = True
     with pytest.raises(ValueError, match="Switch schedule_clip off"), torch.inference_mode():
-        variants_hook.vary_prompt(scheduled_clip, clip.tokenize("a"), 2, 0, Settings())
+        variants_hook.vary_prompt(scheduled_clip, "a", 2, 0, Settings())
 
 
 # --- schema ----------------------------------------------------------------------------------------------------------
