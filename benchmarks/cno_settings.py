@@ -18,10 +18,10 @@ import torch
 from comfyui_diversity.core.hooks.denoise import CleanEstimate
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.sampling import SamplerRun, with_noise_change
-from comfyui_diversity.core.methods.cno import Settings, optimise_noise
+from comfyui_diversity.core.methods.cno import Settings, optimise_noise, pool
 from torch import Tensor
 
-from .peers import pink
+from .peers import most_different, pink
 from .world import World
 
 
@@ -45,6 +45,25 @@ def patched(world: World, settings: Settings, gradient: str = "stop", avoid: Ten
 
 def with_noise(change: Callable[[Tensor], Tensor]) -> Make:
     return lambda world, text, seed: world.latents(text, seed, BATCH, noise=change)
+
+
+def chosen(times: int) -> Make:
+    """No optimisation: of `times` as many noises those whose one-step predictions differ most; as many passes of the
+    model as `times` iterations, and the noises are Gaussian as they are."""
+
+    def make(world: World, text: str, seed: int) -> Tensor:
+        def change(run: SamplerRun) -> Tensor:
+            generator = torch.Generator().manual_seed(10**6 + seed)
+            more = [torch.randn(run.noise.shape, generator=generator).to(run.noise) for _ in range(times - 1)]
+            groups = [run.noise, *more]
+            with gradients():
+                estimate = CleanEstimate(run, "stop")
+                features = torch.cat([pool(estimate(group)[0].detach().float(), 16).flatten(1) for group in groups])
+            return torch.cat(groups)[most_different(features, len(run.noise))]
+
+        return world.latents(text, seed, BATCH, patched=with_noise_change(world.model, "benchmark", change))
+
+    return make
 
 
 PUBLISHED: dict[str, Any] = {
@@ -86,6 +105,7 @@ ROWS: dict[str, Make] = {
     **{f"pink {alpha}": with_noise(partial(pink, alpha=alpha)) for alpha in (0.2, 0.5, 1.0)},
     "bold, full gradient": cno("full", **BOLD),
     "published code": cno("full", **{**PUBLISHED, "denominator": "positive"}),
+    **{f"chosen of {times * BATCH}": chosen(times) for times in (4, 10)},
     "shipped": cno(),
 }
 RUN_BATCH, RUNS = 4, 10

@@ -103,6 +103,11 @@ ROWS: dict[str, Make] = {
     "keep until 0.1, renoise 0.75": learned(keep_until=0.1, renoise=0.75),
     "keep until 0.1, both": learned(keep_until=0.1, objective="both"),
     "keep until 0.15, longer": learned(window=(0.0, 0.15), keep_until=0.15),
+    **{
+        f"{count} at {rate}, keep until 0.2": learned(rate=rate, iterations=count, keep_until=0.2)
+        for count, rate in ((5, 1.4), (5, 0.7), (3, 1.4))
+    },
+    "first step alone, dropped, 10 at 1.4": learned(rate=1.4, iterations=10, window=(0.0, 0.01), keep_until=0.0),
     "iterations 4": learned(iterations=4),
     "iterations 20": learned(iterations=20, rate=0.35),
     "renoise 0.25": learned(renoise=0.25),

@@ -32,13 +32,14 @@ def tpso(
     steps: int = 0,
     easing: str = "linear",
     added: int = 0,
+    tries: int = STEPS,
 ) -> Make:
     """Pictures from prompt variants, one each; `shared` starts them all from one noise, `added` is of tokens."""
 
     @torch.inference_mode()
     def make(world: World, text: str, seed: int) -> Tensor:
         settings, window = (
-            Settings(kappa, steps=STEPS if spread else 50, spread=spread),
+            Settings(kappa, steps=tries if spread else 50, spread=spread),
             Window(ratio, 0.0, easing, steps),
         )
 
@@ -82,6 +83,31 @@ ROWS: dict[str, Make] = {
     "kappa 0.95 ratio 0.2": tpso(0.95, 0.2),
     **{f"kappa {kappa}, diverse negative": tpso(kappa, negative=True) for kappa in (0.95, 0.9, 0.8)},
     "kappa 0.95, shared latent": tpso(0.95, shared=True),
+    **{
+        f"added {added}, kappa {kappa}, ratio {ratio}": tpso(kappa, ratio, added=added, tries=60)
+        for added, kappa, ratio in (
+            (1, 0.95, 0.2),
+            (1, 0.9, 0.2),
+            (1, 0.9, 0.15),
+            (1, 0.9, 0.1),
+            (1, 0.8, 0.1),
+            (1, 0.8, 0.2),
+            (1, 0.8, 0.4),
+            (1, 0.8, 0.6),
+            (1, 0.8, -0.4),
+            (1, 0.7, 0.2),
+            (1, 0.6, 0.2),
+            (2, 0.6, 0.2),
+            (4, 0.95, 0.4),
+            (4, 0.9, 0.4),
+            (4, 0.9, 0.2),
+            (4, 0.8, 0.2),
+            (4, 0.8, 0.3),
+            (4, 0.8, 0.4),
+            (4, 0.6, 0.2),
+            (8, 0.8, 0.2),
+        )
+    },
     "few 1": tpso(0.6, steps=1),
     "few 2": tpso(0.6, steps=2),
     "few 2 hold": tpso(0.6, steps=2, easing="hold"),

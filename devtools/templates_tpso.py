@@ -25,7 +25,7 @@ its schedule set to none; *Schedule Conditioning* turns its variants into the pl
 
 Press **Run** and compare with *baseline_mmdit*: the same prompt and seed. Then try **start** and **easing**.""",
     "tpso_distilled": """**On a fast model:** four steps at cfg 1. **perturbed_steps** says in how many of the four \
-the variants have a share.
+the variants have a share: the first.
 
 Press **Run** and compare with *baseline_distilled*.""",
     "prompt_morph": """**One prompt that turns into another** while the pictures are made: what comes first decides \
@@ -39,12 +39,11 @@ def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
     """Diverse Prompts in place of both prompts, and its plot."""
     nodes = baseline(model)
     del nodes["positive"], nodes["negative"]
-    # The demo CLIP knows little but the words of its scenes: further from the prompt a variant is another scene.
-    chosen = {"text": PROMPT, "negative_text": "", "variants": PICTURES, "similarity": 0.95, "seed": SEED}
+    chosen = {"text": PROMPT, "negative_text": "", "variants": PICTURES, "seed": SEED}
     nodes["tpso"] = Node(
         "DiversityTPSO",
         (360, 0),
-        (320, 620),
+        (320, 650),
         values={**chosen, "control_after_generate": "fixed", **settings},
         inputs={"clip": ("world", 1)},
         color=BLUE,
@@ -88,9 +87,10 @@ def _sampling(nodes: dict[str, Node], positive: tuple[str, int], negative: tuple
 TPSO_TEMPLATES: dict[str, dict[str, Node]] = {
     name: finished(name, nodes, NOTES[name])
     for name, nodes in {
-        "tpso_unet": with_sampler("unet"),
-        "tpso_mmdit": with_schedule("mmdit"),
-        "tpso_distilled": with_sampler("distilled", perturbed_steps=2),
+        # This model follows what stands at the end of a prompt closely.
+        "tpso_unet": with_sampler("unet", similarity=0.95),
+        "tpso_mmdit": with_schedule("mmdit", ratio=0.2),
+        "tpso_distilled": with_sampler("distilled", perturbed_steps=1),
         "prompt_morph": morph("unet", ratio=0.4),
     }.items()
 }

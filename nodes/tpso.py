@@ -26,7 +26,8 @@ SCHEDULES = (*EASINGS, NO_SCHEDULE)
 # choose, since equal seeds start the variants of both prompts off in the same direction.
 _NEGATIVE_SEED = 0x7B50
 _DEFAULT, _WINDOW = Settings(), Window()
-ADDED_TOKENS = 4
+# Chosen on the demo world: this keeps the prompt where words that are varied for longer lose it (docs/tpso.md).
+ADDED_TOKENS, RATIO = 1, 0.2
 # ComfyUI keeps folders with such a name to itself, even where several users share it.
 _BANK = Path("__diversity", "variants")
 
@@ -59,7 +60,7 @@ def _prompt_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "ratio",
-            default=_WINDOW.ratio,
+            default=RATIO,
             min=-1.0,
             max=1.0,
             step=0.05,

@@ -271,7 +271,7 @@ def _common_length(a: int, b: int) -> int:
         raise ValueError(
             f"conditioning_from has {a} tokens and conditioning_to {b}; they can be blended only where one length is a "
             f"small multiple of the other, as with CLIP's 77 and 154. Texts of this encoder must have the same number "
-            "of tokens."
+            "of tokens. (Variants of Diverse Prompts: use its own schedule, or set its added_tokens to 0.)"
         )
     return math.lcm(a, b)
 
