@@ -105,7 +105,7 @@ ROWS: dict[str, Make] = {
     "keep until 0.15, longer": learned(window=(0.0, 0.15), keep_until=0.15),
     **{
         f"{count} at {rate}, keep until 0.2": learned(rate=rate, iterations=count, keep_until=0.2)
-        for count, rate in ((5, 1.4), (5, 0.7), (3, 1.4))
+        for count, rate in ((5, 1.4), (5, 0.7), (3, 2.4), (2, 3.5))
     },
     "first step alone, dropped, 10 at 1.4": learned(rate=1.4, iterations=10, window=(0.0, 0.01), keep_until=0.0),
     "iterations 4": learned(iterations=4),
