@@ -56,6 +56,10 @@ ROWS: dict[str, Row] = {
     "none, 32 tokens": Row(tokens=32),
     "none, 150 steps, rate 0.1": Row(steps=150, rate=0.1),
     **{
+        f"nearest neighbour, {steps} steps, rate {rate}": Row("nearest neighbour", steps=steps, rate=rate)
+        for steps, rate in ((150, 0.1), (75, 0.1), (75, 0.2))
+    },
+    **{
         f"nearest neighbour {w:g}": Row("nearest neighbour", w / NEAREST_WEIGHT)
         for w in (0.125, 0.25, 0.35, 0.4, 0.6, 0.7, 2.1)
     },

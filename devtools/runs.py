@@ -45,9 +45,9 @@ RUNS: tuple[Run, ...] = (
     Run("tpso_unet", "unet", "tpso", 6, 20),
     Run("tpso_mmdit", "mmdit", "tpso", 6, 20),
     Run("tpso_distilled", "distilled", "tpso", 1, 4),
-    Run("minority_unet", "unet", "minority", 6, 20),
+    Run("minority_mmdit", "mmdit", "minority", 6, 20),
     Run("minority_distilled", "distilled", "minority", 1, 4),
-    Run("ovi_real_pictures", "unclip", "baseline", 3, 20, variant="real", text="DiversityDemoPictures.text"),
-    Run("ovi_text_directly", "unclip", "baseline", 3, 20, variant="text", text="DiversityTextAsVision.text"),
-    Run("ovi", "unclip", "ovi", 3, 20, text="DiversityOVI.text"),
+    Run("ovi_real_pictures", "unclip", "baseline", 3, 10, variant="real", text="DiversityDemoPictures.text"),
+    Run("ovi_text_directly", "unclip", "baseline", 3, 10, variant="text", text="DiversityTextAsVision.text"),
+    Run("ovi", "unclip", "ovi", 3, 10, text="DiversityOVI.text"),
 )

@@ -20,6 +20,11 @@ Press **Run** and compare: look for colours, sizes, places and backgrounds that 
 show, and see whether all are hearts still.
 
 **strength** is the knob: 0 is the baseline again.""",
+    "minority_mmdit": """**On a flow-matching transformer**, which draws hearts that are all much alike. Prompt, seed \
+and noise are those of *baseline_mmdit*.
+
+Press **Run** and compare. Beside **strength**, **keep_until** is a knob: from there on the plain prompt has the last \
+word.""",
     "minority_distilled": """**On a fast model:** four steps at cfg 1. With the preset *few-step model* all is \
 learned at the first step.
 
@@ -64,6 +69,7 @@ MINORITY_TEMPLATES: dict[str, dict[str, Node]] = {
     name: finished(name, nodes, NOTES[name])
     for name, nodes in {
         "minority_unet": with_sampler("unet"),
+        "minority_mmdit": with_sampler("mmdit"),
         "minority_distilled": with_sampler("distilled", preset="few-step model"),
         "minority_keep": with_token_kept("unet"),
     }.items()

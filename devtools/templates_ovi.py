@@ -11,6 +11,7 @@ from .templates import PICTURES, PROMPT, baseline, finished, moved
 BLUE = ("#223", "#335")
 UNCLIP_CFG = 3.0
 _BANK = 1000  # pictures
+_STEPS = 10
 _QUICK = {"steps": 150, "learning_rate": 0.1}  # seconds in place of a minute on a CPU, and about as near
 _WIDTH = 380  # a column
 
@@ -58,7 +59,7 @@ def drawn(embeddings: tuple[str, int], negative: tuple[str, int] | None) -> dict
             inputs={"conditioning": ("empty", 0), "clip_vision_output": negative},
         )
         links["negative"] = ("unclip_negative", 0)
-    values = {**nodes["sampler"].values, "cfg": UNCLIP_CFG}
+    values = {**nodes["sampler"].values, "cfg": UNCLIP_CFG, "steps": _STEPS}
     nodes["sampler"] = replace(nodes["sampler"], values=values, inputs=links)
     return nodes
 

@@ -129,7 +129,7 @@ def test_what_it_hands_out_is_the_plain_prompt_until_it_is_sampled(graph: Graph)
 
 def test_presets_fill_in_what_is_0(graph: Graph) -> None:
     base = learning(graph.node(iterations=0)[1])
-    assert (base.settings.iterations, base.settings.learning_rate, base.steps.end) == (10, 0.7, 0.1)
+    assert (base.settings.iterations, base.settings.learning_rate, base.steps.end) == (5, 1.4, 0.1)
     few = learning(graph.node(iterations=0, preset="few-step model", strength=2.0)[1])
     assert (few.settings.iterations, few.steps.end) == (20, 0.1)
     assert few.settings.learning_rate == pytest.approx(1.4)

@@ -464,7 +464,7 @@ class PassesBack:
 
 @pytest.mark.parametrize(
     ("spared", "forwards", "backwards"),
-    [({}, [2] * 40, [2] * 40), ({"chunk": 1}, [1] * 160, [1] * 80), ({"checkpointing": True}, [2] * 40, [2] * 40)],
+    [({}, [2] * 20, [2] * 20), ({"chunk": 1}, [1] * 80, [1] * 40), ({"checkpointing": True}, [2] * 20, [2] * 20)],
 )
 def test_a_run_of_twenty_steps_with_the_base_models_preset(
     graph: Graph, spared: dict[str, Any], forwards: list[int], backwards: list[int]
