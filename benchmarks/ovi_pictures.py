@@ -98,8 +98,11 @@ ROWS: dict[str, Make] = {
     "mahalanobis": optimised("mahalanobis"),
     "nearest": optimised("nearest neighbour"),
     "nearest, length matched": optimised("nearest neighbour", match=True),
-    "nearest, weight 0.5": optimised("nearest neighbour", 0.5),
-    "nearest, weight 2": optimised("nearest neighbour", 2.0),
+    "mahalanobis, length matched": optimised("mahalanobis", match=True),
+    **{
+        f"nearest, weight {weight:g}, length matched": optimised("nearest neighbour", weight, match=True)
+        for weight in (0.25, 0.5, 2.0)
+    },
     "nearest, 1 token": optimised("nearest neighbour", tokens=1),
 }
 

@@ -168,11 +168,12 @@ def test_every_encoder_reaches_the_similarity(kind: str) -> None:
     assert "NOT" not in report, report
 
 
-def test_the_demo_clip_comes_near_the_bound() -> None:
+@pytest.mark.parametrize("added", [0, 4])
+def test_the_demo_clip_comes_near_the_bound(added: int) -> None:
     clip = loader.load_clip()
     settings = Settings(kappa=0.8)
     with torch.inference_mode():
-        _, [outcome] = variants_hook.vary_prompt(clip, "a heart", 10, 0, settings)
+        _, [outcome] = variants_hook.vary_prompt(clip, "a heart", 10, 0, settings, added=added)
     least = least_mean_pairwise(0.8, 10)
     assert outcome.vector == "projected pooled"
     assert (outcome.variants.cosines[-1] - 0.8).abs().max() <= 0.01
