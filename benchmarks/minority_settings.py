@@ -107,6 +107,7 @@ ROWS: dict[str, Make] = {
         f"{count} at {rate}, keep until 0.2": learned(rate=rate, iterations=count, keep_until=0.2)
         for count, rate in ((5, 1.4), (5, 0.7), (3, 2.4), (2, 3.5))
     },
+    **{f"5 at 1.4, keep until {share}": learned(rate=1.4, iterations=5, keep_until=share) for share in (0.1, 0.15)},
     "first step alone, dropped, 5 at 2.8": learned(rate=2.8, iterations=5, window=(0.0, 0.01), keep_until=0.0),
     "first step alone, dropped, 10 at 1.4": learned(rate=1.4, iterations=10, window=(0.0, 0.01), keep_until=0.0),
     "iterations 4": learned(iterations=4),
