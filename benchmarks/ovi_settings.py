@@ -59,6 +59,7 @@ ROWS: dict[str, Row] = {
         f"nearest neighbour, {steps} steps, rate {rate}": Row("nearest neighbour", steps=steps, rate=rate)
         for steps, rate in ((150, 0.1), (75, 0.1), (75, 0.2))
     },
+    "nearest neighbour, weight 0.25, 150 steps, rate 0.1": Row("nearest neighbour", 0.25, steps=150, rate=0.1),
     **{
         f"nearest neighbour {w:g}": Row("nearest neighbour", w / NEAREST_WEIGHT)
         for w in (0.125, 0.25, 0.35, 0.4, 0.6, 0.7, 2.1)
