@@ -1,7 +1,7 @@
 """The README's picture: the same prompts and seeds without and with a method, from what the demo wrote.
 
-    python -m devtools.before_after              # diverse noise on the UNet
-    python -m devtools.before_after mmdit cno    # model and method of any row of the demo
+    python -m devtools.before_after             # diverse prompts on the MMDiT
+    python -m devtools.before_after unet cno    # model and method of any row of the demo
 
 Nothing in it is chosen: every object of the demo world by itself, and the first pictures of each.
 """
@@ -29,9 +29,8 @@ from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS  # noqa: E402
 TARGET = HERE.root / "docs" / "before_after.jpg"
 PROMPTS = [prompt.text for prompt in REPORT_PROMPTS if set(prompt.stated) == {"object"}]
 COLUMNS, SIDE = 5, 96
-NODES = {
-    "cno": "Diverse Noise (CNO)"
-}  # what a reader looks for in ComfyUI; a method without an entry is named by itself
+# What a reader looks for in ComfyUI; a method without an entry is named by itself.
+NODES = {"cno": "Diverse Noise (CNO)", "tpso": "Diverse Prompts (TPSO)", "minority": "Minority Prompt"}
 
 
 def before_after(model: str, method: str, output: Path = OUTPUT) -> Image.Image:
@@ -72,8 +71,8 @@ def _pictures(row: Run, output: Path) -> list[np.ndarray]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m devtools.before_after", description="Make the README's picture.")
-    parser.add_argument("model", nargs="?", default="unet")
-    parser.add_argument("method", nargs="?", default="cno")
+    parser.add_argument("model", nargs="?", default="mmdit")
+    parser.add_argument("method", nargs="?", default="tpso")
     options = parser.parse_args(arguments)
     try:
         sheet = before_after(options.model, options.method)

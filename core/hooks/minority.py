@@ -94,7 +94,7 @@ class Learning:
     encoders: str = "auto"
     similarity: float = 0.0
     renoise: float = 0.0
-    keep_until: float = 0.2
+    keep_until: float = 0.15
     chunk: int = 0
     checkpointing: bool = False
     absolute: bool = False

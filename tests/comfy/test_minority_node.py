@@ -32,7 +32,7 @@ OPTIONS: dict[str, Any] = {
     "start_percent": 0.0,
     "end_percent": 0.0,
     "every": 1,
-    "keep_until": 0.2,
+    "keep_until": 0.15,
     "bound": 0.0,
     "similarity": 0.0,
     "renoise": 0.0,
