@@ -6,11 +6,12 @@ Writes below demo/output: pictures and a contact sheet per row, an overview per 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,10 @@ class Plan:
 
     @property
     def pictures(self) -> int:
-        return len(self.runs) * len(self.prompts) * PICTURES
+        return sum(len(self.prompts_of(row)) for row in self.runs) * PICTURES
+
+    def prompts_of(self, row: Run) -> Sequence[tuple[Prompt, int]]:
+        return self.prompts[:: row.every]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,18 +129,27 @@ def carry_out(plan: Plan, server: Server, console: Console) -> list[dict[str, An
     groups: dict[Run, list[Group]] = {}
     rows: dict[Run, dict[str, Any]] = {}
     plan.output.mkdir(parents=True, exist_ok=True)
+    client = server.client
     with _progress(console) as progress:
         task = progress.add_task("", total=plan.pictures)
         try:
-            info = server.client.object_info()
-            for row in plan.runs:
+            info = client.object_info()
+            waiting = [_queued(plan.runs[0], plan, client, info)]
+            for k, row in enumerate(plan.runs):
                 progress.update(task, description=row.title)
-                groups[row], seconds = _run_row(
-                    row, plan, server.client, info, lambda: progress.advance(task, PICTURES)
+                # The next row is queued before this one is done, so that the server never waits.
+                waiting += [_queued(following, plan, client, info) for following in plan.runs[k + 1 : k + 2]]
+                ids, save = waiting[k]
+                groups[row], seconds = _collected(
+                    row, plan, client, ids, save, lambda: progress.advance(task, PICTURES)
                 )
                 rows[row] = _figures(row, groups[row], seconds, scorer)
                 _write_row(plan, row, rows[row], groups[row])
                 console.print(f"{row.title:<44} {seconds:4.0f} s", highlight=False)
+        except RowError:
+            with contextlib.suppress(ServerError, OSError):  # it may be gone; the row's error says why
+                client.clear()
+            raise
         finally:
             shutil.rmtree(server.base / "output" / SCRATCH, ignore_errors=True)
     for model in dict.fromkeys(row.model for row in plan.runs):
@@ -146,33 +159,48 @@ def carry_out(plan: Plan, server: Server, console: Console) -> list[dict[str, An
     return figures
 
 
-def _run_row(
-    row: Run, plan: Plan, client: Client, info: dict[str, Any], advance: Callable[[], None]
-) -> tuple[list[Group], float]:
-    """All prompts of a row through the server; the pictures, and the seconds that the server worked on them."""
-    groups, seconds = [], 0.0
-    try:
+def _queued(row: Run, plan: Plan, client: Client, info: dict[str, Any]) -> tuple[list[str], str]:
+    """Puts all prompts of a row into the server's queue; their ids, and the node that saves their pictures."""
+    with _told(row):
         path = HERE.root / "workflows" / f"{row.template}.json"
         prompt = with_settings(to_prompt(json.loads(path.read_text(encoding="utf-8")), info), row.settings)
-        save = only_node(prompt, ("SaveImage",))
-        for wanted, seed in plan.prompts:
+        ids = []
+        for wanted, seed in plan.prompts_of(row):
             values = {"seed": seed, "cfg": row.cfg, "steps": row.steps, "batch_size": PICTURES}
             values["filename_prefix"] = f"{SCRATCH}/{row.model}_{row.name}_{seed}"
             own = with_settings(prompt, {row.text: wanted.text}) if row.text else prompt
             if not row.text:
                 values["text"] = wanted.text
-            result = client.run(with_values(own, values))
+            ids.append(client.queue(with_values(own, values)))
+        return ids, only_node(prompt, ("SaveImage",))
+
+
+def _collected(
+    row: Run, plan: Plan, client: Client, ids: Sequence[str], save: str, advance: Callable[[], None]
+) -> tuple[list[Group], float]:
+    """Waits for a row's prompts; the pictures, and the seconds that the server worked on them."""
+    groups, seconds = [], 0.0
+    with _told(row):
+        for (wanted, _), prompt_id in zip(plan.prompts_of(row), ids, strict=True):
+            result = client.wait(prompt_id)
             images = np.stack([decode(picture) for picture in client.pictures(result, save)])
             if len(images) != PICTURES:
                 raise ValueError(f"The workflow made {len(images)} pictures of {wanted.text!r}, not {PICTURES}.")
             groups.append(Group(wanted, images))
             seconds += result.seconds
             advance()
+    return groups, seconds
+
+
+@contextlib.contextmanager
+def _told(row: Run) -> Iterator[None]:
+    """Errors say which row they are of."""
+    try:
+        yield
     except (ValueError, OSError, PromptError, ServerError) as error:
         # ComfyUI's traceback is in its log; the first lines say what is wrong.
         reason = "\n".join(str(error).splitlines()[:4])
         raise RowError(f"Row {row.model}/{row.name} (workflows/{row.template}.json): {reason}") from error
-    return groups, seconds
 
 
 def decode(picture: bytes) -> np.ndarray:
@@ -218,7 +246,7 @@ def _write_overview(plan: Plan, model: str, rows: dict[Run, dict[str, Any]], gro
         for row in rows
         if row.model == model
     ]
-    labels = [prompt.text for prompt, _ in plan.prompts]
+    labels = [prompt.text for prompt, _ in plan.prompts_of(next(row for row in rows if row.model == model))]
     contact_sheet(labels, blocks, OVERVIEW_COLUMNS, side=96).save(plan.output / model / "overview.jpg", quality=92)
 
 

@@ -159,6 +159,11 @@ class Client:
         """Cancels the prompt that runs now."""
         self.request("/interrupt", {})
 
+    def clear(self) -> None:
+        """Takes all prompts out of the queue and cancels the one that runs."""
+        self.request("/queue", {"clear": True})
+        self.interrupt()
+
 
 def _refusal(details: Any) -> str:
     """A refused prompt in words: ComfyUI's answer to a prompt that does not validate."""

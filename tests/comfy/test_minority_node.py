@@ -131,7 +131,7 @@ def test_presets_fill_in_what_is_0(graph: Graph) -> None:
     base = learning(graph.node(iterations=0)[1])
     assert (base.settings.iterations, base.settings.learning_rate, base.steps.end) == (5, 1.4, 0.1)
     few = learning(graph.node(iterations=0, preset="few-step model", strength=2.0)[1])
-    assert (few.settings.iterations, few.steps.end) == (20, 0.1)
+    assert (few.settings.iterations, few.steps.end) == (10, 0.1)
     assert few.settings.learning_rate == pytest.approx(1.4)
     own = learning(graph.node(iterations=5, learning_rate=0.2, end_percent=0.3, similarity=0.8)[1])
     assert (own.settings.iterations, own.settings.learning_rate, own.steps.end) == (5, 0.2, 0.3)

@@ -20,8 +20,15 @@ def test_whole_plan() -> None:
     assert list(plan.runs) == list(RUNS)
     assert [prompt for prompt, _ in plan.prompts] == list(REPORT_PROMPTS)
     assert len({seed for _, seed in plan.prompts}) == len(REPORT_PROMPTS)
-    assert plan.pictures == len(RUNS) * len(REPORT_PROMPTS) * PICTURES
+    rows = [plan.prompts_of(row) for row in RUNS]
+    assert plan.pictures == sum(len(row) for row in rows) * PICTURES
+    assert all(list(prompts) == list(plan.prompts) for row, prompts in zip(RUNS, rows, strict=True) if row.every == 1)
     assert plan.output == OUTPUT
+
+
+def test_rows_of_one_model_share_their_prompts() -> None:
+    for model in {row.model for row in RUNS}:
+        assert len({row.every for row in RUNS if row.model == model}) == 1
 
 
 def test_the_baselines_are_there() -> None:
