@@ -28,7 +28,7 @@ def browser_checked() -> None:
     require_browser()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def frontend(browser_checked: None, server: Server) -> Iterator[Frontend]:
     from devtools.frontend import Frontend
 
