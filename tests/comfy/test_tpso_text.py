@@ -90,7 +90,7 @@ def test_positions_up_to_the_end_give_the_full_lengths_pooled_vector(kind: str, 
         with gradients():
             vectors = encoder(offsets)[0]
         module = encoder.module
-        rows = [[word[0] for word in tokens[encoder._key][0]]]
+        rows = [[word[0] for word in tokens[encoder.key][0]]]
         embeds, _, numbers = module.process_tokens(rows, torch.device("cpu"))[:3]
         full = embeds.repeat(3, 1, 1)
         section = encoder.sections[0]
