@@ -35,7 +35,7 @@ def main() -> None:
     rows = [measure([drawn(prompt, rng) for prompt in REPORT_PROMPTS], scorer) for _ in range(DRAWS)]
     numbers = {name: fmean(row["effective_number"][name] for row in rows) for name in rows[0]["effective_number"]}
     print(f"data, {DRAWS} x {PICTURES} pictures of each report prompt")
-    for name in ("adherence", "rare_share", "mss", "vendi"):
+    for name in ("adherence", "rare_share", "mss", "mss_centred", "vendi"):
         print(f"{name:<12} {fmean(row[name] for row in rows):.3f}")
     print("effective    " + "  ".join(f"{name} {value:.2f}" for name, value in numbers.items()))
 

@@ -70,7 +70,8 @@ def carry_out(
 def line(row: Mapping[str, Any]) -> str:
     numbers = " ".join(f"{name[:6]} {value:.2f}" for name, value in row["effective_number"].items())
     return (
-        f"{row['row']:<30} MSS {row['mss']:.3f}  Vendi {row['vendi']:.2f}  adherence {row['adherence']:.3f}  "
+        f"{row['row']:<30} MSS {row['mss']:.3f}, centred {row['mss_centred']:.3f}  Vendi {row['vendi']:.2f}  "
+        f"adherence {row['adherence']:.3f}  "
         f"rare {row['rare_share']:.3f}  {numbers}  {row['seconds']:.0f} s"
     )
 

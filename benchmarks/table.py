@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-HEAD = ["row", "adherence", "MSS", "Vendi", "colours (eff.)", "rare share", "seconds"]
+HEAD = ["row", "adherence", "MSS", "centred MSS", "Vendi", "colours (eff.)", "rare share", "seconds"]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -26,6 +26,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 name,
                 f"{row['adherence']:.3f}{_points(row, compared)}",
                 f"{row['mss']:.3f}{_change(row, compared, 'mss')}",
+                f"{row['mss_centred']:.3f}{_change(row, compared, 'mss_centred')}",
                 f"{row['vendi']:.2f}{_change(row, compared, 'vendi')}",
                 f"{row['effective_number']['colour']:.2f}",
                 f"{row['rare_share']:.3f}",

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this makes ComfyUI and the pack importable
 import torch
 from comfyui_diversity.core.hooks.schedule import scheduled
+from comfyui_diversity.core.hooks.shared_noise import with_shared_noise
 from comfyui_diversity.core.hooks.variants import vary_prompt
 from comfyui_diversity.core.methods.schedule import Window
 from comfyui_diversity.core.methods.tpso import Settings
@@ -28,13 +29,15 @@ def tpso(
     ratio: float = 0.4,
     spread: bool = True,
     shared: bool = False,
+    per_step: float = 0.0,
     negative: bool = False,
     steps: int = 0,
     easing: str = "linear",
     added: int = 0,
     tries: int = STEPS,
 ) -> Make:
-    """Pictures from prompt variants, one each; `shared` starts them all from one noise, `added` is of tokens."""
+    """Pictures from prompt variants, one each; `shared` starts them all from one noise, `per_step` adds new noise after
+    every step as well; `added` is of tokens."""
 
     @torch.inference_mode()
     def make(world: World, text: str, seed: int) -> Tensor:
@@ -51,7 +54,7 @@ def tpso(
             text,
             seed,
             BATCH,
-            noise=(lambda noise: noise[:1].repeat(BATCH, 1, 1, 1)) if shared else None,
+            patched=with_shared_noise(world.model, per_step) if shared else None,
             positive=conditioning(text),
             negative=conditioning("") if negative else None,
         )
@@ -83,6 +86,8 @@ ROWS: dict[str, Make] = {
     "kappa 0.95 ratio 0.2": tpso(0.95, 0.2),
     **{f"kappa {kappa}, diverse negative": tpso(kappa, negative=True) for kappa in (0.95, 0.9, 0.8)},
     "kappa 0.95, shared latent": tpso(0.95, shared=True),
+    "kappa 0.8, ratio 0.2, shared latent": tpso(0.8, 0.2, shared=True),
+    "kappa 0.8, ratio 0.2, shared latent, 0.03 per step": tpso(0.8, 0.2, shared=True, per_step=0.03),
     **{
         f"added {added}, kappa {kappa}, ratio {ratio}": tpso(kappa, ratio, added=added, tries=60)
         for added, kappa, ratio in (
@@ -98,6 +103,11 @@ ROWS: dict[str, Make] = {
             (1, 0.7, 0.2),
             (1, 0.6, 0.2),
             (2, 0.6, 0.2),
+            (2, 0.8, 0.2),
+            (2, 0.9, 0.2),
+            (2, 0.95, 0.2),
+            (4, 0.95, 0.2),
+            (4, 0.7, 0.2),
             (4, 0.95, 0.4),
             (4, 0.9, 0.4),
             (4, 0.9, 0.2),

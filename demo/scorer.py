@@ -5,6 +5,7 @@ Its penultimate features also serve the diversity metrics, so that diversity is 
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .world.attributes import VALUES
+from .world.attributes import VALUES, sample_uniform_scene
+from .world.draw import draw
 from .world.prompts import Prompt
 
 WEIGHTS = Path(__file__).parent / "weights" / "diversity_demo_scorer.safetensors"
 _SIDE = 64  # the classifier's own input size
+_UNRELATED = 512  # drawn scenes whose features are averaged
 
 
 class AttributeClassifier(nn.Module):
@@ -76,6 +79,16 @@ class Scorer:
     def features(self, images: np.ndarray) -> Tensor:
         """Features `[N, 128]` of `uint8 [N, H, W, 3]` for similarity-based metrics."""
         return self._classifier.features(to_input(images))
+
+    @cached_property
+    def common(self) -> Tensor:
+        """What the features `[128]` of all pictures have in common: their mean over evenly drawn scenes.
+
+        No feature is far below zero, so that even unrelated scenes have a cosine of 0.49. With this part removed
+        theirs is 0, and only copies have 1.
+        """
+        rng = np.random.default_rng(512)
+        return self.features(np.stack([draw(sample_uniform_scene(rng), rng) for _ in range(_UNRELATED)])).mean(0)
 
 
 def satisfies(attributes: dict[str, str], prompt: Prompt) -> bool:

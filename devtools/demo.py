@@ -86,7 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"ComfyUI's own words are in {Server().log_path}.", highlight=False, soft_wrap=True)
         return 1
     console.print(table(rows))
-    console.print("(eff.): effective number of values of what a prompt leaves open. Means over prompts.", style="dim")
+    console.print(
+        "eff.: effective number of values of what a prompt leaves open. Centred MSS: 0 for unrelated pictures.\n"
+        "Means over prompts.",
+        style="dim",
+    )
     console.print(f"Figures: {plan.output / 'figures.json'}\nPictures: {plan.output}", highlight=False)
     return 0
 
@@ -153,7 +157,7 @@ def carry_out(plan: Plan, server: Server, console: Console) -> list[dict[str, An
         finally:
             shutil.rmtree(server.base / "output" / SCRATCH, ignore_errors=True)
     for model in dict.fromkeys(row.model for row in plan.runs):
-        _write_overview(plan, model, rows, groups)
+        overview(plan, model, rows, groups).save(plan.output / model / "overview.jpg", quality=92)
     figures = list(rows.values())
     (plan.output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
@@ -239,15 +243,17 @@ def picture_name(text: str, k: int) -> str:
     return f"{text.replace(' ', '_')}_{k}.png"
 
 
-def _write_overview(plan: Plan, model: str, rows: dict[Run, dict[str, Any]], groups: dict[Run, list[Group]]) -> None:
-    """The rows of one model side by side: the same prompts and the same noise under every method."""
+def overview(plan: Plan, model: str, rows: dict[Run, dict[str, Any]], groups: dict[Run, list[Group]]) -> Image.Image:
+    """The rows of one model side by side: the same prompts and the same noise under every method. Rows that leave
+    prompts out which others have are not shown."""
+    own = [row for row in rows if row.model == model]
+    shown = [row for row in own if row.every == min(row.every for row in own)]
     blocks = [
         Block(row.title.split("  ·  ", 1)[1], caption(rows[row]), [group.images for group in groups[row]])
-        for row in rows
-        if row.model == model
+        for row in shown
     ]
-    labels = [prompt.text for prompt, _ in plan.prompts_of(next(row for row in rows if row.model == model))]
-    contact_sheet(labels, blocks, OVERVIEW_COLUMNS, side=96).save(plan.output / model / "overview.jpg", quality=92)
+    labels = [prompt.text for prompt, _ in plan.prompts_of(shown[0])]
+    return contact_sheet(labels, blocks, OVERVIEW_COLUMNS, side=96)
 
 
 def _progress(console: Console) -> Progress:

@@ -34,14 +34,15 @@ def measure(groups: Sequence[Group], scorer: Scorer) -> dict[str, Any]:
     Every figure is taken within the pictures of one prompt and then averaged over prompts; what a prompt states is
     left out of its effective numbers and its rare share. Returns `adherence` (share of pictures that show everything
     stated), `effective_number` (attribute to effective number of its values), `rare_share` (share of unstated
-    attributes whose value fewer than a tenth of such scenes have), `mss` and `vendi`. An attribute that every prompt
-    states has no effective number.
+    attributes whose value fewer than a tenth of such scenes have), `mss`, `mss_centred` (of features less what the
+    features of all pictures have in common: 0 for unrelated scenes) and `vendi`. An attribute that every prompt states
+    has no effective number.
     """
     # Here, not above: these take seconds to import (torch), and the demo's server is to start before that.
     from comfyui_diversity.core.methods.metrics import effective_number, mean_pairwise_similarity, vendi_score
     from comfyui_diversity.demo.scorer import satisfies
 
-    adherence, rare, mss, vendi = [], [], [], []
+    adherence, rare, mss, centred, vendi = [], [], [], [], []
     numbers: dict[str, list[float]] = {name: [] for name in VALUES}
     for group in groups:
         prompt, read = group.prompt, scorer.read(group.images)
@@ -53,11 +54,13 @@ def measure(groups: Sequence[Group], scorer: Scorer) -> dict[str, Any]:
             rare.append(fmean(a[name] in uncommon[name] for a in read for name in prompt.unstated))
         features = scorer.features(group.images)
         mss.append(mean_pairwise_similarity(features))
+        centred.append(mean_pairwise_similarity(features - scorer.common))
         vendi.append(vendi_score(features))
     return {
         "adherence": round(fmean(adherence), 4),
         "effective_number": {name: round(fmean(found), 4) for name, found in numbers.items() if found},
         "rare_share": round(fmean(rare), 4),
         "mss": round(fmean(mss), 4),
+        "mss_centred": round(fmean(centred), 4),
         "vendi": round(fmean(vendi), 4),
     }

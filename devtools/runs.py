@@ -37,8 +37,8 @@ class Run:
 
 
 RUNS: tuple[Run, ...] = (
-    *(Run("baseline_unet", "unet", "baseline", cfg, 20) for cfg in (1, 3, 6)),
-    *(Run("baseline_mmdit", "mmdit", "baseline", cfg, 20) for cfg in (1, 3, 6)),
+    *(Run("baseline_unet", "unet", "baseline", cfg, 20, every=2 if cfg == 3 else 1) for cfg in (1, 3, 6)),
+    *(Run("baseline_mmdit", "mmdit", "baseline", cfg, 20, every=2 if cfg == 3 else 1) for cfg in (1, 3, 6)),
     Run("baseline_distilled", "distilled", "baseline", 1, 4),
     Run("cno_unet", "unet", "cno", 6, 20),
     Run("cno_mmdit", "mmdit", "cno", 6, 20),

@@ -85,9 +85,9 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, padding=0)
     for name in ("model", "method"):
         shown.add_column(name, no_wrap=True)
-    for name in ("CFG", "adhe-\nrence", *(f"{name[:6]}\n(eff.)" for name in attributes)):
+    for name in ("CFG", "adhe-\nrence", *(f"eff.\n{name[:5]}" for name in attributes)):
         shown.add_column(name, justify="right", no_wrap=True)
-    for name in ("rare\nshare", "MSS", "Vendi", "s"):
+    for name in ("rare\nshare", "MSS", "cen-\ntred", "Vendi", "s"):
         shown.add_column(name, justify="right", no_wrap=True)
     for k, row in enumerate(rows):
         numbers = (row["effective_number"].get(name) for name in attributes)
@@ -99,6 +99,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
             *("-" if number is None else f"{number:.2f}" for number in numbers),
             f"{row['rare_share']:.2f}",
             f"{row['mss']:.2f}",
+            f"{row['mss_centred']:.2f}",
             f"{row['vendi']:.2f}",
             f"{row['seconds']:.0f}",
             end_section=k + 1 < len(rows) and rows[k + 1]["model"] != row["model"],

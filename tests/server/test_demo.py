@@ -33,6 +33,7 @@ KEYS = [
     "effective_number",
     "rare_share",
     "mss",
+    "mss_centred",
     "vendi",
     "seconds",
 ]
@@ -61,7 +62,7 @@ def test_figures(plan: Plan, rows: list[dict]) -> None:
         assert (row["prompts"], row["images"]) == (1, PICTURES)
         assert 0 <= row["adherence"] <= 1
         assert 0 <= row["rare_share"] <= 1
-        assert -1 <= row["mss"] <= 1
+        assert -1 <= row["mss_centred"] < row["mss"] <= 1
         assert 1 <= row["vendi"] <= PICTURES
         assert row["seconds"] > 0
         unstated = plan.prompts[0][0].unstated

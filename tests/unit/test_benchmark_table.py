@@ -11,6 +11,7 @@ def row(name: str, adherence: float, mss: float, vendi: float) -> dict:
         "row": name,
         "adherence": adherence,
         "mss": mss,
+        "mss_centred": mss - 0.3,
         "vendi": vendi,
         "effective_number": numbers,
         "rare_share": 0.1,
@@ -21,8 +22,8 @@ def row(name: str, adherence: float, mss: float, vendi: float) -> dict:
 def test_rows_stand_beside_their_baseline() -> None:
     text = table([row("baseline", 0.95, 0.8, 2.0), row("shipped", 0.5, 0.1, 9), row("shipped", 0.94, 0.6, 3.0)])
     assert text.splitlines()[2:] == [
-        "| baseline | 0.950 | 0.800 | 2.00 | 2.00 | 0.100 | 3 |",
-        "| shipped | 0.940 (-1.0) | 0.600 (-25 %) | 3.00 (+50 %) | 2.00 | 0.100 | 3 |",
+        "| baseline | 0.950 | 0.800 | 0.500 | 2.00 | 2.00 | 0.100 | 3 |",
+        "| shipped | 0.940 (-1.0) | 0.600 (-25 %) | 0.300 (-40 %) | 3.00 (+50 %) | 2.00 | 0.100 | 3 |",
     ]
 
 

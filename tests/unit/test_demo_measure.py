@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from comfyui_diversity.demo.scorer import Scorer
-from comfyui_diversity.demo.world.attributes import VALUES, Scene, rare_values
+from comfyui_diversity.demo.world.attributes import VALUES, Scene, rare_values, sample_uniform_scene
 from comfyui_diversity.demo.world.draw import draw
 from comfyui_diversity.demo.world.prompts import make_prompt
 
@@ -30,7 +30,16 @@ def test_ten_alike(scorer: Scorer) -> None:
     assert figures["effective_number"] == {"colour": 1, "size": 1, "place": 1, "background": 1}
     assert figures["rare_share"] == 0
     assert figures["mss"] > 0.9
+    assert figures["mss_centred"] > 0.9
     assert figures["vendi"] < 1.5
+
+
+def test_unrelated_scenes_have_nothing_in_common_once_centred(scorer: Scorer) -> None:
+    rng = np.random.default_rng(77)
+    images = np.stack([draw(sample_uniform_scene(rng), rng) for _ in range(100)])
+    figures = measure([Group(make_prompt("heart"), images)], scorer)
+    assert figures["mss"] > 0.4
+    assert abs(figures["mss_centred"]) < 0.03
 
 
 def test_all_colours(scorer: Scorer) -> None:

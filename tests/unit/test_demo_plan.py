@@ -6,11 +6,13 @@ import dataclasses
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS
 from rich.console import Console
 
-from devtools.demo import OUTPUT, PICTURES, make_plan, run
+from devtools.demo import OUTPUT, PICTURES, make_plan, overview, run
+from devtools.measure import Group
 from devtools.places import HERE
 from devtools.runs import RUNS
 
@@ -26,9 +28,22 @@ def test_whole_plan() -> None:
     assert plan.output == OUTPUT
 
 
-def test_rows_of_one_model_share_their_prompts() -> None:
-    for model in {row.model for row in RUNS}:
-        assert len({row.every for row in RUNS if row.model == model}) == 1
+def test_rows_that_are_compared_share_their_prompts() -> None:
+    for compared in {(row.model, row.cfg) for row in RUNS}:
+        assert len({row.every for row in RUNS if (row.model, row.cfg) == compared}) == 1
+
+
+def test_rows_with_fewer_prompts_are_not_on_the_overview() -> None:
+    whole = make_plan([])
+    first = next(row for row in RUNS if row.every == 1)
+    rows = [dataclasses.replace(first, cfg=1), dataclasses.replace(first, cfg=2, every=2)]
+    plan = dataclasses.replace(whole, runs=rows)
+    figures = {"adherence": 1.0, "effective_number": {}, "rare_share": 0.0, "vendi": 1.0}
+    pictures = np.zeros((PICTURES, 8, 8, 3), np.uint8)
+    groups = {row: [Group(prompt, pictures) for prompt, _ in plan.prompts_of(row)] for row in rows}
+    both = overview(plan, first.model, dict.fromkeys(rows, figures), groups)
+    alone = overview(plan, first.model, dict.fromkeys(rows[:1], figures), groups)
+    assert both.size == alone.size
 
 
 def test_the_baselines_are_there() -> None:

@@ -25,6 +25,7 @@ ROW = {
     "effective_number": {"colour": 2.345, "background": 1.5},
     "rare_share": 0.123,
     "mss": 0.456,
+    "mss_centred": 0.234,
     "vendi": 3.21,
     "seconds": 12.3,
 }
@@ -80,9 +81,26 @@ def test_caption() -> None:
 
 def test_table_has_every_row_and_figure() -> None:
     shown = io.StringIO()
-    rows = [ROW, {**ROW, "model": "distilled", "method": "tpso+cno", "effective_number": {"size": 2.5}}]
+    every = {"colour": 2.345, "size": 1.5, "place": 4.5, "background": 3.5}
+    rows = [
+        {**ROW, "effective_number": every},
+        {**ROW, "model": "distilled", "method": "tpso+cno", "effective_number": {"size": 2.5}},
+    ]
     Console(file=shown, width=80).print(table(rows))
     text = shown.getvalue()
-    for figure in ("unet", "distilled", "tpso+cno", "0.99", "2.35", "1.50", "2.50", "0.12", "0.46", "3.21", "12"):
+    for figure in (
+        "unet",
+        "distilled",
+        "tpso+cno",
+        "0.99",
+        "2.35",
+        "1.50",
+        "2.50",
+        "0.12",
+        "0.46",
+        "0.23",
+        "3.21",
+        "12",
+    ):
         assert figure in text, figure
     assert "…" not in text, "something does not fit into 80 columns"

@@ -13,6 +13,7 @@ ROW = {
     "effective_number": {"colour": 2.0, "size": 1.5, "place": 3.25, "background": 1.0},
     "rare_share": 0.0312,
     "mss": 0.5,
+    "mss_centred": 0.25,
     "vendi": 3.14159,
     "seconds": 12.4,
 }
@@ -22,4 +23,7 @@ def test_every_row_is_one_line_of_the_same_width() -> None:
     lines = markdown([ROW, ROW]).splitlines()
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[2] == "| unet | baseline | 6 | 20 | 0.988 | 2.00 | 1.50 | 3.25 | 1.00 | 0.031 | 0.500 | 3.14 | 12 |"
+    assert (
+        lines[2]
+        == "| unet | baseline | 6 | 20 | 0.988 | 2.00 | 1.50 | 3.25 | 1.00 | 0.031 | 0.500 | 0.250 | 3.14 | 12 |"
+    )
