@@ -106,6 +106,8 @@ ROWS: dict[str, Make] = {
     "bold, full gradient": cno("full", **BOLD),
     "published code": cno("full", **{**PUBLISHED, "denominator": "positive"}),
     **{f"chosen of {times * BATCH}": chosen(times) for times in (4, 10)},
+    **{f"all, strength {strength}": cno(strength=strength) for strength in (0.2, 0.25, 0.3, 0.35)},
+    **{f"all, strength {s}, 3 iterations": cno(strength=s, iterations=3) for s in (0.25, 0.5)},
     "shipped": cno(),
 }
 RUN_BATCH, RUNS = 4, 10

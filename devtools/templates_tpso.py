@@ -88,7 +88,7 @@ TPSO_TEMPLATES: dict[str, dict[str, Node]] = {
     name: finished(name, nodes, NOTES[name])
     for name, nodes in {
         # This model follows what stands at the end of a prompt closely.
-        "tpso_unet": with_sampler("unet", similarity=0.95),
+        "tpso_unet": with_sampler("unet", similarity=0.97),
         "tpso_mmdit": with_schedule("mmdit", ratio=0.2),
         "tpso_distilled": with_sampler("distilled", perturbed_steps=1),
         "prompt_morph": morph("unet", ratio=0.4),

@@ -28,7 +28,7 @@ from .text import PromptEncoder, encode_variants, prompt_encoders
 # as one swapped word is on the demo CLIP, 0.29 of the way to unrelated prompts (docs/tpso.md).
 UNRELATED_COSINE = 0.3
 # Adam's rate as a share of the deviation of the token embeddings, which differs a thousandfold between encoders.
-SPREAD_RATE = 0.5
+SPREAD_RATE = 2.0
 PUBLISHED_RATE = 0.01
 # One token in every encoder, and next to no meaning.
 NEUTRAL_WORD = "the"

@@ -168,12 +168,13 @@ def test_every_encoder_reaches_the_similarity(kind: str) -> None:
     assert "NOT" not in report, report
 
 
+@pytest.mark.parametrize("text", ["a heart", "a heart on the right", "a small heart on a mint background"])
 @pytest.mark.parametrize("added", [0, 4])
-def test_the_demo_clip_comes_near_the_bound(added: int) -> None:
+def test_the_demo_clip_comes_near_the_bound(added: int, text: str) -> None:
     clip = loader.load_clip()
     settings = Settings(kappa=0.8)
     with torch.inference_mode():
-        _, [outcome] = variants_hook.vary_prompt(clip, "a heart", 10, 0, settings, added=added)
+        _, [outcome] = variants_hook.vary_prompt(clip, text, 10, 0, settings, added=added)
     least = least_mean_pairwise(0.8, 10)
     assert outcome.vector == "projected pooled"
     assert (outcome.variants.cosines[-1] - 0.8).abs().max() <= 0.01

@@ -1,0 +1,61 @@
+"""How near to the furthest possible apart the variants of a prompt come, and how many reach the similarity asked for.
+
+    python -m benchmarks.tpso_spread
+
+Ten variants of every prompt of the demo world with its CLIP, in the steps that the node takes by default. The least
+mean pairwise cosine that is possible is `least_mean_pairwise`; how far above it a prompt comes is in percent of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from statistics import fmean
+
+from .world import loader  # isort: skip - this makes ComfyUI and the pack importable
+import torch
+from comfyui_diversity.core.hooks.variants import vary_prompt
+from comfyui_diversity.core.methods.tpso import Settings, least_mean_pairwise
+from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS
+
+VARIANTS = 10
+HEAD = ["tokens", "similarity", "above the least (mean)", "above the least (most)", "variants that miss", "steps", "s"]
+
+
+@torch.inference_mode()
+def line(clip: object, added: int, kappa: float) -> list[str]:
+    """One row of the table: means over prompts, and the worst of them."""
+    settings, least = Settings(kappa), least_mean_pairwise(kappa, VARIANTS)
+    above, steps, missed, started = [], [], 0, time.perf_counter()
+    prompts = (*TUNE_PROMPTS, *REPORT_PROMPTS)
+    for seed, prompt in enumerate(prompts):
+        _, [outcome] = vary_prompt(clip, prompt.text, VARIANTS, seed, settings, added=added)
+        found = outcome.variants
+        above.append(found.spreads[-1].item() / least - 1)
+        missed += int(((found.cosines[-1] - kappa).abs() > settings.tolerance + 1e-6).sum())
+        steps.append(len(found.cosines) - 1)
+    return [
+        "the words" if added == 0 else f"{added} added",
+        f"{kappa:g}",
+        f"{fmean(above):.1%}",
+        f"{max(above):.1%}",
+        f"{missed} of {VARIANTS * len(prompts)}",
+        f"{fmean(steps):.0f}",
+        f"{(time.perf_counter() - started) / len(prompts):.1f}",
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    clip = loader.load_clip()
+    print("| " + " | ".join(HEAD) + " |\n| " + " | ".join(["---"] * len(HEAD)) + " |")
+    for added in (0, 1, 2, 4):
+        for kappa in (0.8, 0.95):
+            print("| " + " | ".join(line(clip, added, kappa)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
