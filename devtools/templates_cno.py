@@ -114,7 +114,7 @@ CNO_TEMPLATES: dict[str, dict[str, Node]] = {
     for name, nodes in {
         "cno_unet": with_sampler("unet"),
         "cno_mmdit": with_guider("mmdit"),
-        "cno_distilled": with_sampler("distilled", iterations=3),
+        "cno_distilled": with_sampler("distilled", strength=0.25, iterations=3),
         "cno_memory": with_memory("unet"),
     }.items()
 }
