@@ -87,8 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     console.print(table(rows))
     console.print(
-        "eff.: effective number of values of what a prompt leaves open. Centred MSS: 0 for unrelated pictures.\n"
-        "Means over prompts.",
+        "Means over prompts. eff.: effective number of values of what a prompt leaves\n"
+        "open. Centred MSS: 0 for unrelated pictures. *: fewer prompts; not to be\n"
+        "compared with rows of more.",
         style="dim",
     )
     console.print(f"Figures: {plan.output / 'figures.json'}\nPictures: {plan.output}", highlight=False)

@@ -80,7 +80,8 @@ def caption(row: dict[str, Any]) -> str:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The rows of figures.json as a table that fits a narrow terminal; a line between models."""
+    """The rows of figures.json as a table that fits a narrow terminal; a line between models. A star marks rows of fewer
+    prompts, which do not compare with the others."""
     attributes = list(dict.fromkeys(name for row in rows for name in row["effective_number"]))
     shown = Table(box=box.SIMPLE_HEAD, padding=0)
     for name in ("model", "method"):
@@ -89,12 +90,13 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         shown.add_column(name, justify="right", no_wrap=True)
     for name in ("rare\nshare", "MSS", "cen-\ntred", "Vendi", "s"):
         shown.add_column(name, justify="right", no_wrap=True)
+    most = max((row["prompts"] for row in rows), default=0)
     for k, row in enumerate(rows):
         numbers = (row["effective_number"].get(name) for name in attributes)
         shown.add_row(
             row["model"],
             row["method"],
-            f"{row['cfg']:g}",
+            f"{row['cfg']:g}{'*' if row['prompts'] < most else ''}",
             f"{row['adherence']:.2f}",
             *("-" if number is None else f"{number:.2f}" for number in numbers),
             f"{row['rare_share']:.2f}",

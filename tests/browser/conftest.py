@@ -1,4 +1,4 @@
-"""The real front end, opened once on the session's server."""
+"""The real front end, opened on the session's server."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def browser_checked() -> None:
     require_browser()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def frontend(browser_checked: None, server: Server) -> Iterator[Frontend]:
+    """Closed behind each module: an open browser, idle as it is, makes the tests behind it several times slower."""
     from devtools.frontend import Frontend
 
     with Frontend(server.url) as opened:

@@ -104,3 +104,10 @@ def test_table_has_every_row_and_figure() -> None:
     ):
         assert figure in text, figure
     assert "…" not in text, "something does not fit into 80 columns"
+
+
+def test_rows_of_fewer_prompts_are_marked() -> None:
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(table([ROW, {**ROW, "cfg": 3, "prompts": 5}]))
+    assert shown.getvalue().count("*") == 1
+    assert "3*" in shown.getvalue()

@@ -9,6 +9,7 @@ ROW = {
     "method": "baseline",
     "cfg": 6.0,
     "steps": 20,
+    "prompts": 10,
     "adherence": 0.98765,
     "effective_number": {"colour": 2.0, "size": 1.5, "place": 3.25, "background": 1.0},
     "rare_share": 0.0312,
@@ -25,5 +26,5 @@ def test_every_row_is_one_line_of_the_same_width() -> None:
     assert len({line.count("|") for line in lines}) == 1
     assert (
         lines[2]
-        == "| unet | baseline | 6 | 20 | 0.988 | 2.00 | 1.50 | 3.25 | 1.00 | 0.031 | 0.500 | 0.250 | 3.14 | 12 |"
+        == "| unet | baseline | 6 | 20 | 10 | 0.988 | 2.00 | 1.50 | 3.25 | 1.00 | 0.031 | 0.500 | 0.250 | 3.14 | 12 |"
     )
