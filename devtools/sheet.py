@@ -80,8 +80,10 @@ def caption(row: dict[str, Any]) -> str:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The rows of figures.json as a table that fits a narrow terminal; a line between models. A star marks rows of fewer
-    prompts, which do not compare with the others."""
+    """The rows of figures.json as a table that fits a narrow terminal; a line between models.
+
+    A star marks rows of fewer prompts, which do not compare with the others.
+    """
     attributes = list(dict.fromkeys(name for row in rows for name in row["effective_number"]))
     shown = Table(box=box.SIMPLE_HEAD, padding=0)
     for name in ("model", "method"):
