@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import bank
 from ..methods.tpso import (
+    INITIAL_DEVIATION,
     Settings,
     Variants,
     calibrated_kappa,
@@ -30,6 +31,9 @@ UNRELATED_COSINE = 0.3
 # Adam's rate as a share of the deviation of the token embeddings, which differs a thousandfold between encoders.
 SPREAD_RATE = 2.0
 PUBLISHED_RATE = 0.01
+# Where offsets start when variants spread, as a share of the same. At the published 1e-4 a variant is as near to the
+# prompt as float32 can tell, so that rounding would choose the direction in which it leaves.
+SPREAD_START = 0.1
 # One token in every encoder, and next to no meaning.
 NEUTRAL_WORD = "the"
 
@@ -178,6 +182,8 @@ def _vary(
     reference = encoder.reference()
     path = None if cache is None else cache / f"{_key(encoder, reference, count, seed, settings)}.safetensors"
     start = initial_offsets(count, encoder.positions, encoder.width, seed)
+    if settings.spread:
+        start = start * (SPREAD_START * encoder.deviation * encoder.positions / INITIAL_DEVIATION)
     known = None if path is None else bank.load(path, {"offsets": tuple(start.shape)})
     if known is not None:
         variants = _again(encoder, reference, known["offsets"])

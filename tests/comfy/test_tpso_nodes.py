@@ -190,19 +190,19 @@ def test_the_same_each_time_and_another_by_another_seed() -> None:
     assert torch.isfinite(run(clip, seed=2**64 - 1)[0][0][0]).all()
 
 
+@pytest.mark.parametrize("added", [0, 4])
 @pytest.mark.parametrize("kind", ["sd1", "t5"])
-def test_chunks_do_not_matter(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_matter(kind: str, added: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to rounding: a matrix product of one row rounds otherwise than one of five."""
     found = []
     for chunk in (5, 2, 1):
         monkeypatch.setattr(PromptEncoder, "_chunk_for", lambda self, count, chunk=chunk: min(count, chunk))
-        found.append(run(small_encoder(kind), variants=5, schedule="none")[0][0])
-        assert torch.equal(run(small_encoder(kind), variants=5, schedule="none")[0][0][0], found[-1][0])
+        found.append(run(small_encoder(kind), variants=5, schedule="none", added_tokens=added)[0][0])
     for cond, extras in found[1:]:
-        assert torch.allclose(cond, found[0][0], atol=2e-3)
-        assert (cond - found[0][0]).abs().max() < (cond[0] - cond[1]).abs().max() / 100
+        assert torch.allclose(cond, found[0][0], atol=2e-4)
+        assert (cond - found[0][0]).abs().max() < (cond[0] - cond[1]).abs().max() / 5000
         if extras.get("pooled_output") is not None:
-            assert torch.allclose(extras["pooled_output"], found[0][1]["pooled_output"], atol=2e-3)
+            assert torch.allclose(extras["pooled_output"], found[0][1]["pooled_output"], atol=2e-4)
 
 
 def test_pick_is_the_variant_alone() -> None:
