@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 from . import world  # noqa: F401 # isort: skip - this makes ComfyUI and the pack importable
 
@@ -26,7 +27,7 @@ HEAD = ["tokens", "similarity", "above the least (mean)", "above the least (most
 
 
 @torch.inference_mode()
-def line(clip: object, added: int, kappa: float) -> list[str]:
+def line(clip: Any, added: int, kappa: float) -> list[str]:
     """One row of the table: means over prompts, and the worst of them."""
     settings, least = Settings(kappa), least_mean_pairwise(kappa, VARIANTS)
     above, steps, missed, started = [], [], 0, time.perf_counter()
@@ -35,7 +36,7 @@ def line(clip: object, added: int, kappa: float) -> list[str]:
         _, [outcome] = vary_prompt(clip, prompt.text, VARIANTS, seed, settings, added=added)
         found = outcome.variants
         above.append(found.spreads[-1].item() / least - 1)
-        missed += int(((found.cosines[-1] - kappa).abs() > settings.tolerance + 1e-6).sum())
+        missed += outcome.missed
         steps.append(len(found.cosines) - 1)
     return [
         "the words" if added == 0 else f"{added} added",

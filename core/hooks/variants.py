@@ -55,6 +55,12 @@ class Outcome:
     added: int = 0
 
     @property
+    def missed(self) -> int:
+        """How many variants are outside the band."""
+        # float32 gives a cosine to six digits.
+        return int(((self.variants.cosines[-1] - self.kappa).abs() > self.tolerance + 1e-6).sum())
+
+    @property
     def report(self) -> str:
         """One line in plain words."""
         cosines = self.variants.cosines[-1]
@@ -68,8 +74,7 @@ class Outcome:
         else:
             text += "; one variant: it has no other to differ from, and only moves away from the prompt"
         text += "; kept from an earlier run" if self.kept else f"; {len(self.variants.cosines) - 1} steps"
-        # float32 gives a cosine to six digits.
-        if bool(((cosines - self.kappa).abs() > self.tolerance + 1e-6).any()):
+        if self.missed:
             text += ". The aim was NOT reached: try more steps, another learning_rate or less diversity"
         return text
 
@@ -181,9 +186,9 @@ def _vary(
     settings = replace(settings, kappa=kappa, learning_rate=rate)
     reference = encoder.reference()
     path = None if cache is None else cache / f"{_key(encoder, reference, count, seed, settings)}.safetensors"
-    start = initial_offsets(count, encoder.positions, encoder.width, seed)
-    if settings.spread:
-        start = start * (SPREAD_START * encoder.deviation * encoder.positions / INITIAL_DEVIATION)
+    # Offsets are divided by the number of positions before they are added.
+    deviation = SPREAD_START * encoder.deviation * encoder.positions if settings.spread else INITIAL_DEVIATION
+    start = initial_offsets(count, encoder.positions, encoder.width, seed, deviation)
     known = None if path is None else bank.load(path, {"offsets": tuple(start.shape)})
     if known is not None:
         variants = _again(encoder, reference, known["offsets"])
@@ -214,7 +219,8 @@ def _key(encoder: PromptEncoder, reference: Tensor, count: int, seed: int, setti
     embeds = [section.embeds[: section.end + 1] for section in encoder.sections]
     # The last digits of what was measured on the encoder differ with the number of threads.
     settings = replace(settings, kappa=round(settings.kappa, 3), learning_rate=float(f"{settings.learning_rate:.3g}"))
-    return bank.key([reference, *embeds], encoder.name, encoder.vector_name, count, seed, settings)
+    # With a constant that decides what is found: what an older version kept must not pass for this one's.
+    return bank.key([reference, *embeds], encoder.name, encoder.vector_name, count, seed, settings, SPREAD_START)
 
 
 def native_kappa(encoder: PromptEncoder, kappa: float) -> float:

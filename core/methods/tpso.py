@@ -126,9 +126,9 @@ def diversity_loss(unit: Tensor, active: int) -> Tensor:
     return -(1 - mean_pairwise(unit)) * len(unit) / active
 
 
-def initial_offsets(count: int, positions: int, width: int, seed: int) -> Tensor:
-    """Normal offsets `[N, P, D]` of deviation 1e-4, float32 on the CPU. Variant k does not depend on how many there
-    are.
+def initial_offsets(count: int, positions: int, width: int, seed: int, deviation: float = INITIAL_DEVIATION) -> Tensor:
+    """Normal offsets `[N, P, D]` (published deviation: 1e-4), float32 on the CPU. Variant k does not depend on how many
+    there are.
 
     Raises ValueError for no variants and for a prompt without positions.
     """
@@ -136,7 +136,7 @@ def initial_offsets(count: int, positions: int, width: int, seed: int) -> Tensor
     _require(positions >= 1, "positions", positions, "1 or more: the prompt has no words to vary")
     generator = torch.Generator().manual_seed(seed)
     # One by one: a single draw of all gives other numbers for another count.
-    return INITIAL_DEVIATION * torch.stack([torch.randn(positions, width, generator=generator) for _ in range(count)])
+    return deviation * torch.stack([torch.randn(positions, width, generator=generator) for _ in range(count)])
 
 
 def optimise_variants(

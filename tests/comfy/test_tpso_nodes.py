@@ -198,6 +198,8 @@ def test_chunks_do_not_matter(kind: str, added: int, monkeypatch: pytest.MonkeyP
     for chunk in (5, 2, 1):
         monkeypatch.setattr(PromptEncoder, "_chunk_for", lambda self, count, chunk=chunk: min(count, chunk))
         found.append(run(small_encoder(kind), variants=5, schedule="none", added_tokens=added)[0][0])
+        again = run(small_encoder(kind), variants=5, schedule="none", added_tokens=added)[0][0][0]
+        assert torch.equal(again, found[-1][0])
     for cond, extras in found[1:]:
         assert torch.allclose(cond, found[0][0], atol=2e-4)
         assert (cond - found[0][0]).abs().max() < (cond[0] - cond[1]).abs().max() / 5000
