@@ -35,9 +35,10 @@ def tpso(
     easing: str = "linear",
     added: int = 0,
     tries: int = STEPS,
+    keep: bool = False,
 ) -> Make:
     """Pictures from prompt variants, one each; `shared` starts them all from one noise, `per_step` adds new noise after
-    every step as well; `added` is of tokens."""
+    every step as well; `added` is of tokens, `keep` of words."""
 
     @torch.inference_mode()
     def make(world: World, text: str, seed: int) -> Tensor:
@@ -47,7 +48,7 @@ def tpso(
         )
 
         def conditioning(prompt: str) -> list:
-            variants, _ = vary_prompt(world.clip, prompt, BATCH, seed, settings, added=added)
+            variants, _ = vary_prompt(world.clip, prompt, BATCH, seed, settings, added=added, keep_words=keep)
             return scheduled(variants, world.conditioning(prompt), window)
 
         return world.latents(
@@ -94,6 +95,8 @@ ROWS: dict[str, Make] = {
             (1, 0.8, 0.2),
             (2, 0.8, 0.2),
             (4, 0.9, 0.2),
+            (4, 0.85, 0.2),
+            (1, 0.9, 0.2),
             (4, 0.8, 0.2),
             (4, 0.7, 0.2),
             (4, 0.8, -0.4),
@@ -103,6 +106,18 @@ ROWS: dict[str, Make] = {
             (4, 0.8, 0.1),
         )
     },
+    **{
+        f"keep, kappa {kappa}, ratio {ratio}": tpso(kappa, ratio, tries=60, keep=True)
+        for kappa, ratio in (
+            *((kappa, 0.2) for kappa in (0.9, 0.8, 0.7, 0.6, 0.4, 0.2)),
+            *((0.6, ratio) for ratio in (-0.4, 0.4, 0.6)),
+            (0.8, 0.4),
+            (0.4, 0.25),
+            (0.6, 0.1),
+        )
+    },
+    "keep, added 4, kappa 0.8, ratio 0.2": tpso(0.8, 0.2, added=4, tries=60, keep=True),
+    "kappa 0.6 ratio 0.2": tpso(0.6, 0.2, tries=60),
     "few 1": tpso(0.6, steps=1),
     "few 2": tpso(0.6, steps=2),
     "few 2 hold": tpso(0.6, steps=2, easing="hold"),

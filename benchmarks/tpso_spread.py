@@ -33,7 +33,7 @@ def line(clip: Any, added: int, kappa: float) -> list[str]:
     above, steps, missed, started = [], [], 0, time.perf_counter()
     prompts = (*TUNE_PROMPTS, *REPORT_PROMPTS)
     for seed, prompt in enumerate(prompts):
-        _, [outcome] = vary_prompt(clip, prompt.text, VARIANTS, seed, settings, added=added)
+        _, [outcome] = vary_prompt(clip, prompt.text, VARIANTS, seed, settings, added=added, keep_words=False)
         found = outcome.variants
         above.append(found.spreads[-1].item() / least - 1)
         missed += outcome.missed

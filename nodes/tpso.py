@@ -26,8 +26,8 @@ SCHEDULES = (*EASINGS, NO_SCHEDULE)
 # choose, since equal seeds start the variants of both prompts off in the same direction.
 _NEGATIVE_SEED = 0x7B50
 _DEFAULT, _WINDOW = Settings(), Window()
-# Chosen on the demo world: this keeps the prompt where words that are varied for longer lose it (docs/tpso.md).
-ADDED_TOKENS, RATIO = 4, 0.2
+# Chosen on the demo world: most diversity for what the prompt loses (docs/tpso.md).
+SIMILARITY, RATIO = 0.6, 0.2
 # ComfyUI keeps folders with such a name to itself, even where several users share it.
 _BANK = Path("__diversity", "variants")
 
@@ -49,13 +49,13 @@ def _prompt_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "similarity",
-            default=_DEFAULT.kappa,
+            default=SIMILARITY,
             min=0.0,
             max=1.0,
             step=0.01,
             tooltip=(
-                "Cosine of every variant to the prompt (kappa). Lower: more different pictures. Too low: they stop "
-                "following the prompt. 1: no difference."
+                "Cosine of every variant to the prompt (kappa; published: 0.8). Lower: more different pictures. Too "
+                "low: they stop following the prompt. 1: no difference."
             ),
         ),
         io.Float.Input(
@@ -174,12 +174,20 @@ def _advanced_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "added_tokens",
-            default=ADDED_TOKENS,
+            default=0,
             min=0,
             max=64,
             tooltip=(
-                "So many tokens are put behind the prompt, and the variants differ in these alone: the prompt's own "
-                "words stay as they are, and are followed better. 0: the words themselves are varied, as published."
+                "0: the prompt's own words are varied, as published. Otherwise so many tokens are put behind the "
+                "prompt, and the variants differ in these alone."
+            ),
+        ),
+        io.Boolean.Input(
+            "keep_words",
+            default=True,
+            tooltip=(
+                "Variants move in no direction in which a word of the prompt gets lost or becomes another: what the "
+                "prompt says stays, what it leaves open varies. Off: any direction, as published. Needs spread."
             ),
         ),
     ]
@@ -234,7 +242,8 @@ class DiversePrompts(io.ComfyNode):
         perturbed_steps: int,
         vary_negative: bool,
         pick: int,
-        added_tokens: int = ADDED_TOKENS,
+        added_tokens: int = 0,
+        keep_words: bool = True,
     ) -> io.NodeOutput:
         if clip is None:
             raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
@@ -242,7 +251,9 @@ class DiversePrompts(io.ComfyNode):
             raise ValueError(f"pick is {pick}; it must be 0 (all) or 1 to {variants}, the number of variants.")
         settings = Settings(similarity, tolerance, diversity, steps, spread=spread)
         window = None if schedule == NO_SCHEDULE else Window(ratio, 0.0, schedule, perturbed_steps)
-        varied = partial(_varied, clip, variants, settings, encoders, learning_rate or None, window, pick, added_tokens)
+        varied = partial(
+            _varied, clip, variants, settings, encoders, learning_rate or None, window, pick, added_tokens, keep_words
+        )
 
         positive, plain, outcomes = varied(text, seed)
         if vary_negative:
@@ -255,6 +266,8 @@ class DiversePrompts(io.ComfyNode):
             negative, negative_outcomes = plain_conditioning(clip, clip.tokenize(negative_text)), []
 
         report = _report(clip, outcomes, negative_outcomes, encoders, similarity, window, variants, pick)
+        if keep_words and not spread:
+            report += "\nkeep_words does nothing where spread is off: the published rule keeps none."
         show(report)
         return io.NodeOutput(positive, negative, plain, _plots([*outcomes, *negative_outcomes]), report)
 
@@ -268,6 +281,7 @@ def _varied(
     window: Window | None,
     pick: int,
     added: int,
+    keep_words: bool,
     text: str,
     seed: int,
     bank: Path | None = None,
@@ -275,7 +289,9 @@ def _varied(
     """Scheduled variants, the prompt itself, and what was found."""
     plain = plain_conditioning(clip, clip.tokenize(text))
     bar = _Bar(settings.steps)
-    found, outcomes = vary_prompt(clip, text, count, seed, settings, encoders, learning_rate, bar, bank, added)
+    found, outcomes = vary_prompt(
+        clip, text, count, seed, settings, encoders, learning_rate, bar, bank, added, keep_words
+    )
     if pick:
         found = one_variant(found, pick - 1)
     if window is None:

@@ -42,6 +42,12 @@ class InChunks:
             count, lambda some: self._with_graph(rows[some])[1](gradient[some])
         )
 
+    def vectors(self, rows: Tensor) -> Tensor:
+        """Vectors `[N, E]` of rows `[N, ...]`, without a gradient."""
+        count = len(rows)
+        self.chunk = min(self.chunk or self._chunk_for(count), count)
+        return self._in_chunks(count, lambda some: self._plain(rows[some]))
+
     def memory(self, count: int) -> int:
         """Bytes that a gradient of `count` rows at once takes, about."""
         return count * self._bytes_per_row()

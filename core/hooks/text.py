@@ -77,7 +77,7 @@ class PromptEncoder(InChunks):
 
     def __init__(self, clip: Any, name: str, key: str, tokens: Tokens, plain: Tokens | None = None) -> None:
         self.name, self.module = name, text_encoders(clip)[name]
-        self._clip, self.key = clip, key
+        self._clip, self.key, self.is_continued = clip, key, plain is not None
         self.all_sections = self._tokenized(tokens)
         if plain is not None:
             shorter = self._tokenized(plain)
@@ -121,6 +121,11 @@ class PromptEncoder(InChunks):
     @cached_property
     def projected(self) -> bool:
         return self.is_clip and projection_is_real(self.module)
+
+    def embedding(self, word: str) -> Tensor:
+        """Token embedding `[D]` of a word, of its first token where it has several."""
+        section = self._tokenized(self._clip.tokenize(word))[0]
+        return section.embeds[section.first]
 
     def reference(self) -> Tensor:
         """The prompt's own vector `[E]`."""

@@ -13,16 +13,20 @@ from torch import Tensor
 
 from .. import bank
 from ..methods.tpso import (
+    HOLD_MARGIN,
+    HOLD_WEIGHT,
     INITIAL_DEVIATION,
     Settings,
     Variants,
     calibrated_kappa,
+    directions_to_hold,
     initial_offsets,
     least_mean_pairwise,
     optimise_variants,
 )
 from .gradients import gradients
 from .text import PromptEncoder, encode_variants, prompt_encoders
+from .words import NEIGHBOURS, changed_prompts
 
 # Mean cosine between unrelated prompts where kappa is at home, the projected pooled vectors of the released CLIPs;
 # every other space is calibrated to it. Chosen, not measured on those: with it a kappa of 0.8 is as far from the prompt
@@ -44,7 +48,7 @@ OnStep = Callable[[str, Tensor, "Tensor | None"], None]
 class Outcome:
     """What became of a prompt in one encoder. `kappa` is the cosine aimed at in this encoder's space, `tolerance` half
     the width of the band around it; `kept` says that the variants were found on disk, `added` how many tokens behind
-    the prompt are varied in place of its words."""
+    the prompt are varied in place of its words, `held` against how many changes of a word the prompt was held."""
 
     encoder: str
     vector: str
@@ -53,6 +57,7 @@ class Outcome:
     tolerance: float
     kept: bool = False
     added: int = 0
+    held: int = 0
 
     @property
     def missed(self) -> int:
@@ -71,8 +76,11 @@ class Outcome:
         if len(cosines) > 1:
             least = least_mean_pairwise(self.kappa, len(cosines))
             text += f"; mean pairwise cosine {self.variants.spreads[-1]:.3f}, least possible {least:.3f}"
+            text += " were no words kept" if self.held else ""
         else:
             text += "; one variant: it has no other to differ from, and only moves away from the prompt"
+        if self.held:
+            text += f"; words kept against {self.held} changes of one of them"
         text += "; kept from an earlier run" if self.kept else f"; {len(self.variants.cosines) - 1} steps"
         if self.missed:
             text += ". The aim was NOT reached: try more steps, another learning_rate or less diversity"
@@ -128,12 +136,15 @@ def vary_prompt(
     on_step: OnStep | None = None,
     cache: Path | None = None,
     added: int = 0,
+    keep_words: bool = True,
 ) -> tuple[list, list[Outcome]]:
     """CONDITIONING whose row k is variant k of the prompt, and what was found in each encoder.
 
     added: 0 varies the prompt's own words; otherwise so many words are put behind it, and only those are varied.
     learning_rate: None chooses one; it takes the place of the one in `settings`.
     cache: a folder in which the offsets are looked up, and kept for the next time.
+    keep_words: variants do not move towards the prompt with one of its words left out or exchanged. The published rule
+        (`settings.spread` False) has no such thing.
 
     Raises ValueError for bad settings and for a prompt or CLIP that cannot be varied.
     """
@@ -143,7 +154,7 @@ def vary_prompt(
     comfy.model_management.load_models_gpu([clip.patcher], memory_required=needed)
     outcomes, offsets = [], {}
     for encoder in encoders:
-        outcome = _vary(encoder, count, seed, settings, learning_rate, on_step, cache)
+        outcome = _vary(encoder, count, seed, settings, learning_rate, on_step, cache, keep_words and settings.spread)
         outcomes.append(replace(outcome, added=encoder.positions if added else 0))
         offsets[encoder.name] = outcome.variants.offsets
     chunk = min(encoder.chunk or count for encoder in encoders)
@@ -180,29 +191,51 @@ def _vary(
     learning_rate: float | None,
     on_step: OnStep | None,
     cache: Path | None,
+    keep_words: bool,
 ) -> Outcome:
     kappa = native_kappa(encoder, settings.kappa)
     rate = learning_rate or (SPREAD_RATE * encoder.deviation if settings.spread else PUBLISHED_RATE)
     settings = replace(settings, kappa=kappa, learning_rate=rate)
+    if kappa == 1:  # the prompt itself, and no way to go
+        settings, keep_words = replace(settings, steps=0), False
     reference = encoder.reference()
-    path = None if cache is None else cache / f"{_key(encoder, reference, count, seed, settings)}.safetensors"
+    name = _key(encoder, reference, count, seed, settings, keep_words)
+    path = None if cache is None else cache / f"{name}.safetensors"
     # Offsets are divided by the number of positions before they are added.
     deviation = SPREAD_START * encoder.deviation * encoder.positions if settings.spread else INITIAL_DEVIATION
-    start = initial_offsets(count, encoder.positions, encoder.width, seed, deviation)
-    known = None if path is None else bank.load(path, {"offsets": tuple(start.shape)})
+    start = initial_offsets(count, encoder.positions, encoder.width, seed, deviation if kappa < 1 else 0.0)
+    known = None if path is None else bank.load(path, {"offsets": tuple(start.shape), "held": (1,)})
     if known is not None:
-        variants = _again(encoder, reference, known["offsets"])
+        variants, held = _again(encoder, reference, known["offsets"]), int(known["held"].item())
     else:
-
-        def after(cosines: Tensor, spread: Tensor | None) -> None:
-            if on_step is not None:
-                on_step(encoder.name, cosines, spread)
-
-        with gradients():
-            variants = optimise_variants(start.to(encoder.device), reference.clone(), encoder, settings, after)
+        variants, held = _anew(encoder, reference, start, settings, on_step, keep_words)
         if path is not None:
-            bank.store(path, {"offsets": variants.offsets})
-    return Outcome(encoder.name, encoder.vector_name, kappa, variants, settings.tolerance, known is not None)
+            bank.store(path, {"offsets": variants.offsets, "held": torch.tensor([held])})
+    found = known is not None
+    return Outcome(encoder.name, encoder.vector_name, kappa, variants, settings.tolerance, found, held=held)
+
+
+def _anew(
+    encoder: PromptEncoder,
+    reference: Tensor,
+    start: Tensor,
+    settings: Settings,
+    on_step: OnStep | None,
+    keep_words: bool,
+) -> tuple[Variants, int]:
+    """Variants, and against how many changes of a word they were held."""
+
+    def after(cosines: Tensor, spread: Tensor | None) -> None:
+        if on_step is not None:
+            on_step(encoder.name, cosines, spread)
+
+    with gradients():
+        held = None
+        if keep_words:
+            changed = changed_prompts(encoder, encoder.embedding(NEUTRAL_WORD))
+            held = directions_to_hold(reference.clone(), changed)
+        variants = optimise_variants(start.to(encoder.device), reference.clone(), encoder, settings, after, held)
+    return variants, 0 if held is None else len(held)
 
 
 def _again(encoder: PromptEncoder, reference: Tensor, offsets: Tensor) -> Variants:
@@ -214,13 +247,14 @@ def _again(encoder: PromptEncoder, reference: Tensor, offsets: Tensor) -> Varian
     return replace(still, offsets=offsets.to(encoder.device))
 
 
-def _key(encoder: PromptEncoder, reference: Tensor, count: int, seed: int, settings: Settings) -> str:
+def _key(encoder: PromptEncoder, reference: Tensor, count: int, seed: int, settings: Settings, keep_words: bool) -> str:
     # The prompt's own vector and embeddings stand for the encoder: any change of its weights (LoRA) shows in them.
     embeds = [section.embeds[: section.end + 1] for section in encoder.sections]
     # The last digits of what was measured on the encoder differ with the number of threads.
     settings = replace(settings, kappa=round(settings.kappa, 3), learning_rate=float(f"{settings.learning_rate:.3g}"))
-    # With a constant that decides what is found: what an older version kept must not pass for this one's.
-    return bank.key([reference, *embeds], encoder.name, encoder.vector_name, count, seed, settings, SPREAD_START)
+    # With the constants that decide what is found: what an older version kept must not pass for this one's.
+    constants = (SPREAD_START, keep_words and (NEIGHBOURS, HOLD_WEIGHT, HOLD_MARGIN))
+    return bank.key([reference, *embeds], encoder.name, encoder.vector_name, count, seed, settings, constants)
 
 
 def native_kappa(encoder: PromptEncoder, kappa: float) -> float:

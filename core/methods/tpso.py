@@ -24,6 +24,10 @@ Pullback = Callable[[Tensor], Tensor]
 Encode = Callable[[Tensor], tuple[Tensor, Pullback]]
 
 INITIAL_DEVIATION = 1e-4
+# Chosen on the demo world (docs/tpso.md). The margin, a share of how far variants are from the prompt's axis, holds
+# them before they move at all.
+HOLD_WEIGHT, HOLD_MARGIN = 5.0, 0.04
+_LEAST_CHANGE = 0.05  # of the largest: what changes less says nothing that could be lost
 _CONVERGED = 0.005  # mean pairwise cosine this near its least value, on the scale of 1 - cosine
 _POLISH_STEPS = 8
 
@@ -145,12 +149,14 @@ def optimise_variants(
     encode: Encode,
     settings: Settings,
     after_step: Callable[[Tensor, Tensor | None], None] | None = None,
+    held: Tensor | None = None,
 ) -> Variants:
     """Variants of a prompt with vector `reference` `[E]`, from the offsets `start` `[N, P, D]`.
 
     Offsets are divided by the number of positions P before they are encoded (published), and so are those in the
     result. `after_step(cosines [N], mean pairwise cosine or None)` is called after every step. With one variant there
-    is no pair to push apart: it only moves to cosine kappa. Raises ValueError for vectors that are not finite.
+    is no pair to push apart: it only moves to cosine kappa. `held` `[M, E]` are directions of `directions_to_hold`; the
+    published rule knows none. Raises ValueError for vectors that are not finite.
     """
     reference = F.normalize(reference, dim=0)
     positions = start.shape[1]
@@ -171,7 +177,8 @@ def optimise_variants(
         return unit, pull_back
 
     history = _History()
-    offsets, unit = method(start.clone(), reference, scaled, settings, history, after_step or (lambda *_: None))
+    after = after_step or (lambda *_: None)
+    offsets, unit = method(start.clone(), reference, scaled, settings, history, after, held)
     spreads = torch.stack(history.spreads) if history.spreads else reference.new_zeros(0)
     return Variants(offsets / positions, unit, torch.stack(history.cosines), spreads)
 
@@ -180,7 +187,13 @@ _AfterStep = Callable[[Tensor, "Tensor | None"], None]
 
 
 def _published(
-    offsets: Tensor, reference: Tensor, encode: Encode, settings: Settings, history: _History, after: _AfterStep
+    offsets: Tensor,
+    reference: Tensor,
+    encode: Encode,
+    settings: Settings,
+    history: _History,
+    after: _AfterStep,
+    _held: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """RMSprop on L_sem + lambda L_div; a variant within the band is frozen, and the loop ends when all are."""
     optimiser = torch.optim.RMSprop([offsets], lr=settings.learning_rate)
@@ -209,18 +222,24 @@ def published_gradient(unit: Tensor, reference: Tensor, frozen: Tensor, settings
 
 
 def _on_the_surface(
-    offsets: Tensor, reference: Tensor, encode: Encode, settings: Settings, history: _History, after: _AfterStep
+    offsets: Tensor,
+    reference: Tensor,
+    encode: Encode,
+    settings: Settings,
+    history: _History,
+    after: _AfterStep,
+    held: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Adam along the field of `surface_field`, with a rate that falls to 0, then straight back onto the surface."""
     optimiser = torch.optim.Adam([offsets], lr=settings.learning_rate, betas=(0.9, 0.99))
     unit, pull_back = encode(offsets)
     cosines = history.add(unit, reference)
     for step in range(settings.steps):
-        if _arrived(unit, cosines, settings):
+        if _arrived(unit, cosines, settings, held):
             break
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        offsets.grad = pull_back(-surface_field(unit, reference, settings.kappa, settings.diversity))
+        offsets.grad = pull_back(-surface_field(unit, reference, settings.kappa, settings.diversity, held))
         optimiser.step()
         unit, pull_back = encode(offsets)
         cosines = history.add(unit, reference)
@@ -228,27 +247,49 @@ def _on_the_surface(
     return _onto_surface(offsets.detach(), unit, pull_back, reference, encode, settings, history)
 
 
-def surface_field(unit: Tensor, reference: Tensor, kappa: float, diversity: float = 1.0) -> Tensor:
+def directions_to_hold(reference: Tensor, changed: Tensor) -> Tensor:
+    """Unit directions `[K, E]` from changed prompts towards the prompt, along the surface of one cosine to the prompt.
+
+    reference: the prompt's vector `[E]`. changed: vectors `[M, E]` of the prompt with a word left out or exchanged. A
+    variant that moves against such a direction begins to say the changed prompt. Changes that change next to nothing
+    are left out; without any the result is empty.
+    """
+    reference, changed = F.normalize(reference, dim=0), F.normalize(changed, dim=1)
+    distance = 1 - changed @ reference
+    changed = changed[distance > _LEAST_CHANGE * distance.max()] if len(changed) else changed
+    across = reference - changed
+    return F.normalize(across - (across @ reference)[:, None] * reference, dim=1)
+
+
+def surface_field(
+    unit: Tensor, reference: Tensor, kappa: float, diversity: float = 1.0, held: Tensor | None = None
+) -> Tensor:
     """Where unit vectors `[N, E]` should move, `[N, E]`, at right angles to each of them.
 
-    Two parts at right angles to each other: towards cosine kappa, as far as that is away; and apart from the other
-    vectors, along the surface on which the cosine to `reference` stays what it is. It is zero only where every cosine
-    is kappa and the vectors are as far apart as they can be (or exactly balanced).
+    Two parts at right angles to each other: towards cosine kappa, as far as that is away; and, along the surface on
+    which the cosine to `reference` stays what it is, apart from the other vectors and back from where these have moved
+    against the directions `held` `[M, E]`. It is zero only where every cosine is kappa and the vectors are as far apart
+    as they can be (or exactly balanced).
     """
     cosines = (unit @ reference)[:, None]
     towards = F.normalize(reference - cosines * unit, dim=1)
     angle = torch.acos(cosines.clamp(-1, 1)) - math.acos(kappa)
-    field_ = angle * towards
+    along = torch.zeros_like(unit)
     if len(unit) > 1:
-        apart = (unit - unit.sum(0)) / (len(unit) - 1)
-        apart = apart - (apart * unit).sum(1, keepdim=True) * unit
-        apart = apart - (apart * towards).sum(1, keepdim=True) * towards
-        field_ = field_ + diversity * apart
-    return field_
+        along = diversity * (unit - unit.sum(0)) / (len(unit) - 1)
+    if held is not None:
+        # The slope of half the squared hinge: what moved too far is pulled back in proportion.
+        margin = HOLD_MARGIN * math.sqrt(1 - kappa**2)
+        along = along + HOLD_WEIGHT * (margin - unit @ held.T).clamp(min=0) @ held
+    along = along - (along * unit).sum(1, keepdim=True) * unit
+    along = along - (along * towards).sum(1, keepdim=True) * towards
+    return angle * towards + along
 
 
-def _arrived(unit: Tensor, cosines: Tensor, settings: Settings) -> bool:
+def _arrived(unit: Tensor, cosines: Tensor, settings: Settings, held: Tensor | None) -> bool:
     if bool(((cosines - settings.kappa).abs() > settings.tolerance / 2).any()):
+        return False
+    if held is not None and bool((unit @ held.T < 0).any()):
         return False
     if len(unit) < 2 or settings.diversity == 0:
         return True

@@ -46,6 +46,7 @@ OPTIONS: dict[str, Any] = {
     "vary_negative": False,
     "pick": 0,
     "added_tokens": 0,
+    "keep_words": False,
 }
 PROMPTS = {
     "short": "a red fish",
@@ -174,7 +175,7 @@ def test_the_demo_clip_comes_near_the_bound(added: int, text: str) -> None:
     clip = loader.load_clip()
     settings = Settings(kappa=0.8)
     with torch.inference_mode():
-        _, [outcome] = variants_hook.vary_prompt(clip, text, 10, 0, settings, added=added)
+        _, [outcome] = variants_hook.vary_prompt(clip, text, 10, 0, settings, added=added, keep_words=False)
     least = least_mean_pairwise(0.8, 10)
     assert outcome.vector == "projected pooled"
     assert (outcome.variants.cosines[-1] - 0.8).abs().max() <= 0.01
@@ -197,8 +198,8 @@ def test_chunks_do_not_matter(kind: str, added: int, monkeypatch: pytest.MonkeyP
     found = []
     for chunk in (5, 2, 1):
         monkeypatch.setattr(PromptEncoder, "_chunk_for", lambda self, count, chunk=chunk: min(count, chunk))
-        found.append(run(small_encoder(kind), variants=5, schedule="none", added_tokens=added)[0][0])
-        again = run(small_encoder(kind), variants=5, schedule="none", added_tokens=added)[0][0][0]
+        found.append(run(small_encoder(kind), variants=5, schedule="none", added_tokens=added, keep_words=True)[0][0])
+        again = run(small_encoder(kind), variants=5, schedule="none", added_tokens=added, keep_words=True)[0][0][0]
         assert torch.equal(again, found[-1][0])
     for cond, extras in found[1:]:
         assert torch.allclose(cond, found[0][0], atol=2e-4)
@@ -361,6 +362,12 @@ def test_what_changes_little_is_said(changed: dict[str, Any], words: str) -> Non
     assert words in run(small_encoder("sd1"), **changed)[4]
 
 
+@pytest.mark.parametrize("spread", [True, False])
+def test_similarity_1_is_the_prompt_itself(spread: bool) -> None:
+    positive, _, plain, *_ = run(small_encoder("sd1"), similarity=1.0, schedule="none", spread=spread, keep_words=True)
+    assert torch.allclose(positive[0][0], plain[0][0].expand(VARIANTS, -1, -1), atol=1e-6)
+
+
 def test_progress_shows_cosine_and_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
     from types import SimpleNamespace
@@ -414,7 +421,6 @@ def test_main_knobs_in_plain_sight_and_the_defaults_are_the_methods() -> None:
     shown = [name for name, options in own.items() if not options.get("advanced")]
     assert shown == ["clip", "text", "negative_text", "variants", "similarity", "ratio", "seed"]
     settings, window = Settings(), Window()
-    assert own["similarity"]["default"] == settings.kappa
     assert own["schedule"]["default"] == window.easing
     for name in ("tolerance", "diversity", "steps", "spread"):
         assert own[name]["default"] == getattr(settings, name)

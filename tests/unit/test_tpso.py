@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 from comfyui_diversity.core.methods.tpso import (
+    HOLD_MARGIN,
+    HOLD_WEIGHT,
     Settings,
     Variants,
     calibrated_kappa,
+    directions_to_hold,
     diversity_loss,
     initial_offsets,
     least_mean_pairwise,
@@ -175,6 +178,52 @@ def test_surface_field_has_two_parts_at_right_angles():
     angle = towards.norm(dim=1, keepdim=True)
     arrived = torch.cos(angle) * unit + torch.sin(angle) * F.normalize(towards, dim=1)
     assert torch.allclose(arrived @ prompt, torch.full((5,), 0.5).double(), atol=1e-12)
+
+
+def test_directions_to_hold_lead_along_the_surface_and_away_from_each_change():
+    prompt, changed = unit_vectors(1, 9)[0], unit_vectors(6, 4)
+    next_to_nothing = F.normalize(prompt + 0.01 * changed[0], dim=0)
+    held = directions_to_hold(prompt, torch.cat([changed, next_to_nothing[None]]))
+    assert held.shape == (6, SPACE)
+    assert torch.allclose(held.norm(dim=1), torch.ones(6).double(), atol=1e-12)
+    assert torch.allclose(held @ prompt, torch.zeros(6).double(), atol=1e-12)
+    moved = F.normalize(prompt + 1e-3 * held, dim=1)
+    assert ((moved * changed).sum(1) < changed @ prompt).all()
+    assert directions_to_hold(prompt, changed[:0]).shape == (0, SPACE)
+
+
+def test_holding_is_the_slope_of_half_the_squared_hinge():
+    unit, prompt = unit_vectors(4), unit_vectors(1, 9)[0]
+    held, margin = directions_to_hold(prompt, unit_vectors(5, 4)), HOLD_MARGIN * math.sqrt(0.75)
+    pull = surface_field(unit, prompt, 0.5, 0.7, held) - surface_field(unit, prompt, 0.5, 0.7)
+
+    def energy(vector: Tensor) -> float:
+        return sum(HOLD_WEIGHT / 2 * max(0.0, margin - float(vector @ way)) ** 2 for way in held)
+
+    for k in range(4):
+        # a way along the sphere on which the cosine to the prompt stays
+        plane = torch.linalg.qr(torch.stack([unit[k], prompt], dim=1))[0]
+        way = unit_vectors(1, 30 + k)[0]
+        way = F.normalize(way - plane @ (plane.T @ way), dim=0)
+        slope = (energy(unit[k] + 1e-6 * way) - energy(unit[k] - 1e-6 * way)) / 2e-6
+        assert (pull[k] @ way).item() == pytest.approx(-slope, rel=1e-5)
+        assert torch.allclose(plane.T @ pull[k], torch.zeros(2).double(), atol=1e-12)
+    assert pull.norm() > 0.1
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_what_is_held_is_not_lost(count: int):
+    encode, reference = toy_encoder()
+    changes = 0.1 * torch.randn(4, POSITIONS, WIDTH, generator=torch.Generator().manual_seed(2)).double()
+    held = directions_to_hold(reference, encode(changes)[0])
+    start, settings = initial_offsets(count, POSITIONS, WIDTH, 0, 0.1).double(), Settings(kappa=0.7, learning_rate=0.5)
+    free = optimise_variants(start, reference, encode, settings)
+    kept = optimise_variants(start, reference, encode, settings, held=held)
+    assert (kept.cosines[-1] - 0.7).abs().max() <= 0.01
+    assert (free.vectors @ held.T).min() < -0.2
+    assert (kept.vectors @ held.T).min() > -0.1
+    if count > 1:
+        assert mean_pairwise(kept.vectors) < 0.7
 
 
 def test_offsets_come_from_the_seed_and_a_variant_keeps_its_own():
