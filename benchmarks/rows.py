@@ -14,7 +14,7 @@ from .world import RECIPES, World  # isort: skip - this makes ComfyUI and the pa
 
 import torch
 from comfyui_diversity.demo.scorer import Scorer
-from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS
+from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_OBJECTS, TUNE_PAIRS, TUNE_PROMPTS
 from rich.console import Console
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from devtools.places import HERE
 
 OUTPUT = HERE.root / ".dev" / "benchmarks"
 BATCH = 10
+TUNE_SETS = {"tune": TUNE_PROMPTS, "objects": TUNE_OBJECTS, "pairs": TUNE_PAIRS}
 FIRST_SEED = {False: 5000, True: 1000}  # report seeds are the demo's
 
 # World, text and seed to finished latents.
@@ -34,6 +35,7 @@ def arguments_of(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(RECIPES), default="unet")
     parser.add_argument("--report", action="store_true", help="the prompts that figures are published on")
+    parser.add_argument("--set", choices=list(TUNE_SETS), default="tune", help="which prompts for choosing")
     parser.add_argument("--only", nargs="*", default=["*"], help='rows of these names, "*" for anything')
     parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
     parser.add_argument("--seeds", type=int, default=1, help="batches of ten for each prompt, each with another seed")
@@ -47,8 +49,8 @@ def carry_out(
 ) -> None:
     """Makes and measures the chosen rows; adds each to `NAME_MODEL_PROMPTS.jsonl` as soon as it is there."""
     torch.set_num_threads(1)
-    kind = "report" if options.report else "tune"
-    prompts = (REPORT_PROMPTS if options.report else TUNE_PROMPTS)[: options.prompts or None]
+    kind = "report" if options.report else options.set
+    prompts = (REPORT_PROMPTS if options.report else TUNE_SETS[kind])[: options.prompts or None]
     chosen = {row: make for row, make in rows.items() if any(fnmatch(row, wanted) for wanted in options.only)}
     if not chosen:
         parser.error(f"--only is {options.only}; the names are: {'; '.join(rows)}")

@@ -114,6 +114,8 @@ ROWS: dict[str, Make] = {
             (0.8, 0.4),
             (0.4, 0.25),
             (0.6, 0.1),
+            (0.8, 0.1),
+            (0.7, 0.1),
         )
     },
     "keep, added 4, kappa 0.8, ratio 0.2": tpso(0.8, 0.2, added=4, tries=60, keep=True),

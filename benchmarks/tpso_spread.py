@@ -23,23 +23,24 @@ from comfyui_diversity.demo import loader
 from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS
 
 VARIANTS = 10
+ROWS = ((0, True), (0, False), (1, False), (2, False), (4, False))  # tokens added, words kept
 HEAD = ["tokens", "similarity", "above the least (mean)", "above the least (most)", "variants that miss", "steps", "s"]
 
 
 @torch.inference_mode()
-def line(clip: Any, added: int, kappa: float) -> list[str]:
+def line(clip: Any, added: int, keep: bool, kappa: float) -> list[str]:
     """One row of the table: means over prompts, and the worst of them."""
     settings, least = Settings(kappa), least_mean_pairwise(kappa, VARIANTS)
     above, steps, missed, started = [], [], 0, time.perf_counter()
     prompts = (*TUNE_PROMPTS, *REPORT_PROMPTS)
     for seed, prompt in enumerate(prompts):
-        _, [outcome] = vary_prompt(clip, prompt.text, VARIANTS, seed, settings, added=added, keep_words=False)
+        _, [outcome] = vary_prompt(clip, prompt.text, VARIANTS, seed, settings, added=added, keep_words=keep)
         found = outcome.variants
         above.append(found.spreads[-1].item() / least - 1)
         missed += outcome.missed
         steps.append(len(found.cosines) - 1)
     return [
-        "the words" if added == 0 else f"{added} added",
+        ("the words" if added == 0 else f"{added} added") + (", kept" if keep else ""),
         f"{kappa:g}",
         f"{fmean(above):.1%}",
         f"{max(above):.1%}",
@@ -55,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     clip = loader.load_clip()
     print("| " + " | ".join(HEAD) + " |\n| " + " | ".join(["---"] * len(HEAD)) + " |")
-    for added in (0, 1, 2, 4):
-        for kappa in (0.8, 0.95):
-            print("| " + " | ".join(line(clip, added, kappa)) + " |", flush=True)
+    for added, keep in ROWS:
+        for kappa in (0.6, 0.8, 0.95):
+            print("| " + " | ".join(line(clip, added, keep, kappa)) + " |", flush=True)
 
 
 if __name__ == "__main__":

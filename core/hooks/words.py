@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import comfy.model_management
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .gradients import gradients
+from .progress import Progress
 from .text import PromptEncoder
 
 # Of the vocabulary, to exchange a word for: among the nearest are its opposite and its kind (right: left; red: orange).
@@ -35,10 +36,10 @@ def changed_prompts(encoder: PromptEncoder, neutral: Tensor) -> Tensor:
     with gradients():  # out of inference mode
         near = _nearest(encoder.module, own[at])
         rows = [(p, other) for p, others in zip(at, near, strict=True) for other in (neutral.to(own), *others)]
-        found = []
+        found, progress = [], Progress(math.ceil(len(rows) / _AT_ONCE))
         for some in range(0, len(rows), _AT_ONCE):
-            comfy.model_management.throw_exception_if_processing_interrupted()
             found.append(whole.vectors(_offsets(rows[some : some + _AT_ONCE], own)))
+            progress.step(f"{encoder.name}: the prompt with another word, {some + len(found[-1])} of {len(rows)}")
     return torch.cat(found)
 
 

@@ -1,7 +1,7 @@
 """The prompts that results are reported on, and, apart from them, those that settings may be chosen on.
 
 The two sets share no text: whatever is tuned (guidance, training length, a method's strength) is tuned on
-`TUNE_PROMPTS`, whatever is published is measured on `REPORT_PROMPTS`.
+`TUNE_PROMPTS` and the other sets of that name, whatever is published is measured on `REPORT_PROMPTS`.
 """
 
 from __future__ import annotations
@@ -42,6 +42,23 @@ REPORT_PROMPTS: tuple[Prompt, ...] = (
     make_prompt("star", place="left"),
     make_prompt("tree", colour="red"),
     make_prompt("house", size="medium", place="right"),
+)
+
+# Prompts that leave all but the object open, in another wording than those of `REPORT_PROMPTS`.
+TUNE_OBJECTS: tuple[Prompt, ...] = tuple(
+    Prompt(f"a drawing of {make_prompt(obj).text}", {"object": obj}) for obj in OBJECTS
+)
+
+# Prompts that state two attributes, none of them one of the others.
+TUNE_PAIRS: tuple[Prompt, ...] = (
+    make_prompt("star", size="small", background="teal"),
+    make_prompt("tree", size="medium", place="left"),
+    make_prompt("fish", size="large", place="bottom"),
+    make_prompt("heart", colour="orange", place="top"),
+    make_prompt("balloon", colour="blue", background="white"),
+    make_prompt("house", colour="pink", size="small"),
+    make_prompt("star", colour="green", place="right"),
+    make_prompt("heart", size="medium", background="navy"),
 )
 
 TUNE_PROMPTS: tuple[Prompt, ...] = (

@@ -378,8 +378,9 @@ def test_progress_shows_cosine_and_spread(monkeypatch: pytest.MonkeyPatch) -> No
     instance = SimpleNamespace(send_progress_text=lambda text, node: said.append((node, text)))
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
     with CurrentNodeContext("prompt", "17"):
-        report = run(small_encoder("sd1"))[4]
+        report = run(small_encoder("sd1"), keep_words=True)[4]
     assert said[-1] == ("17", report)
+    assert said.pop(0)[1] == "clip_l: the prompt with another word, 21 of 21"
     assert len(said) > 1
     assert said[0][1].startswith("clip_l: cosine to the prompt ")
     assert ", between variants " in said[0][1]
