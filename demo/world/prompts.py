@@ -51,7 +51,7 @@ TUNE_OBJECTS: tuple[Prompt, ...] = tuple(
 
 # Prompts that state two attributes, none of them one of the others.
 TUNE_PAIRS: tuple[Prompt, ...] = (
-    make_prompt("star", size="small", background="teal"),
+    make_prompt("star", size="small", background="peach"),
     make_prompt("tree", size="medium", place="left"),
     make_prompt("fish", size="large", place="bottom"),
     make_prompt("heart", colour="orange", place="top"),
