@@ -110,8 +110,9 @@ ROWS: dict[str, Make] = {
         f"keep, kappa {kappa}, ratio {ratio}": tpso(kappa, ratio, tries=60, keep=True)
         for kappa, ratio in (
             *((kappa, 0.2) for kappa in (0.9, 0.8, 0.7, 0.6, 0.4, 0.2)),
-            *((0.6, ratio) for ratio in (-0.4, 0.4, 0.6)),
+            *((0.7, ratio) for ratio in (-0.4, 0.4, 0.6)),
             (0.8, 0.4),
+            (0.95, 0.4),
             (0.4, 0.25),
             (0.6, 0.1),
             (0.8, 0.1),

@@ -26,8 +26,8 @@ SCHEDULES = (*EASINGS, NO_SCHEDULE)
 # choose, since equal seeds start the variants of both prompts off in the same direction.
 _NEGATIVE_SEED = 0x7B50
 _DEFAULT, _WINDOW = Settings(), Window()
-# Chosen on the demo world: most diversity for what the prompt loses (docs/tpso.md).
-SIMILARITY, RATIO = 0.6, 0.2
+# Chosen on the demo world: this keeps the prompt where words that are varied for longer lose it (docs/tpso.md).
+ADDED_TOKENS, RATIO = 4, 0.2
 # ComfyUI keeps folders with such a name to itself, even where several users share it.
 _BANK = Path("__diversity", "variants")
 
@@ -49,13 +49,13 @@ def _prompt_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "similarity",
-            default=SIMILARITY,
+            default=_DEFAULT.kappa,
             min=0.0,
             max=1.0,
             step=0.01,
             tooltip=(
-                "Cosine of every variant to the prompt (kappa; published: 0.8). Lower: more different pictures. Too "
-                "low: they stop following the prompt. 1: no difference."
+                "Cosine of every variant to the prompt (kappa). Lower: more different pictures. Too low: they stop "
+                "following the prompt. 1: no difference."
             ),
         ),
         io.Float.Input(
@@ -174,20 +174,20 @@ def _advanced_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "added_tokens",
-            default=0,
+            default=ADDED_TOKENS,
             min=0,
             max=64,
             tooltip=(
-                "0: the prompt's own words are varied, as published. Otherwise so many tokens are put behind the "
-                "prompt, and the variants differ in these alone."
+                "So many tokens are put behind the prompt, and the variants differ in these alone: the prompt's own "
+                "words stay as they are, and are followed better. 0: the words themselves are varied, as published."
             ),
         ),
         io.Boolean.Input(
             "keep_words",
-            default=True,
+            default=False,
             tooltip=(
-                "Variants move in no direction in which a word of the prompt gets lost or becomes another: what the "
-                "prompt says stays, what it leaves open varies. Off: any direction, as published. Needs spread."
+                "On: variants move in no direction in which a word of the prompt gets lost or becomes another. Helps "
+                "where the words themselves are varied (added_tokens 0). Off: any direction, as published."
             ),
         ),
     ]
@@ -242,8 +242,8 @@ class DiversePrompts(io.ComfyNode):
         perturbed_steps: int,
         vary_negative: bool,
         pick: int,
-        added_tokens: int = 0,
-        keep_words: bool = True,
+        added_tokens: int = ADDED_TOKENS,
+        keep_words: bool = False,
     ) -> io.NodeOutput:
         if clip is None:
             raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")

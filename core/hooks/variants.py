@@ -136,7 +136,7 @@ def vary_prompt(
     on_step: OnStep | None = None,
     cache: Path | None = None,
     added: int = 0,
-    keep_words: bool = True,
+    keep_words: bool = False,
 ) -> tuple[list, list[Outcome]]:
     """CONDITIONING whose row k is variant k of the prompt, and what was found in each encoder.
 

@@ -422,6 +422,7 @@ def test_main_knobs_in_plain_sight_and_the_defaults_are_the_methods() -> None:
     shown = [name for name, options in own.items() if not options.get("advanced")]
     assert shown == ["clip", "text", "negative_text", "variants", "similarity", "ratio", "seed"]
     settings, window = Settings(), Window()
+    assert own["similarity"]["default"] == settings.kappa
     assert own["schedule"]["default"] == window.easing
     for name in ("tolerance", "diversity", "steps", "spread"):
         assert own[name]["default"] == getattr(settings, name)

@@ -19,7 +19,7 @@ from comfyui_diversity.demo.world.attributes import (
 )
 from comfyui_diversity.demo.world.captions import OPTIONAL, caption, random_caption, stated_in
 from comfyui_diversity.demo.world.draw import draw
-from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS
+from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_OBJECTS, TUNE_PAIRS, TUNE_PROMPTS
 
 RED_HEART = Scene("heart", "red", "medium", "centre", "white")
 
@@ -86,7 +86,10 @@ def test_captions_say_what_is_stated_and_nothing_else() -> None:
 
 
 def test_tuning_and_reporting_share_no_prompt() -> None:
-    report, tune = ({prompt.text for prompt in prompts} for prompts in (REPORT_PROMPTS, TUNE_PROMPTS))
+    choosing = (*TUNE_PROMPTS, *TUNE_OBJECTS, *TUNE_PAIRS)
+    report, tune = ({prompt.text for prompt in prompts} for prompts in (REPORT_PROMPTS, choosing))
+    assert len(tune) == len(choosing)
+    assert all(prompt.stated == stated_in(prompt.text) for prompt in choosing)
     assert len(report) == len(REPORT_PROMPTS)
     assert not report & tune
     assert {prompt.object for prompt in REPORT_PROMPTS} == set(OBJECTS)
