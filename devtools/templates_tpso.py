@@ -18,8 +18,9 @@ both prompts: *Diverse Prompts (TPSO)*. Seed and noise are the same.
 
 Press **Run** and compare: other colours, sizes, places and backgrounds, and all of them hearts.
 
-**similarity** and **ratio** are the knobs: a lower similarity and a higher ratio give more different pictures. The \
-plot shows how far apart the variants are.""",
+**similarity** and **ratio** are the knobs: a lower similarity and a higher ratio give more different pictures. Here the \
+prompt's own words are varied (**added_tokens** 0) and kept (**keep_words**). The plot shows how far apart the variants \
+are.""",
     "tpso_mmdit": """**On a flow-matching transformer, with the schedule as a node of its own:** *Diverse Prompts* has \
 its schedule set to none; *Schedule Conditioning* turns its variants into the plain prompt.
 
@@ -87,10 +88,10 @@ def _sampling(nodes: dict[str, Node], positive: tuple[str, int], negative: tuple
 TPSO_TEMPLATES: dict[str, dict[str, Node]] = {
     name: finished(name, nodes, NOTES[name])
     for name, nodes in {
-        # This model follows what stands at the end of a prompt closely.
-        "tpso_unet": with_sampler("unet", similarity=0.97),
+        # This model follows what stands at the end of a prompt closely: its words are varied, and kept.
+        "tpso_unet": with_sampler("unet", ratio=0.1, added_tokens=0, keep_words=True),
         "tpso_mmdit": with_schedule("mmdit", ratio=0.2),
-        "tpso_distilled": with_sampler("distilled", perturbed_steps=1),
+        "tpso_distilled": with_sampler("distilled", perturbed_steps=1, added_tokens=2),
         "prompt_morph": morph("unet", ratio=0.4),
     }.items()
 }
