@@ -18,9 +18,9 @@ both prompts: *Diverse Prompts (TPSO)*. Seed and noise are the same.
 
 Press **Run** and compare: other colours, sizes, places and backgrounds, and all of them hearts.
 
-**similarity** and **ratio** are the knobs: a lower similarity and a higher ratio give more different pictures. Here the \
-prompt's own words are varied (**added_tokens** 0) and kept (**keep_words**). The plot shows how far apart the variants \
-are.""",
+**similarity** and **ratio** are the knobs: a lower similarity and a higher ratio give more different pictures. Here \
+the prompt's own words are varied (**added_tokens** 0) and kept (**keep_words**). The plot shows how far apart the \
+variants are.""",
     "tpso_mmdit": """**On a flow-matching transformer, with the schedule as a node of its own:** *Diverse Prompts* has \
 its schedule set to none; *Schedule Conditioning* turns its variants into the plain prompt.
 

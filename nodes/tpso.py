@@ -186,7 +186,7 @@ def _advanced_inputs() -> list[io.Input]:
             "keep_words",
             default=False,
             tooltip=(
-                "On: variants move in no direction in which a word of the prompt gets lost or becomes another. Helps "
+                "On: variants are held back from directions in which a word of the prompt gets lost or changes. Helps "
                 "where the words themselves are varied (added_tokens 0). Off: any direction, as published."
             ),
         ),

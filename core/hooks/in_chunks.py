@@ -43,10 +43,15 @@ class InChunks:
         )
 
     def vectors(self, rows: Tensor) -> Tensor:
-        """Vectors `[N, E]` of rows `[N, ...]`, without a gradient."""
+        """Vectors `[N, E]` of rows `[N, ...]`, without a gradient. Raises ComfyUI's interrupt on Cancel."""
         count = len(rows)
         self.chunk = min(self.chunk or self._chunk_for(count), count)
-        return self._in_chunks(count, lambda some: self._plain(rows[some]))
+
+        def work(some: slice) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            return self._plain(rows[some])
+
+        return self._in_chunks(count, work)
 
     def memory(self, count: int) -> int:
         """Bytes that a gradient of `count` rows at once takes, about."""

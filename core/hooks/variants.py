@@ -16,6 +16,7 @@ from ..methods.tpso import (
     HOLD_MARGIN,
     HOLD_WEIGHT,
     INITIAL_DEVIATION,
+    LEAST_CHANGE,
     Settings,
     Variants,
     calibrated_kappa,
@@ -48,7 +49,8 @@ OnStep = Callable[[str, Tensor, "Tensor | None"], None]
 class Outcome:
     """What became of a prompt in one encoder. `kappa` is the cosine aimed at in this encoder's space, `tolerance` half
     the width of the band around it; `kept` says that the variants were found on disk, `added` how many tokens behind
-    the prompt are varied in place of its words, `held` against how many changes of a word the prompt was held."""
+    the prompt are varied in place of its words, `held` against how many changes of a word the prompt was held: None
+    where that was not asked for."""
 
     encoder: str
     vector: str
@@ -57,7 +59,7 @@ class Outcome:
     tolerance: float
     kept: bool = False
     added: int = 0
-    held: int = 0
+    held: int | None = None
 
     @property
     def missed(self) -> int:
@@ -79,11 +81,14 @@ class Outcome:
             text += " were no words kept" if self.held else ""
         else:
             text += "; one variant: it has no other to differ from, and only moves away from the prompt"
-        if self.held:
+        if self.held == 0:
+            text += "; keep_words does nothing here: there is no word to keep"
+        elif self.held:
             text += f"; words kept against {self.held} changes of one of them"
         text += "; kept from an earlier run" if self.kept else f"; {len(self.variants.cosines) - 1} steps"
         if self.missed:
             text += ". The aim was NOT reached: try more steps, another learning_rate or less diversity"
+            text += ", or switch keep_words off" if self.held else ""
         return text
 
     @property
@@ -197,7 +202,8 @@ def _vary(
     rate = learning_rate or (SPREAD_RATE * encoder.deviation if settings.spread else PUBLISHED_RATE)
     settings = replace(settings, kappa=kappa, learning_rate=rate)
     if kappa == 1:  # the prompt itself, and no way to go
-        settings, keep_words = replace(settings, steps=0), False
+        settings = replace(settings, steps=0)
+    keep_words = keep_words and settings.steps > 0
     reference = encoder.reference()
     name = _key(encoder, reference, count, seed, settings, keep_words)
     path = None if cache is None else cache / f"{name}.safetensors"
@@ -211,8 +217,15 @@ def _vary(
         variants, held = _anew(encoder, reference, start, settings, on_step, keep_words)
         if path is not None:
             bank.store(path, {"offsets": variants.offsets, "held": torch.tensor([held])})
-    found = known is not None
-    return Outcome(encoder.name, encoder.vector_name, kappa, variants, settings.tolerance, found, held=held)
+    return Outcome(
+        encoder.name,
+        encoder.vector_name,
+        kappa,
+        variants,
+        settings.tolerance,
+        kept=known is not None,
+        held=held if keep_words else None,
+    )
 
 
 def _anew(
@@ -253,7 +266,7 @@ def _key(encoder: PromptEncoder, reference: Tensor, count: int, seed: int, setti
     # The last digits of what was measured on the encoder differ with the number of threads.
     settings = replace(settings, kappa=round(settings.kappa, 3), learning_rate=float(f"{settings.learning_rate:.3g}"))
     # With the constants that decide what is found: what an older version kept must not pass for this one's.
-    constants = (SPREAD_START, keep_words and (NEIGHBOURS, HOLD_WEIGHT, HOLD_MARGIN))
+    constants = (SPREAD_START, keep_words and (NEUTRAL_WORD, NEIGHBOURS, LEAST_CHANGE, HOLD_WEIGHT, HOLD_MARGIN))
     return bank.key([reference, *embeds], encoder.name, encoder.vector_name, count, seed, settings, constants)
 
 

@@ -18,7 +18,8 @@ from .text import PromptEncoder
 
 # Of the vocabulary, to exchange a word for: among the nearest are its opposite and its kind (right: left; red: orange).
 NEIGHBOURS = 6
-_AT_ONCE = 64  # prompts, and rows of the vocabulary by the thousand
+_AT_ONCE = 64  # prompts
+_PART = 2**24  # values of the vocabulary, 64 MiB as float32
 
 
 def changed_prompts(encoder: PromptEncoder, neutral: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ def _positions_of_words(encoder: PromptEncoder) -> list[int]:
     for section in encoder.sections:
         end = section.last - section.first
         words = section.fixed if encoder.is_continued else end
-        if section.first == section.end:  # the end of a blank prompt is no word
+        if encoder.is_clip and section.first == section.end:  # the end of a blank prompt is no word
             words = 0
         found += range(before, before + words)
         before += end
@@ -75,4 +76,4 @@ def _nearest(module: Any, embeds: Tensor) -> Tensor:
 
 def _in_parts(table: Tensor) -> Iterator[Tensor]:
     """A vocabulary may have 250,000 rows, in any type of number: never all of them as float32 at once."""
-    return iter(table.split(_AT_ONCE * 1000))
+    return iter(table.split(max(1, _PART // table.shape[1])))

@@ -27,7 +27,7 @@ INITIAL_DEVIATION = 1e-4
 # Chosen on the demo world (docs/tpso.md). The margin, a share of how far variants are from the prompt's axis, holds
 # them before they move at all.
 HOLD_WEIGHT, HOLD_MARGIN = 5.0, 0.04
-_LEAST_CHANGE = 0.05  # of the largest: what changes less says nothing that could be lost
+LEAST_CHANGE = 0.03  # of the largest: what changes less says next to nothing that could be lost
 _CONVERGED = 0.005  # mean pairwise cosine this near its least value, on the scale of 1 - cosine
 _POLISH_STEPS = 8
 
@@ -256,7 +256,7 @@ def directions_to_hold(reference: Tensor, changed: Tensor) -> Tensor:
     """
     reference, changed = F.normalize(reference, dim=0), F.normalize(changed, dim=1)
     distance = 1 - changed @ reference
-    changed = changed[distance > _LEAST_CHANGE * distance.max()] if len(changed) else changed
+    changed = changed[distance > LEAST_CHANGE * distance.max()] if len(changed) else changed
     across = reference - changed
     return F.normalize(across - (across @ reference)[:, None] * reference, dim=1)
 

@@ -99,7 +99,7 @@ def test_variants_do_not_turn_into_another_prompt(demo_clip: Any, added: int) ->
             encoder_of(demo_clip, text + suffix).reference() for text in (PROMPT, PROMPT.replace("right", "left"))
         )
         way = -directions_to_hold(prompt, left[None])[0]
-        assert bool(outcome.held) == keep
+        assert (outcome.held is not None) == keep
         return (outcome.variants.vectors @ way).max().item()
 
     assert furthest(keep=False) > 0.25
@@ -121,7 +121,13 @@ def test_weights_and_long_prompts_work(prompt: str) -> None:
 
 def test_where_there_is_nothing_to_keep_the_report_says_so() -> None:
     clip = small_encoder("sd1")
-    assert "words kept" not in run(clip, "", keep_words=True)[4]
+    nothing = "keep_words does nothing here: there is no word to keep"
+    assert nothing in run(clip, "", keep_words=True)[4]
+    assert nothing in run(clip, "", added_tokens=2, keep_words=True)[4]
+    unkept: tuple[dict[str, Any], ...] = ({}, {"keep_words": True, "steps": 0}, {"keep_words": True, "similarity": 1.0})
+    for changed in unkept:
+        report = run(clip, **changed)[4]
+        assert "keep" not in report and "kept" not in report
     assert "keep_words does nothing where spread is off" in run(clip, spread=False, keep_words=True)[4]
     assert "keep_words does nothing" not in run(clip, spread=False, keep_words=False)[4]
 
