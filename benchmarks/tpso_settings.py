@@ -96,7 +96,6 @@ ROWS: dict[str, Make] = {
             (2, 0.8, 0.2),
             (4, 0.9, 0.2),
             (4, 0.85, 0.2),
-            (1, 0.9, 0.2),
             (4, 0.8, 0.2),
             (4, 0.7, 0.2),
             (4, 0.8, -0.4),
@@ -109,18 +108,15 @@ ROWS: dict[str, Make] = {
     **{
         f"keep, kappa {kappa}, ratio {ratio}": tpso(kappa, ratio, tries=60, keep=True)
         for kappa, ratio in (
-            *((kappa, 0.2) for kappa in (0.9, 0.8, 0.7, 0.6, 0.4, 0.2)),
-            *((0.7, ratio) for ratio in (-0.4, 0.4, 0.6)),
+            *((kappa, 0.2) for kappa in (0.8, 0.7, 0.6, 0.4)),
             (0.8, 0.4),
             (0.95, 0.4),
             (0.4, 0.25),
             (0.6, 0.1),
             (0.8, 0.1),
-            (0.7, 0.1),
         )
     },
     "keep, added 4, kappa 0.8, ratio 0.2": tpso(0.8, 0.2, added=4, tries=60, keep=True),
-    "kappa 0.6 ratio 0.2": tpso(0.6, 0.2, tries=60),
     "few 1": tpso(0.6, steps=1),
     "few 2": tpso(0.6, steps=2),
     "few 2 hold": tpso(0.6, steps=2, easing="hold"),

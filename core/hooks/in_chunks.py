@@ -37,8 +37,7 @@ class InChunks:
                 return self._with_graph(rows)
             except comfy.model_management.OOM_EXCEPTION as error:
                 self._halve_chunk(error)
-        vectors = self._in_chunks(count, lambda some: self._plain(rows[some]))
-        return vectors, lambda gradient: self._in_chunks(
+        return self.vectors(rows), lambda gradient: self._in_chunks(
             count, lambda some: self._with_graph(rows[some])[1](gradient[some])
         )
 

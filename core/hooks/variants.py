@@ -148,7 +148,7 @@ def vary_prompt(
     added: 0 varies the prompt's own words; otherwise so many words are put behind it, and only those are varied.
     learning_rate: None chooses one; it takes the place of the one in `settings`.
     cache: a folder in which the offsets are looked up, and kept for the next time.
-    keep_words: variants do not move towards the prompt with one of its words left out or exchanged. The published rule
+    keep_words: variants are held back from the prompt with one of its words left out or exchanged. The published rule
         (`settings.spread` False) has no such thing.
 
     Raises ValueError for bad settings and for a prompt or CLIP that cannot be varied.
@@ -203,13 +203,14 @@ def _vary(
     settings = replace(settings, kappa=kappa, learning_rate=rate)
     if kappa == 1:  # the prompt itself, and no way to go
         settings = replace(settings, steps=0)
-    keep_words = keep_words and settings.steps > 0
+    still = settings.steps == 0
+    keep_words = keep_words and not still
     reference = encoder.reference()
     name = _key(encoder, reference, count, seed, settings, keep_words)
     path = None if cache is None else cache / f"{name}.safetensors"
     # Offsets are divided by the number of positions before they are added.
     deviation = SPREAD_START * encoder.deviation * encoder.positions if settings.spread else INITIAL_DEVIATION
-    start = initial_offsets(count, encoder.positions, encoder.width, seed, deviation if kappa < 1 else 0.0)
+    start = initial_offsets(count, encoder.positions, encoder.width, seed, 0.0 if still else deviation)
     known = None if path is None else bank.load(path, {"offsets": tuple(start.shape), "held": (1,)})
     if known is not None:
         variants, held = _again(encoder, reference, known["offsets"]), int(known["held"].item())

@@ -160,7 +160,6 @@ def optimise_variants(
     """
     reference = F.normalize(reference, dim=0)
     positions = start.shape[1]
-    method = _on_the_surface if settings.spread else _published
 
     def scaled(offsets: Tensor) -> tuple[Tensor, Pullback]:
         vectors, pullback = encode(offsets / positions)
@@ -178,7 +177,10 @@ def optimise_variants(
 
     history = _History()
     after = after_step or (lambda *_: None)
-    offsets, unit = method(start.clone(), reference, scaled, settings, history, after, held)
+    if settings.spread:
+        offsets, unit = _on_the_surface(start.clone(), reference, scaled, settings, history, after, held)
+    else:
+        offsets, unit = _published(start.clone(), reference, scaled, settings, history, after)
     spreads = torch.stack(history.spreads) if history.spreads else reference.new_zeros(0)
     return Variants(offsets / positions, unit, torch.stack(history.cosines), spreads)
 
@@ -187,13 +189,7 @@ _AfterStep = Callable[[Tensor, "Tensor | None"], None]
 
 
 def _published(
-    offsets: Tensor,
-    reference: Tensor,
-    encode: Encode,
-    settings: Settings,
-    history: _History,
-    after: _AfterStep,
-    _held: Tensor | None,
+    offsets: Tensor, reference: Tensor, encode: Encode, settings: Settings, history: _History, after: _AfterStep
 ) -> tuple[Tensor, Tensor]:
     """RMSprop on L_sem + lambda L_div; a variant within the band is frozen, and the loop ends when all are."""
     optimiser = torch.optim.RMSprop([offsets], lr=settings.learning_rate)
@@ -268,8 +264,8 @@ def surface_field(
 
     Two parts at right angles to each other: towards cosine kappa, as far as that is away; and, along the surface on
     which the cosine to `reference` stays what it is, apart from the other vectors and back from where these have moved
-    against the directions `held` `[M, E]`. It is zero only where every cosine is kappa and the vectors are as far apart
-    as they can be (or exactly balanced).
+    against the directions `held` `[M, E]`. Without those it is zero only where every cosine is kappa and the vectors are
+    as far apart as they can be (or exactly balanced).
     """
     cosines = (unit @ reference)[:, None]
     towards = F.normalize(reference - cosines * unit, dim=1)

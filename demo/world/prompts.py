@@ -1,6 +1,6 @@
 """The prompts that results are reported on, and, apart from them, those that settings may be chosen on.
 
-The two sets share no text: whatever is tuned (guidance, training length, a method's strength) is tuned on
+The two kinds share no text: whatever is tuned (guidance, training length, a method's strength) is tuned on
 `TUNE_PROMPTS` and the other sets of that name, whatever is published is measured on `REPORT_PROMPTS`.
 """
 
@@ -49,7 +49,7 @@ TUNE_OBJECTS: tuple[Prompt, ...] = tuple(
     Prompt(f"a drawing of {make_prompt(obj).text}", {"object": obj}) for obj in OBJECTS
 )
 
-# Prompts that state two attributes, none of them one of the others.
+# Prompts that state two attributes.
 TUNE_PAIRS: tuple[Prompt, ...] = (
     make_prompt("star", size="small", background="peach"),
     make_prompt("tree", size="medium", place="left"),

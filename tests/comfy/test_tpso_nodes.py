@@ -363,8 +363,10 @@ def test_what_changes_little_is_said(changed: dict[str, Any], words: str) -> Non
 
 
 @pytest.mark.parametrize("spread", [True, False])
-def test_similarity_1_is_the_prompt_itself(spread: bool) -> None:
-    positive, _, plain, *_ = run(small_encoder("sd1"), similarity=1.0, schedule="none", spread=spread, keep_words=True)
+@pytest.mark.parametrize("changed", [{"similarity": 1.0}, {"steps": 0}])
+def test_similarity_1_and_no_steps_are_the_prompt_itself(changed: dict[str, Any], spread: bool) -> None:
+    options = {**changed, "schedule": "none", "spread": spread, "keep_words": True}
+    positive, _, plain, *_ = run(small_encoder("sd1"), **options)
     assert torch.allclose(positive[0][0], plain[0][0].expand(VARIANTS, -1, -1), atol=1e-6)
 
 
