@@ -16,7 +16,7 @@ from typing import Any
 
 from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this makes ComfyUI and the pack importable
 import torch
-from comfyui_diversity.core.hooks.minority import Learning, to_learn, with_learning
+from comfyui_diversity.core.drivers.minority import Learning, to_learn, with_learning
 from comfyui_diversity.core.methods.minority import OBJECTIVES, PRESETS, PUBLISHED, Settings, Steps
 from torch import Tensor
 

@@ -22,7 +22,7 @@ from .rows import BATCH, FIRST_SEED  # isort: skip - this makes ComfyUI and the 
 
 import numpy as np
 import torch
-from comfyui_diversity.core.hooks.rarity import rarity_of
+from comfyui_diversity.core.drivers.rarity import rarity_of
 from comfyui_diversity.demo.scorer import Scorer
 from comfyui_diversity.demo.world.attributes import distribution, rare_values
 from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS, Prompt

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this makes ComfyUI and the pack importable
 import torch
-from comfyui_diversity.core.hooks.schedule import scheduled
-from comfyui_diversity.core.hooks.shared_noise import with_shared_noise
-from comfyui_diversity.core.hooks.variants import vary_prompt
+from comfyui_diversity.core.drivers.schedule import scheduled
+from comfyui_diversity.core.drivers.shared_noise import with_shared_noise
+from comfyui_diversity.core.drivers.tpso import vary_prompt
 from comfyui_diversity.core.methods.schedule import Window
 from comfyui_diversity.core.methods.tpso import Settings
 from torch import Tensor

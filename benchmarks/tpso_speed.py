@@ -24,9 +24,9 @@ import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models_base
 import torch
+from comfyui_diversity.core.drivers.tpso import PUBLISHED_RATE, SPREAD_RATE
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.text import PromptEncoder, prompt_encoders
-from comfyui_diversity.core.hooks.variants import PUBLISHED_RATE, SPREAD_RATE
 from comfyui_diversity.core.methods.tpso import Encode, Pullback, Settings, initial_offsets, optimise_variants
 from comfyui_diversity.demo import loader
 from torch import Tensor

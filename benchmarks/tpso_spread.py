@@ -17,7 +17,7 @@ from typing import Any
 from . import world  # noqa: F401 # isort: skip - this makes ComfyUI and the pack importable
 
 import torch
-from comfyui_diversity.core.hooks.variants import vary_prompt
+from comfyui_diversity.core.drivers.tpso import vary_prompt
 from comfyui_diversity.core.methods.tpso import Settings, least_mean_pairwise
 from comfyui_diversity.demo import loader
 from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS

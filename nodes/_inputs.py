@@ -1,19 +1,85 @@
-"""Small helpers for schemas."""
+"""What the schemas of all nodes share: the mode, options nodes, and checks before a workflow runs.
+
+In every node a number of 0 switches a thing off, and AUTO (-1) leaves it to the node; choices say "off" and "auto".
+"""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from comfy_api.latest import io
+from comfy_execution.validation import validate_node_input
+
+RECOMMENDED, PUBLISHED = MODES = ("recommended", "published")
+AUTO, OFF = "auto", "off"
+AUTO_NUMBER = -1
 
 _Input = TypeVar("_Input", bound=io.Input)
 
 
-def advanced(widget: _Input) -> _Input:
-    """The same input, shown only when a user asks for advanced ones."""
-    # Older versions of ComfyUI pass the flag on to the front end but have no parameter for it.
-    if hasattr(widget, "advanced"):
-        widget.advanced = True
-    else:
-        widget.extra_dict = {**(widget.extra_dict or {}), "advanced": True}
-    return widget
+@dataclass(frozen=True)
+class Options:
+    """What an options node hands to the main nodes of its method: the values of its widgets, by name."""
+
+    method: str
+    values: MappingProxyType[str, Any]
+
+
+def options_type(method: str) -> str:
+    """The socket type of a method's options."""
+    return f"DIVERSITY_{method.upper()}_OPTIONS"
+
+
+def mode_input(published: str) -> io.Input:
+    """The widget that chooses between our settings and the paper's; `published` says what that is for this method."""
+    return io.Combo.Input(
+        "mode",
+        options=list(MODES),
+        default=RECOMMENDED,
+        tooltip=f'"recommended": settings chosen by measurement. "published": {published}',
+    )
+
+
+def options_input(method: str, node_name: str) -> io.Input:
+    """The optional socket of a main node."""
+    return io.Custom(options_type(method)).Input(
+        "options", optional=True, tooltip=f"More settings, from {node_name}. Sensible without it."
+    )
+
+
+def options_output(method: str, main_name: str) -> io.Output:
+    """The output of an options node."""
+    return io.Custom(options_type(method)).Output(display_name="options", tooltip=f"For the options of {main_name}.")
+
+
+def make_options(method: str, values: dict[str, Any]) -> io.NodeOutput:
+    """What an options node returns."""
+    return io.NodeOutput(Options(method, MappingProxyType(dict(values))))
+
+
+def read_options(cls: type[io.ComfyNode], options: Options | None) -> dict[str, Any]:
+    """Values of the options, or the defaults of the options node `cls` where none is connected."""
+    defaults = {widget.id: widget.default for widget in cls.GET_SCHEMA().inputs if hasattr(widget, "default")}
+    return defaults if options is None else {**defaults, **options.values}
+
+
+class CheckedNode(io.ComfyNode):
+    """A node with an `options` socket: says in plain words when something of another kind is connected to it."""
+
+    @classmethod
+    def validate_inputs(cls, input_types: dict[str, str]) -> bool | str:
+        """Called before the workflow runs with the types of what is connected, in place of ComfyUI's own check."""
+        schema = cls.GET_SCHEMA()
+        for widget in schema.inputs:
+            received, expected = input_types.get(widget.id), widget.get_io_type()
+            if received is None or validate_node_input(received, expected):
+                continue
+            if widget.id == "options" and received.endswith("_OPTIONS"):
+                return (
+                    f"options of {schema.display_name} is connected to the options node of another method ({received}). "
+                    f"Connect the options node whose output is {expected}, or none."
+                )
+            return f"{widget.id} of {schema.display_name} is connected to {received}; it must be {expected}."
+        return True

@@ -9,7 +9,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
-from ..core.hooks.minority import Learning, to_learn, with_learning
+from ..core.drivers.minority import Learning, to_learn, with_learning
 from ..core.hooks.text import KINDS
 from ..core.hooks.tokens import POSITIONS
 from ..core.methods.minority import OBJECTIVES, PRESETS, Settings, Steps

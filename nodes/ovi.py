@@ -7,10 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..core.hooks.ovi import CONSTRAINTS, Outcome, invert_text, natural_length, rescaled, text_as_output
+from ..core.drivers.ovi import CONSTRAINTS, Outcome, invert_text, natural_length, rescaled, text_as_output
+from ..core.drivers.text_target import Target, conditioning_targets, text_target
+from ..core.drivers.unclip import per_picture
 from ..core.hooks.progress import Progress, show
-from ..core.hooks.text_target import Target, conditioning_targets, text_target
-from ..core.hooks.unclip import per_picture
 from ..core.hooks.vision import VisionTower
 from ..core.methods.image_bank import ImageBank
 from ..core.methods.ovi import Settings

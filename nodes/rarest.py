@@ -9,8 +9,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..core.drivers.rarity import rarity_of
 from ..core.hooks.progress import Progress, show
-from ..core.hooks.rarity import rarity_of
 from ._inputs import advanced
 
 _DIGITS = 5  # that count: more would tell apart what only rounding does

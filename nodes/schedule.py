@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..core.hooks.schedule import CLOCKS, scheduled
+from ..core.drivers.schedule import CLOCKS, scheduled
 from ..core.methods.schedule import EASINGS, Window
 from ._inputs import advanced
 

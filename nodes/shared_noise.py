@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..core.hooks.shared_noise import SharedNoise, with_shared_noise
+from ..core.drivers.shared_noise import SharedNoise, with_shared_noise
 from ._inputs import advanced
 
 CATEGORY = "diversity/noise"

@@ -11,10 +11,10 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..core.drivers.schedule import can_blend, scheduled
+from ..core.drivers.tpso import Outcome, one_variant, plain_conditioning, unvaried, vary_prompt
 from ..core.hooks.progress import Progress, show
-from ..core.hooks.schedule import can_blend, scheduled
 from ..core.hooks.text import KINDS, text_encoders
-from ..core.hooks.variants import Outcome, one_variant, plain_conditioning, unvaried, vary_prompt
 from ..core.methods.schedule import EASINGS, Window
 from ..core.methods.tpso import Settings
 from ..core.plot import variants_plot

@@ -6,11 +6,20 @@ prompt and negative prompt through the model apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.hooks
 import torch
 from torch import Tensor
+
+
+class Payload:
+    """What a conditioning's dictionary carries for a driver; it follows the conditioning when a batch is cut."""
+
+    def for_rows(self, rows: Sequence[int]) -> Payload:
+        """The payload for the images at positions `rows` of the batch. One that serves all images alike is itself."""
+        return self
 
 
 def with_hook(extras: dict[str, Any], hook: comfy.hooks.Hook) -> comfy.hooks.HookGroup:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .schedule import PAYLOAD
+from .carried import Payload
 
 
 def conditioning_rows(conds: dict[str, list[dict[str, Any]]], rows: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
@@ -31,17 +30,16 @@ def _entry_rows(entry: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
                 "be cut into chunks: set the chunk to 0 and use a batch that fits in memory, or use one hint picture."
             )
         control = getattr(control, "previous_controlnet", None)
-    chosen = {**entry, "model_conds": {name: _cond_rows(cond, rows) for name, cond in entry["model_conds"].items()}}
-    schedule = entry.get(PAYLOAD)
-    if schedule is not None and schedule.model_conds is not None:
-        second = {name: _cond_rows(cond, rows) for name, cond in schedule.model_conds.items()}
-        chosen[PAYLOAD] = replace(schedule, model_conds=second)
+    payloads = {name: value.for_rows(rows) for name, value in entry.items() if isinstance(value, Payload)}
+    model_conds = {name: cond_rows(cond, rows) for name, cond in entry["model_conds"].items()}
+    chosen = {**entry, **payloads, "model_conds": model_conds}
     if isinstance(entry.get("mask"), Tensor):
         chosen["mask"] = _tensor_rows(entry["mask"], rows)
     return chosen
 
 
-def _cond_rows(cond: Any, rows: Sequence[int]) -> Any:
+def cond_rows(cond: Any, rows: Sequence[int]) -> Any:
+    """A model condition (`comfy.conds`) for the images at positions `rows` of the batch."""
     value = cond.cond
     if isinstance(value, Tensor) and value.ndim > 0:
         return cond._copy_with(_tensor_rows(value, rows))

@@ -264,8 +264,8 @@ def surface_field(
 
     Two parts at right angles to each other: towards cosine kappa, as far as that is away; and, along the surface on
     which the cosine to `reference` stays what it is, apart from the other vectors and back from where these have moved
-    against the directions `held` `[M, E]`. Without those it is zero only where every cosine is kappa and the vectors are
-    as far apart as they can be (or exactly balanced).
+    against the directions `held` `[M, E]`. Without those it is zero only where every cosine is kappa and the vectors
+    are as far apart as they can be (or exactly balanced).
     """
     cosines = (unit @ reference)[:, None]
     towards = F.normalize(reference - cosines * unit, dim=1)

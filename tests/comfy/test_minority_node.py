@@ -12,7 +12,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import BasicGuider, CFGGuider, RandomNoise, SamplerCustomAdvanced
-from comfyui_diversity.core.hooks import minority as hook
+from comfyui_diversity.core.drivers import minority as hook
 from comfyui_diversity.nodes import NODES
 from comfyui_diversity.nodes.minority import MinorityPrompt
 from torch import Tensor

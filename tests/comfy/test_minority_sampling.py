@@ -11,9 +11,9 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfyui_diversity.core.hooks import minority as hook
+from comfyui_diversity.core.drivers import minority as hook
+from comfyui_diversity.core.drivers.minority import Learning, to_learn, with_learning
 from comfyui_diversity.core.hooks.gradients import gradients
-from comfyui_diversity.core.hooks.minority import Learning, to_learn, with_learning
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.methods.minority import OBJECTIVES, PRESETS, Estimates, Settings, Steps
 from torch import Tensor

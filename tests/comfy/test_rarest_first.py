@@ -9,8 +9,8 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfyui_diversity.core.hooks.minority import Learning, to_learn, with_learning
-from comfyui_diversity.core.hooks.rarity import rarity_of
+from comfyui_diversity.core.drivers.minority import Learning, to_learn, with_learning
+from comfyui_diversity.core.drivers.rarity import rarity_of
 from comfyui_diversity.core.methods.minority import Estimates, Settings, minority
 from comfyui_diversity.nodes.cno import DiverseNoiseModel
 from comfyui_diversity.nodes.rarest import RarestFirst

@@ -16,7 +16,8 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import RandomNoise, SamplerCustomAdvanced
-from comfyui_diversity.core.hooks.schedule import PAYLOAD, percent_of
+from comfyui_diversity.core.drivers.schedule import PAYLOAD
+from comfyui_diversity.core.hooks.noise_levels import percent_of
 from comfyui_diversity.nodes.cno import DiverseNoiseModel
 from comfyui_diversity.nodes.schedule import ScheduleConditioning
 from torch import Tensor

@@ -10,7 +10,7 @@ import pytest
 import torch
 from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_custom_sampler import RandomNoise, SamplerCustomAdvanced
-from comfyui_diversity.core.hooks.shared_noise import _SEED_OFFSET
+from comfyui_diversity.core.drivers.shared_noise import _SEED_OFFSET
 from comfyui_diversity.nodes.shared_noise import SharedNoiseNode, UseSharedNoise
 from torch import Tensor
 

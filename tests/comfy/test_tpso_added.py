@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_diversity.core.hooks.schedule import PAYLOAD
+from comfyui_diversity.core.drivers.schedule import PAYLOAD
 from comfyui_diversity.core.hooks.text import prompt_encoders
 
 from devtools.small_encoders import ENCODERS, small_encoder

@@ -12,8 +12,8 @@ import comfy.sample
 import folder_paths
 import pytest
 import torch
-from comfyui_diversity.core.hooks import variants as variants_hook
-from comfyui_diversity.core.hooks.schedule import PAYLOAD
+from comfyui_diversity.core.drivers import tpso as variants_hook
+from comfyui_diversity.core.drivers.schedule import PAYLOAD
 from comfyui_diversity.core.hooks.text import PromptEncoder, text_encoders
 from comfyui_diversity.core.methods.schedule import Window
 from comfyui_diversity.core.methods.tpso import Settings, least_mean_pairwise

@@ -8,10 +8,10 @@ from typing import Any
 import comfy.model_management
 import pytest
 import torch
-from comfyui_diversity.core.hooks import words as hook
+from comfyui_diversity.core.drivers import words as hook
+from comfyui_diversity.core.drivers.tpso import NEUTRAL_WORD, vary_prompt
+from comfyui_diversity.core.drivers.words import NEIGHBOURS, changed_prompts
 from comfyui_diversity.core.hooks.text import PromptEncoder, prompt_encoders
-from comfyui_diversity.core.hooks.variants import NEUTRAL_WORD, vary_prompt
-from comfyui_diversity.core.hooks.words import NEIGHBOURS, changed_prompts
 from comfyui_diversity.core.methods.tpso import Settings, directions_to_hold
 from comfyui_diversity.demo import loader
 from torch import Tensor

@@ -19,7 +19,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .carried import with_hook, without_hook
+from ..hooks.carried import with_hook, without_hook
 from .minority import KEY as MINORITY
 from .schedule import PAYLOAD as SCHEDULE
 from .schedule import _prepared as schedule_prepared

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .gradients import gradients
-from .progress import Progress
-from .text import PromptEncoder
+from ..hooks.gradients import gradients
+from ..hooks.progress import Progress
+from ..hooks.text import PromptEncoder
 
 # Of the vocabulary, to exchange a word for: among the nearest are its opposite and its kind (right: left; red: orange).
 NEIGHBOURS = 6

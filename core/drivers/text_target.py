@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .gradients import gradients
-from .text import PromptEncoder, clip_vector, prompt_encoders, text_encoders
-from .vision import PAIRS
+from ..hooks.gradients import gradients
+from ..hooks.text import PromptEncoder, clip_vector, prompt_encoders, text_encoders
+from ..hooks.vision import PAIRS
 
 
 @dataclass(frozen=True)

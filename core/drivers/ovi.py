@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..hooks.gradients import gradients
+from ..hooks.vision import VisionTower
 from ..methods.image_bank import ImageBank
 from ..methods.ovi import (
     MAHALANOBIS_WEIGHT,
@@ -25,9 +27,7 @@ from ..methods.ovi import (
     mahalanobis,
     nearest_neighbour,
 )
-from .gradients import gradients
 from .text_target import Target
-from .vision import VisionTower
 
 # Name in the node: constraint of a bank, and the weight at which it gives the paper's cosines.
 CONSTRAINTS: dict[str, tuple[Callable[[ImageBank, Tensor], Constraint], float] | None] = {

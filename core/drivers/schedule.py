@@ -19,8 +19,10 @@ import comfy.utils
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..hooks.carried import Payload, checked, with_hook, without_hook
+from ..hooks.conditioning import cond_rows
+from ..hooks.noise_levels import percent_of
 from ..methods.schedule import Window, step_position
-from .carried import checked, with_hook, without_hook
 
 logger = logging.getLogger("ComfyUI-Diversity")
 
@@ -35,7 +37,7 @@ _MOST_REPEATS = 4  # as ComfyUI: texts of different length are repeated to a com
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Payload):
     """What a scheduled conditioning carries: the other conditioning and when it takes over.
 
     first: the conditioning at weight 1, `[N, T, D]`, to notice nodes that change it afterwards.
@@ -55,6 +57,14 @@ class Schedule:
     between: tuple[Tensor, Mapping[str, Any]] | None = None
     model_conds: Mapping[str, Any] | None = field(default=None, compare=False)
     between_conds: Mapping[str, Any] | None = field(default=None, compare=False)
+
+    def for_rows(self, rows: Sequence[int]) -> Schedule:
+        """The same schedule for the images at positions `rows` of the batch."""
+
+        def cut(conds: Mapping[str, Any] | None) -> dict[str, Any] | None:
+            return None if conds is None else {name: cond_rows(cond, rows) for name, cond in conds.items()}
+
+        return replace(self, model_conds=cut(self.model_conds), between_conds=cut(self.between_conds))
 
     def weight(self, model: Any, sigma: float, sigmas: Sequence[float]) -> float:
         """Weight of the first conditioning at this noise level of a run with these sigmas (T + 1 values)."""
@@ -274,21 +284,3 @@ def _common_length(a: int, b: int) -> int:
             "of tokens. (Variants of Diverse Prompts: use its own schedule, or set its added_tokens to 0.)"
         )
     return math.lcm(a, b)
-
-
-def sigma_at(model_sampling: Any, percent: float) -> float:
-    """The noise level at a share of the model's noise schedule."""
-    # At 0 some models give a number beyond their schedule.
-    return min(float(model_sampling.percent_to_sigma(percent)), float(model_sampling.sigma_max))
-
-
-def percent_of(model_sampling: Any, sigma: float) -> float:
-    """The share 0..1 of a model's noise schedule that lies behind noise level `sigma`; inverse of percent_to_sigma."""
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        if float(model_sampling.percent_to_sigma(middle)) > sigma:
-            low = middle
-        else:
-            high = middle
-    return high if high > 1e-9 else 0.0

@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .noise import Noise
+from ..hooks.noise import Noise
 
 logger = logging.getLogger("ComfyUI-Diversity")
 

@@ -11,7 +11,9 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from .. import bank
+from ..hooks import files
+from ..hooks.gradients import gradients
+from ..hooks.text import PromptEncoder, encode_variants, prompt_encoders
 from ..methods.tpso import (
     HOLD_MARGIN,
     HOLD_WEIGHT,
@@ -25,8 +27,6 @@ from ..methods.tpso import (
     least_mean_pairwise,
     optimise_variants,
 )
-from .gradients import gradients
-from .text import PromptEncoder, encode_variants, prompt_encoders
 from .words import NEIGHBOURS, changed_prompts
 
 # Mean cosine between unrelated prompts where kappa is at home, the projected pooled vectors of the released CLIPs;
@@ -211,13 +211,13 @@ def _vary(
     # Offsets are divided by the number of positions before they are added.
     deviation = SPREAD_START * encoder.deviation * encoder.positions if settings.spread else INITIAL_DEVIATION
     start = initial_offsets(count, encoder.positions, encoder.width, seed, 0.0 if still else deviation)
-    known = None if path is None else bank.load(path, {"offsets": tuple(start.shape), "held": (1,)})
+    known = None if path is None else files.load(path, {"offsets": tuple(start.shape), "held": (1,)})
     if known is not None:
         variants, held = _again(encoder, reference, known["offsets"]), int(known["held"].item())
     else:
         variants, held = _anew(encoder, reference, start, settings, on_step, keep_words)
         if path is not None:
-            bank.store(path, {"offsets": variants.offsets, "held": torch.tensor([held])})
+            files.store(path, {"offsets": variants.offsets, "held": torch.tensor([held])})
     return Outcome(
         encoder.name,
         encoder.vector_name,
@@ -268,7 +268,7 @@ def _key(encoder: PromptEncoder, reference: Tensor, count: int, seed: int, setti
     settings = replace(settings, kappa=round(settings.kappa, 3), learning_rate=float(f"{settings.learning_rate:.3g}"))
     # With the constants that decide what is found: what an older version kept must not pass for this one's.
     constants = (SPREAD_START, keep_words and (NEUTRAL_WORD, NEIGHBOURS, LEAST_CHANGE, HOLD_WEIGHT, HOLD_MARGIN))
-    return bank.key([reference, *embeds], encoder.name, encoder.vector_name, count, seed, settings, constants)
+    return files.key([reference, *embeds], encoder.name, encoder.vector_name, count, seed, settings, constants)
 
 
 def native_kappa(encoder: PromptEncoder, kappa: float) -> float:

@@ -24,6 +24,13 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..hooks.carried import checked, with_hook, without_hook
+from ..hooks.conditioning import conditioning_rows
+from ..hooks.gradients import checkpointed, gradients, with_differentiable_attention
+from ..hooks.noise_levels import percent_of, sigma_at
+from ..hooks.progress import show
+from ..hooks.sampling import is_probe
+from ..hooks.tokens import LearnableToken, check_embedding_names, save_embedding
 from ..methods.minority import (
     Learned,
     Objective,
@@ -36,14 +43,7 @@ from ..methods.minority import (
     noise_share,
 )
 from ..methods.schedule import step_position
-from .carried import checked, with_hook, without_hook
-from .conditioning import conditioning_rows
-from .gradients import checkpointed, gradients, with_differentiable_attention
-from .progress import show
-from .sampling import is_probe
-from .schedule import percent_of, sigma_at
-from .tokens import LearnableToken, check_embedding_names, save_embedding
-from .variants import native_kappa
+from .tpso import native_kappa
 
 logger = logging.getLogger("ComfyUI-Diversity")
 
