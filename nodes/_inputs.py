@@ -78,7 +78,7 @@ class CheckedNode(io.ComfyNode):
                 continue
             if widget.id == "options" and received.endswith("_OPTIONS"):
                 return (
-                    f"options of {schema.display_name} is connected to the options node of another method ({received}). "
+                    f"options of {schema.display_name} is connected to another method's options node ({received}). "
                     f"Connect the options node whose output is {expected}, or none."
                 )
             return f"{widget.id} of {schema.display_name} is connected to {received}; it must be {expected}."
