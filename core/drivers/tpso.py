@@ -11,7 +11,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..hooks import files
+from .. import files
 from ..hooks.gradients import gradients
 from ..hooks.text import PromptEncoder, encode_variants, prompt_encoders
 from ..methods.tpso import (

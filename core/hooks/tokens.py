@@ -12,10 +12,10 @@ from typing import Any
 
 import comfy.model_management
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import files
 from .gradients import gradients
 from .text import PromptEncoder, _joined, _patched, prompt_encoders, text_encoders
 
@@ -228,7 +228,4 @@ def check_embedding_names(clip: Any, encoders: Sequence[str]) -> dict[str, str]:
 
 def save_embedding(path: Path, embeddings: dict[str, Tensor], keys: dict[str, str]) -> None:
     """Writes one picture's tokens `{encoder: [P, D]}` as a textual inversion, which `embedding:name` loads anywhere."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    save_file({keys[name]: rows.detach().float().cpu().contiguous() for name, rows in embeddings.items()}, unfinished)
-    unfinished.replace(path)
+    files.store(path, {keys[name]: rows.float() for name, rows in embeddings.items()})

@@ -18,6 +18,8 @@ from einops import einsum
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..require import require
+
 # Noise [B, C, ...] to its clean estimate [B, C, ...] and the pullback of that estimate: a function that takes a
 # gradient with respect to the clean estimate to one with respect to the noise.
 Estimate = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
@@ -52,14 +54,14 @@ class Settings:
     projection: str = "spectrum"
 
     def __post_init__(self) -> None:
-        _require(math.isfinite(self.strength) and self.strength >= 0, "strength", self.strength, "0 or more")
-        _require(self.iterations >= 0, "iterations", self.iterations, "0 or more")
-        _require(math.isfinite(self.temperature) and self.temperature > 0, "temperature", self.temperature, "above 0")
-        _require(self.window >= 1, "window", self.window, "1 or more")
+        require(math.isfinite(self.strength) and self.strength >= 0, "strength", self.strength, "0 or more")
+        require(self.iterations >= 0, "iterations", self.iterations, "0 or more")
+        require(math.isfinite(self.temperature) and self.temperature > 0, "temperature", self.temperature, "above 0")
+        require(self.window >= 1, "window", self.window, "1 or more")
         good_gamma = self.gamma is None or (math.isfinite(self.gamma) and self.gamma > 0)
-        _require(good_gamma, "gamma", self.gamma, "above 0, or None for the closed form")
-        _require(self.denominator in DENOMINATORS, "denominator", self.denominator, f"one of {', '.join(DENOMINATORS)}")
-        _require(self.projection in PROJECTIONS, "projection", self.projection, f"one of {', '.join(PROJECTIONS)}")
+        require(good_gamma, "gamma", self.gamma, "above 0, or None for the closed form")
+        require(self.denominator in DENOMINATORS, "denominator", self.denominator, f"one of {', '.join(DENOMINATORS)}")
+        require(self.projection in PROJECTIONS, "projection", self.projection, f"one of {', '.join(PROJECTIONS)}")
 
     @property
     def active(self) -> bool:
@@ -72,8 +74,8 @@ def closed_form_gamma(negatives: int, temperature: float) -> float:
 
     Raises ValueError for no negatives or a temperature of 0 or less.
     """
-    _require(negatives >= 1, "negatives", negatives, "1 or more")
-    _require(temperature > 0, "temperature", temperature, "above 0")
+    require(negatives >= 1, "negatives", negatives, "1 or more")
+    require(temperature > 0, "temperature", temperature, "above 0")
     return 1 / (temperature * math.log(negatives) + 1)
 
 
@@ -240,8 +242,3 @@ def _checked_scale(gradient: Tensor) -> float:
             'through the network (then set the gradient to "full").'
         )
     return scale
-
-
-def _require(good: bool, name: str, value: object, allowed: str) -> None:
-    if not good:
-        raise ValueError(f"{name} is {value!r}; it must be {allowed}.")

@@ -12,16 +12,17 @@ written out: S has at most min(M - 1, E) eigenvectors, and with those a distance
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
+
+from .. import files
 
 _NAMES = ("members", "origin")
 
@@ -164,11 +165,8 @@ class ImageBank:
         return axes, values, 1.0 if denominator <= 0 else min((numerator / denominator).item(), 1.0)
 
     def save(self, path: Path) -> None:
-        """Writes the bank in one step: an interrupted run leaves none, or the old one."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.part")
-        save_file({name: getattr(self, name).detach().float().cpu().contiguous() for name in _NAMES}, unfinished)
-        os.replace(unfinished, path)
+        """Writes the bank to a safetensors file in one step; see `files.store`."""
+        files.store(path, {name: getattr(self, name).float() for name in _NAMES})
 
 
 def load(path: Path) -> ImageBank:

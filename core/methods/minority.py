@@ -17,6 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..require import require
+
 # How far the learned embeddings are from where they started, by encoder: [B, P, D] for B pictures and P tokens, in
 # whatever unit the encoder's embeddings are measured in.
 Offsets = dict[str, Tensor]
@@ -135,10 +137,10 @@ class Settings:
     typical: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.iterations >= 0, "iterations", self.iterations, "0 or more")
+        require(self.iterations >= 0, "iterations", self.iterations, "0 or more")
         good_rate = math.isfinite(self.learning_rate) and self.learning_rate >= 0
-        _require(good_rate, "learning_rate", self.learning_rate, "0 or more")
-        _require(math.isfinite(self.bound) and self.bound >= 0, "bound", self.bound, "0 (no bound) or more")
+        require(good_rate, "learning_rate", self.learning_rate, "0 or more")
+        require(math.isfinite(self.bound) and self.bound >= 0, "bound", self.bound, "0 (no bound) or more")
 
     @property
     def active(self) -> bool:
@@ -178,9 +180,9 @@ class Steps:
     every: int = 1
 
     def __post_init__(self) -> None:
-        _require(0 <= self.start < 1, "start_percent", self.start, "from 0 to below 1")
-        _require(self.start < self.end <= 1, "end_percent", self.end, f"above start_percent, {self.start:g}, to 1")
-        _require(self.every >= 1, "every", self.every, "1 or more")
+        require(0 <= self.start < 1, "start_percent", self.start, "from 0 to below 1")
+        require(self.start < self.end <= 1, "end_percent", self.end, f"above start_percent, {self.start:g}, to 1")
+        require(self.every >= 1, "every", self.every, "1 or more")
 
     def chosen(self, percents: Sequence[float]) -> tuple[int, ...]:
         """Numbers of the steps, given the share of the noise schedule at which each begins."""
@@ -196,7 +198,7 @@ def noise_share(share: float, after: float) -> float:
     done (`after`), so little at first and much at the end. Published: t = 999, 749, 499, 249 of 1000 are noised again
     to 250, 500, 750, 1000. Raises ValueError for a share that is not within 0..1.
     """
-    _require(0 <= share <= 1, "renoise", share, "from 0 (annealed) to 1")
+    require(0 <= share <= 1, "renoise", share, "from 0 (annealed) to 1")
     return 1 - (share if share > 0 else after)
 
 
@@ -236,7 +238,7 @@ def learn(
             estimates = Estimates(clean, look_again)
             scores = objective(estimates)
             numbers = f"one number for each of {len(clean)} pictures"
-            _require(scores.shape == (len(clean),), "shape of the objective", list(scores.shape), numbers)
+            require(scores.shape == (len(clean),), "shape of the objective", list(scores.shape), numbers)
             gradient = estimates.gradient(scores.sum())
         history.append(scores.detach())
         gradients = pullback(gradient)
@@ -300,8 +302,3 @@ def _checked_scales(gradients: Offsets) -> dict[str, float]:
         )
     # An encoder that this model does not read has nothing to learn, and stays where it is.
     return {name: scale or 1.0 for name, scale in scales.items()}
-
-
-def _require(allowed: bool, name: str, value: object, words: str) -> None:
-    if not allowed:
-        raise ValueError(f"{name} is {value}; it must be {words}.")

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..require import require
 from .image_bank import ImageBank
 
 Pullback = Callable[[Tensor], Tensor]
@@ -58,14 +59,14 @@ class Settings:
     plateau: float = 1e-3
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 0, "steps", self.steps, "0 or more")
+        require(self.steps >= 0, "steps", self.steps, "0 or more")
         good_rate = math.isfinite(self.learning_rate) and self.learning_rate > 0
-        _require(good_rate, "learning_rate", self.learning_rate, "above 0")
+        require(good_rate, "learning_rate", self.learning_rate, "above 0")
         good_decay = math.isfinite(self.weight_decay) and self.weight_decay >= 0
-        _require(good_decay, "weight_decay", self.weight_decay, "0 or more")
-        _require(-1 <= self.target <= 1, "target_cosine", self.target, "from -1 to 1 (0: no target)")
-        _require(self.patience >= 0, "patience", self.patience, "0 (never) or more")
-        _require(math.isfinite(self.plateau) and self.plateau >= 0, "plateau", self.plateau, "0 or more")
+        require(good_decay, "weight_decay", self.weight_decay, "0 or more")
+        require(-1 <= self.target <= 1, "target_cosine", self.target, "from -1 to 1 (0: no target)")
+        require(self.patience >= 0, "patience", self.patience, "0 (never) or more")
+        require(math.isfinite(self.plateau) and self.plateau >= 0, "plateau", self.plateau, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,8 @@ def initial_tokens(count: int, tokens: int, width: int, seed: int) -> Tensor:
 
     Raises ValueError for no variants and for no tokens.
     """
-    _require(count >= 1, "variants", count, "1 or more")
-    _require(tokens >= 1, "tokens", tokens, "1 or more")
+    require(count >= 1, "variants", count, "1 or more")
+    require(tokens >= 1, "tokens", tokens, "1 or more")
     return INITIAL_DEVIATION * torch.stack(
         [torch.randn(tokens, width, generator=torch.Generator().manual_seed(_mixed(seed, k))) for k in range(count)]
     )
@@ -155,9 +156,9 @@ def invert(
     `after_step(cosines [N], variants that go on)` is called after every step. Raises ValueError for a negative weight,
     targets of another number or width, and embeddings that are not finite.
     """
-    _require(math.isfinite(weight) and weight >= 0, "weight", weight, "0 or more")
+    require(math.isfinite(weight) and weight >= 0, "weight", weight, "0 or more")
     count = len(start)
-    _require(len(targets) in (1, count), "targets", len(targets), f"1 or {count}, the number of variants")
+    require(len(targets) in (1, count), "targets", len(targets), f"1 or {count}, the number of variants")
     targets = F.normalize(targets, dim=1).expand(count, -1)
     tokens = start.detach().clone()
     optimiser = torch.optim.AdamW([tokens], lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -263,8 +264,3 @@ class _Kept:
             self.steps,
             self.reached,
         )
-
-
-def _require(allowed: bool, name: str, value: object, words: str) -> None:
-    if not allowed:
-        raise ValueError(f"{name} is {value}; it must be {words}.")

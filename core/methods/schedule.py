@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ..require import require
+
 EASINGS = ("linear", "smooth", "hold")
 _SAME_STEP = 1e-4  # relative; samplers call the model at a grid sigma that went through a few float operations
 
@@ -33,12 +35,12 @@ class Window:
     steps: int = 0
 
     def __post_init__(self) -> None:
-        _require(math.isfinite(self.ratio) and -1 <= self.ratio <= 1, "ratio", self.ratio, "from -1 to 1")
-        _require(self.easing in EASINGS, "easing", self.easing, f"one of {', '.join(EASINGS)}")
-        _require(self.steps >= 0, "steps", self.steps, "0 or more")
-        _require(0 <= self.start <= 1, "start", self.start, "from 0 to 1")
+        require(math.isfinite(self.ratio) and -1 <= self.ratio <= 1, "ratio", self.ratio, "from -1 to 1")
+        require(self.easing in EASINGS, "easing", self.easing, f"one of {', '.join(EASINGS)}")
+        require(self.steps >= 0, "steps", self.steps, "0 or more")
+        require(0 <= self.start <= 1, "start", self.start, "from 0 to 1")
         within = self.start <= abs(self.ratio) or self.steps > 0 or self.ratio == 0
-        _require(within, "start", self.start, f"at most the length of the window, {abs(self.ratio):g}")
+        require(within, "start", self.start, f"at most the length of the window, {abs(self.ratio):g}")
 
     def weight(self, progress: float, total: int) -> float:
         """Weight of the first conditioning, 0..1, at `progress` 0..1 through a run of `total` steps.
@@ -70,8 +72,3 @@ def step_position(sigmas: Sequence[float], sigma: float) -> float:
             inside = (high - sigma) / (high - low) if high > low else 0.0
             return i + inside if inside > _SAME_STEP else float(i)
     return float(max(len(sigmas) - 1, 0))
-
-
-def _require(allowed: bool, name: str, value: object, words: str) -> None:
-    if not allowed:
-        raise ValueError(f"{name} is {value}; it must be {words}.")

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..require import require
+
 Pullback = Callable[[Tensor], Tensor]
 # Offsets [N, P, D] to prompt vectors [N, E] and the pullback of those: a gradient with respect to the vectors to one
 # with respect to the offsets.
@@ -54,12 +56,12 @@ class Settings:
     spread: bool = True
 
     def __post_init__(self) -> None:
-        _require(-1 < self.kappa <= 1, "kappa", self.kappa, "above -1 and at most 1")
-        _require(0 < self.tolerance <= 1, "tolerance", self.tolerance, "above 0 and at most 1")
-        _require(math.isfinite(self.diversity) and self.diversity >= 0, "diversity", self.diversity, "0 or more")
-        _require(self.steps >= 0, "steps", self.steps, "0 or more")
+        require(-1 < self.kappa <= 1, "kappa", self.kappa, "above -1 and at most 1")
+        require(0 < self.tolerance <= 1, "tolerance", self.tolerance, "above 0 and at most 1")
+        require(math.isfinite(self.diversity) and self.diversity >= 0, "diversity", self.diversity, "0 or more")
+        require(self.steps >= 0, "steps", self.steps, "0 or more")
         good_rate = math.isfinite(self.learning_rate) and self.learning_rate > 0
-        _require(good_rate, "learning_rate", self.learning_rate, "above 0")
+        require(good_rate, "learning_rate", self.learning_rate, "above 0")
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def mean_pairwise(unit: Tensor) -> Tensor:
     Raises ValueError for fewer than two vectors.
     """
     count = len(unit)
-    _require(count >= 2, "variants", count, "2 or more for a pairwise cosine")
+    require(count >= 2, "variants", count, "2 or more for a pairwise cosine")
     return (unit.sum(0).square().sum() - count) / (count * (count - 1))
 
 
@@ -112,7 +114,7 @@ def least_mean_pairwise(kappa: float, count: int) -> float:
     v_k = kappa v + sqrt(1 - kappa^2) u_k with unit u_k, whose mean pairwise cosine is at least -1 / (N - 1).
     Raises ValueError for fewer than two vectors.
     """
-    _require(count >= 2, "variants", count, "2 or more for a pairwise cosine")
+    require(count >= 2, "variants", count, "2 or more for a pairwise cosine")
     return kappa**2 - (1 - kappa**2) / (count - 1)
 
 
@@ -136,8 +138,8 @@ def initial_offsets(count: int, positions: int, width: int, seed: int, deviation
 
     Raises ValueError for no variants and for a prompt without positions.
     """
-    _require(count >= 1, "variants", count, "1 or more")
-    _require(positions >= 1, "positions", positions, "1 or more: the prompt has no words to vary")
+    require(count >= 1, "variants", count, "1 or more")
+    require(positions >= 1, "positions", positions, "1 or more: the prompt has no words to vary")
     generator = torch.Generator().manual_seed(seed)
     # One by one: a single draw of all gives other numbers for another count.
     return deviation * torch.stack([torch.randn(positions, width, generator=generator) for _ in range(count)])
@@ -334,10 +336,5 @@ def calibrated_kappa(kappa: float, unrelated: float, unrelated_reference: float)
     `unrelated` here and `unrelated_reference` where kappa is at home. Raises ValueError for a mean cosine of 1 or more.
     """
     for name, value in (("unrelated", unrelated), ("unrelated_reference", unrelated_reference)):
-        _require(-1 <= value < 1, name, value, "at least -1 and below 1")
+        require(-1 <= value < 1, name, value, "at least -1 and below 1")
     return max(1 - (1 - kappa) * (1 - unrelated) / (1 - unrelated_reference), -0.99)
-
-
-def _require(allowed: bool, name: str, value: object, words: str) -> None:
-    if not allowed:
-        raise ValueError(f"{name} is {value}; it must be {words}.")

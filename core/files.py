@@ -1,0 +1,52 @@
+"""Tensors on disk: written in one step, and named by what they were computed from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def key(tensors: Iterable[Tensor], *settings: object) -> str:
+    """A name for these tensors and settings: 32 hexadecimal digits.
+
+    Tensors count to three decimals: another number of threads changes their last digits and must not change the name.
+    """
+    digest = hashlib.sha256(repr(settings).encode())
+    for tensor in tensors:
+        digest.update((tensor.detach().cpu().float() * 1000).round().int().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def load(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
+    """The tensors of a file; None when it is missing, unreadable, or does not hold exactly these names and shapes."""
+    if not path.is_file():
+        return None
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError):
+        return None
+    return found if {name: tuple(tensor.shape) for name, tensor in found.items()} == shapes else None
+
+
+def store(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes tensors to a safetensors file, making its folder where it is missing.
+
+    The file is written under a temporary name of this process and thread and then renamed, so that a reader, or another
+    writer, finds the old file or the new one whole. A failed write leaves no temporary file behind.
+
+    Raises OSError when the folder or the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
