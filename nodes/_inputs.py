@@ -83,3 +83,13 @@ class CheckedNode(io.ComfyNode):
                 )
             return f"{widget.id} of {schema.display_name} is connected to {received}; it must be {expected}."
         return True
+
+
+def advanced(widget: _Input) -> _Input:
+    """The same input, shown only when a user asks for advanced ones."""
+    # Older versions of ComfyUI pass the flag on to the front end but have no parameter for it.
+    if hasattr(widget, "advanced"):
+        widget.advanced = True  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        widget.extra_dict = {**(widget.extra_dict or {}), "advanced": True}
+    return widget
