@@ -31,7 +31,8 @@ def _options() -> list[io.Input]:
             max=2.0,
             step=0.05,
             tooltip=(
-                "How different the pictures become: the furthest that a noise value may move, in standard deviations. "
+                "How different the pictures become: how far the optimisation moves a noise value at most, in standard "
+                "deviations; what the projection gives back comes on top. "
                 "0 changes nothing. Above 1 pictures may stop following the prompt."
             ),
         ),

@@ -72,8 +72,8 @@ def _advanced_inputs() -> list[io.Input]:
             min=0,
             max=200,
             tooltip=(
-                "Learning steps at each chosen sampling step. Each costs two passes through the model and one back. 0: "
-                "the preset's."
+                "Learning steps at each chosen sampling step. Each costs two passes through the model and two back "
+                '(with "diversity" one each). 0: the preset\'s.'
             ),
         ),
         io.Float.Input(

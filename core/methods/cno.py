@@ -32,8 +32,9 @@ PROJECTIONS = ("norm", "spectrum", "none")
 class Settings:
     """How noise is optimised.
 
-    strength: how far a noise value may move in all, in standard deviations of the noise; the learning rate is
-        strength / iterations, so that more iterations refine the path without lengthening it.
+    strength: how far the steps of Adam together may move a noise value, in standard deviations of the noise; the
+        learning rate is strength / iterations, so that more iterations refine the path without lengthening it. The
+        projection moves values too, so that some end up further away (at 0.5 up to 0.7).
     iterations: gradient steps; each needs one clean estimate.
     temperature: tau of the InfoNCE loss.
     window: clean estimates are averaged to a window x window grid before they are compared.

@@ -97,6 +97,13 @@ class _History:
             self.spreads.append(mean_pairwise(unit))
         return cosines
 
+    def correct(self, unit: Tensor, reference: Tensor) -> None:
+        """Replaces the last step's entry: a correction onto the surface is part of that step."""
+        self.cosines.pop()
+        if self.spreads:
+            self.spreads.pop()
+        self.add(unit, reference)
+
 
 def mean_pairwise(unit: Tensor) -> Tensor:
     """Mean cosine over the pairs of different unit vectors `[N, E]`, a scalar: (|sum v|^2 - N) / (N (N - 1)).
@@ -324,7 +331,7 @@ def _onto_surface(
             new_unit, new_pull_back = encode(moved)
             new_cosines = new_unit @ reference
         offsets, unit, pull_back, cosines = moved, new_unit, new_pull_back, new_cosines
-        history.add(unit, reference)
+        history.correct(unit, reference)
     return offsets, unit
 
 

@@ -117,6 +117,13 @@ def test_spreading_ends_on_the_surface_within_3_percent_of_the_bound(kappa: floa
     )
 
 
+def test_corrections_onto_the_surface_are_not_counted_as_steps():
+    found = run(8, learning_rate=0.5, steps=3)
+    assert len(found.cosines) == len(found.spreads) == 4
+    assert torch.equal(found.cosines[-1], found.vectors @ F.normalize(toy_encoder()[1], dim=0))
+    assert (found.cosines[-1] - 0.8).abs().max() <= 0.01
+
+
 def test_the_published_rule_stops_variants_in_the_band_and_spreads_them_less():
     published = run(8, spread=False, diversity=0.1, learning_rate=0.01, steps=200)
     spread = run(8, learning_rate=0.5)
