@@ -2,7 +2,6 @@
 
     python -m benchmarks.cno_settings --model unet                    # choose: on the prompts for choosing
     python -m benchmarks.cno_settings --model unet --report --only baseline "closer*" shipped "pink*"
-    python -m benchmarks.cno_settings --model unet --batches          # runs of ten batches of four
 
 All rows share prompts and seeds. Adherence and diversity come from the attribute classifier, which nothing optimises.
 """
@@ -15,10 +14,11 @@ from typing import Any
 
 from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this makes ComfyUI and the pack importable
 import torch
+from comfyui_diversity.core.drivers.cno import ContrastiveNoise
 from comfyui_diversity.core.hooks.denoise import CleanEstimate
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.sampling import SamplerRun, with_noise_change
-from comfyui_diversity.core.methods.cno import Settings, optimise_noise, pool
+from comfyui_diversity.core.methods.cno import Settings, pool
 from torch import Tensor
 
 from .peers import most_different, pink
@@ -34,13 +34,8 @@ def cno(gradient: str = "stop", **settings: Any) -> Make:
     return make
 
 
-def patched(world: World, settings: Settings, gradient: str = "stop", avoid: Tensor | None = None) -> Any:
-    def change(run: SamplerRun) -> Tensor:
-        with gradients():
-            repelled = None if avoid is None else run.model.process_latent_in(avoid.clone())
-            return optimise_noise(run.noise.clone(), CleanEstimate(run, gradient), settings, avoid=repelled)
-
-    return with_noise_change(world.model, "benchmark", change)
+def patched(world: World, settings: Settings, gradient: str) -> Any:
+    return with_noise_change(world.model, "benchmark", ContrastiveNoise(settings, gradient))
 
 
 def with_noise(change: Callable[[Tensor], Tensor]) -> Make:
@@ -111,37 +106,11 @@ ROWS: dict[str, Make] = {
     **{f"all, strength {s}, 3 iterations": cno(strength=s, iterations=3) for s in (0.25, 0.5)},
     "shipped": cno(),
 }
-RUN_BATCH, RUNS = 4, 10
-
-
-def run_of_batches(memory: str) -> Make:
-    """Ten batches of four, as of ten queue runs; each stays away from what `memory` keeps of the earlier ones."""
-
-    def make(world: World, text: str, seed: int) -> Tensor:
-        finished: list[Tensor] = []
-        kept: list[Tensor] = []
-        for batch in range(RUNS):
-            avoid = torch.cat(kept) if kept else None
-            model = None if memory == "none, no CNO" else patched(world, Settings(), avoid=avoid)
-            finished.append(world.latents(text, 100 * seed + batch, RUN_BATCH, patched=model))
-            if memory == "finished pictures":
-                kept.append(finished[-1])
-        return torch.cat(finished)
-
-    return make
-
-
-MEMORY_ROWS: dict[str, Make] = {
-    f"40 in batches of 4, memory: {memory}": run_of_batches(memory)
-    for memory in ("none, no CNO", "none", "finished pictures")
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = arguments_of(__doc__)
-    parser.add_argument("--batches", action="store_true", help="rows of ten batches, with and without a memory")
-    options = parser.parse_args(arguments)
-    carry_out("cno_settings", MEMORY_ROWS if options.batches else ROWS, parser, options)
+    carry_out("cno_settings", ROWS, parser, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Templates of diverse noise: with KSampler, with SamplerCustomAdvanced, on a fast model, and with a memory."""
+"""Templates of diverse noise: with KSampler, with SamplerCustomAdvanced, and on a fast model."""
 
 from __future__ import annotations
 
@@ -26,12 +26,6 @@ Press **Run** and compare with *baseline_mmdit*: the same prompt and seed.""",
 sampler, so fewer of them here; the strength is spent all the same.
 
 Press **Run** and compare with *baseline_distilled*.""",
-    "cno_memory": """**Many small batches that differ as a whole.** *Remember Pictures* keeps what this run has made; \
-the next run reads it by *Recall Pictures* and stays away from it.
-
-Press **Run** several times (the seed changes by itself) and look at all the pictures together.
-
-To begin anew, choose another **name** in both nodes.""",
 }
 
 
@@ -88,33 +82,11 @@ def with_guider(model: str, **settings: Any) -> dict[str, Node]:
     return nodes
 
 
-def with_memory(model: str, **settings: Any) -> dict[str, Node]:
-    """Four pictures a run, which the next runs stay away from."""
-    nodes = with_sampler(model, **settings)
-    nodes["latent"] = replace(nodes["latent"], values={**nodes["latent"].values, "batch_size": 4})
-    sampler = nodes["sampler"]
-    nodes["sampler"] = replace(sampler, values={**sampler.values, "control_after_generate": "randomize"})
-    nodes["recall"] = Node(
-        "DiversityMemoryLoad", (740, 340), (300, 102), values={"name": "hearts", "first": 0}, color=BLUE
-    )
-    nodes["cno"] = replace(nodes["cno"], inputs={**nodes["cno"].inputs, "avoid": ("recall", 0)})
-    nodes["remember"] = Node(
-        "DiversityMemorySave",
-        (1100, 450),
-        (290, 78),
-        values={"name": "hearts"},
-        inputs={"latent": ("sampler", 0)},
-        color=BLUE,
-    )
-    return nodes
-
-
 CNO_TEMPLATES: dict[str, dict[str, Node]] = {
     name: finished(name, nodes, NOTES[name])
     for name, nodes in {
         "cno_unet": with_sampler("unet"),
         "cno_mmdit": with_guider("mmdit"),
         "cno_distilled": with_sampler("distilled", strength=0.25, iterations=3),
-        "cno_memory": with_memory("unet"),
     }.items()
 }

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import comfy.sample
 import torch
 from comfy_api.latest import io
 
-from ..core.hooks.denoise import GRADIENTS, CleanEstimate
-from ..core.hooks.gradients import gradients
+from ..core.drivers.cno import ContrastiveNoise
+from ..core.hooks.denoise import GRADIENTS
 from ..core.hooks.noise import OptimisedNoise, StoredNoise, stored_noise
-from ..core.hooks.progress import Progress
-from ..core.hooks.sampling import SamplerRun, with_noise_change
-from ..core.methods.cno import DENOMINATORS, PROJECTIONS, Settings, optimise_noise
+from ..core.hooks.sampling import with_noise_change
+from ..core.methods.cno import DENOMINATORS, PROJECTIONS, Settings
 from ._inputs import advanced
 
 CATEGORY = "diversity/noise"
@@ -129,62 +127,8 @@ def _options() -> list[io.Input]:
     ]
 
 
-def _avoid() -> io.Input:
-    return io.Latent.Input(
-        "avoid",
-        optional=True,
-        tooltip=(
-            "Other pictures to stay away from, as latents of the same model: earlier results (Recall Pictures), or any "
-            "picture through VAE Encode. With them a batch of 1 will do."
-        ),
-    )
-
-
-class _Change:
-    """Optimises the noise of a sampler's run; holds settings only."""
-
-    def __init__(
-        self,
-        strength: float,
-        iterations: int,
-        gradient: str,
-        denominator: str,
-        temperature: float,
-        window: int,
-        gamma: float,
-        projection: str,
-        chunk: int,
-        avoid: dict[str, Any] | None,
-    ) -> None:
-        self._settings = Settings(
-            strength=strength,
-            iterations=iterations,
-            temperature=temperature,
-            window=window,
-            gamma=None if gamma == 0 else gamma,
-            denominator=denominator,
-            projection=projection,
-        )
-        self._estimate = partial(CleanEstimate, gradient=gradient, chunk=chunk)
-        self._avoid = None if avoid is None or len(avoid["samples"]) == 0 else avoid["samples"]
-
-    def __call__(self, run: SamplerRun) -> torch.Tensor:
-        if not self._settings.active:
-            return run.noise
-        progress = Progress(self._settings.iterations)
-        with gradients():
-            noise = run.noise.clone()
-            avoid = None
-            if self._avoid is not None:
-                avoid = run.model.process_latent_in(self._avoid.clone()).to(noise)
-            return optimise_noise(
-                noise,
-                self._estimate(run),
-                self._settings,
-                movable=None if run.denoise_mask is None else run.denoise_mask.clone() > 0,
-                avoid=avoid,
-                after_step=progress.step,
-            )
+def _change(gradient: str, gamma: float, chunk: int, **settings: Any) -> ContrastiveNoise:
+    return ContrastiveNoise(Settings(gamma=None if gamma == 0 else gamma, **settings), gradient, chunk)
 
 
 class DiverseNoiseModel(io.ComfyNode):
@@ -198,15 +142,15 @@ class DiverseNoiseModel(io.ComfyNode):
                 "Makes the pictures of a batch differ: before sampling, their initial noises are moved apart by what "
                 "the model first makes of them. Goes between the model and any sampler; needs a batch of 2 or more."
             ),
-            inputs=[io.Model.Input("model", tooltip="Any diffusion model."), *_options(), _avoid()],
+            inputs=[io.Model.Input("model", tooltip="Any diffusion model."), *_options()],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The same model; samplers optimise their noise first.")
             ],
         )
 
     @classmethod
-    def execute(cls, model: Any, avoid: dict[str, Any] | None = None, **options: Any) -> io.NodeOutput:
-        return io.NodeOutput(with_noise_change(model, "diversity_cno", _Change(**options, avoid=avoid)))
+    def execute(cls, model: Any, **options: Any) -> io.NodeOutput:
+        return io.NodeOutput(with_noise_change(model, "diversity_cno", _change(**options)))
 
 
 def _guided_inputs() -> list[io.Input]:
@@ -243,7 +187,6 @@ class DiverseNoise(io.ComfyNode):
                         ),
                     )
                 ),
-                _avoid(),
             ],
             outputs=[io.Noise.Output(display_name="NOISE", tooltip="For SamplerCustomAdvanced.")],
         )
@@ -255,10 +198,9 @@ class DiverseNoise(io.ComfyNode):
         guider: Any,
         sigmas: torch.Tensor,
         batch_size: int,
-        avoid: dict[str, Any] | None = None,
         **options: Any,
     ) -> io.NodeOutput:
-        return io.NodeOutput(OptimisedNoise(noise, guider, sigmas, _Change(**options, avoid=avoid), batch_size))
+        return io.NodeOutput(OptimisedNoise(noise, guider, sigmas, _change(**options), batch_size))
 
 
 class DiverseNoiseLatent(io.ComfyNode):
@@ -278,7 +220,6 @@ class DiverseNoiseLatent(io.ComfyNode):
                     "latent_image", tooltip="The latent to be sampled; its size and batch are the noise's."
                 ),
                 *_options(),
-                _avoid(),
             ],
             outputs=[io.Latent.Output(display_name="noise", tooltip="One noise for each picture of the batch.")],
         )
@@ -290,12 +231,11 @@ class DiverseNoiseLatent(io.ComfyNode):
         guider: Any,
         sigmas: torch.Tensor,
         latent_image: dict[str, Any],
-        avoid: dict[str, Any] | None = None,
         **options: Any,
     ) -> io.NodeOutput:
         samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent_image["samples"])
         latent = {**latent_image, "samples": samples}
-        optimised = OptimisedNoise(noise, guider, sigmas, _Change(**options, avoid=avoid)).generate_noise(latent)
+        optimised = OptimisedNoise(noise, guider, sigmas, _change(**options)).generate_noise(latent)
         indices = latent.get("batch_index", list(range(len(optimised))))
         return io.NodeOutput({"samples": optimised, "batch_index": list(indices)})
 

@@ -80,13 +80,12 @@ def closed_form_gamma(negatives: int, temperature: float) -> float:
     return 1 / (temperature * math.log(negatives) + 1)
 
 
-def pool(latent: Tensor, window: int, like: Tensor | None = None) -> Tensor:
+def pool(latent: Tensor, window: int) -> Tensor:
     """Latent `[B, C, H, W]` or `[B, C, T, H, W]` averaged to a window x window grid, frames apart: `[B, C, cells]`.
 
-    A side shorter than the window keeps its own length: a finer grid would only repeat cells. `like` is a latent whose
-    grid is used instead, so that the two can be compared cell by cell.
+    A side shorter than the window keeps its own length: a finer grid would only repeat cells.
     """
-    *frames, height, width = (latent if like is None else like).shape[2:]
+    *frames, height, width = latent.shape[2:]
     grid = (min(window, height), min(window, width))
     if not frames:
         return F.adaptive_avg_pool2d(latent, grid).flatten(2)
@@ -100,7 +99,6 @@ def contrastive_loss(
     temperature: float,
     gamma: float,
     denominator: str = "all",
-    avoid: Tensor | None = None,
 ) -> Tensor:
     """InfoNCE of pooled clean estimates `[B, C, P]` against where they started, reference `[B, C, P]`; a scalar.
 
@@ -108,7 +106,7 @@ def contrastive_loss(
 
         -cos(clean_i, reference_i) / (gamma tau) + log sum_j exp(cos(clean_i, clean_j) / tau)
 
-    where the sum runs over the other estimates, over `avoid` `[M, C, P]`, and over a term for i itself:
+    where the sum runs over the other estimates and a term for i itself:
     "all" (the paper's formula): its similarity with itself, 1 / tau;
     "positive" (the paper's released code): the first term's exponent;
     "others" (decoupled contrastive learning, arXiv 2110.06848): none.
@@ -121,9 +119,6 @@ def contrastive_loss(
         logits = torch.where(own, attraction[:, None], logits)
     elif denominator == "others":
         logits = logits.masked_fill(own, -torch.inf)
-    if avoid is not None:
-        earlier = einsum(unit, F.normalize(avoid, dim=1), "i c p, m c p -> i m p") / temperature
-        logits = torch.cat([logits, earlier], 1)
     return (logits.logsumexp(1) - attraction).mean()
 
 
@@ -133,42 +128,29 @@ def optimise_noise(
     settings: Settings,
     *,
     movable: Tensor | None = None,
-    avoid: Tensor | None = None,
     after_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Noise `[B, C, H, W]` or `[B, C, T, H, W]` moved so that its clean estimates differ; same shape, type and device.
 
     estimate: clean estimate and pullback of a noise, called once for each iteration; its first result is the reference.
-    movable: boolean, broadcastable to the noise; values where it is False stay as they are (the kept part of a
-    picture). avoid: latents `[M, C, ...]` of other pictures to be repelled as well; any height and width.
+    movable: boolean, broadcastable to the noise; values where it is False stay as they are (the kept part of an
+    image).
     after_step: called after every iteration.
 
     Must run where gradients can be taken (not under `torch.inference_mode`). Settings that are not active give the
-    noise itself. Raises ValueError for a noise of another rank, for nothing to repel, and for a gradient that is zero
+    noise itself. Raises ValueError for a noise of another rank, for a batch of one, and for a gradient that is zero
     everywhere or not finite.
     """
     if noise.ndim not in (4, 5):
         raise ValueError(f"noise has shape {list(noise.shape)}; it must be [B, C, H, W] or [B, C, T, H, W].")
     if not settings.active:
         return noise
-    if avoid is not None and len(avoid) == 0:
-        avoid = None
-    negatives = len(noise) - 1 + (0 if avoid is None else len(avoid))
-    if negatives == 0:
-        raise ValueError(
-            "The batch holds 1 picture and there are no earlier ones to stay away from: nothing to be different from. "
-            "Make a batch of 2 or more, or give pictures to avoid."
-        )
-    if avoid is not None and (avoid.ndim != noise.ndim or avoid.shape[1] != noise.shape[1]):
-        raise ValueError(
-            f"The pictures to avoid are latents of shape {list(avoid.shape)}, the noise is {list(noise.shape)}: "
-            "both must have the same number of dimensions and channels, so come from the same kind of model."
-        )
-    gamma = closed_form_gamma(negatives, settings.temperature) if settings.gamma is None else settings.gamma
+    if len(noise) < 2:
+        raise ValueError("The batch holds 1 image: there is nothing to be different from. Make a batch of 2 or more.")
+    gamma = closed_form_gamma(len(noise) - 1, settings.temperature) if settings.gamma is None else settings.gamma
     start = noise.detach().float()
     current = start.clone()
     optimiser = torch.optim.Adam([current], lr=settings.strength / settings.iterations)
-    repelled = None if avoid is None else pool(avoid.to(start), settings.window, like=noise)
     reference: Tensor | None = None
     scale: float | None = None
     for _ in range(settings.iterations):
@@ -183,7 +165,6 @@ def optimise_noise(
                 temperature=settings.temperature,
                 gamma=gamma,
                 denominator=settings.denominator,
-                avoid=repelled,
             )
         gradient = pullback(torch.autograd.grad(loss, clean)[0]).float()
         if movable is not None:

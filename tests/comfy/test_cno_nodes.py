@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import comfy.sample
 import comfy.samplers
-import folder_paths
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import DisableNoise, RandomNoise, SamplerCustom, SamplerCustomAdvanced
@@ -20,7 +18,6 @@ from comfyui_diversity.nodes.cno import (
     NoiseFromLatent,
     UseNoise,
 )
-from comfyui_diversity.nodes.memory import RecallPictures, RememberPictures
 from torch import Tensor
 
 from devtools.small_models import FAMILIES, conditioning, small_model
@@ -249,48 +246,6 @@ def test_noise_and_sigmas_that_hold_nothing_are_refused() -> None:
         graph.optimised()
 
 
-# --- memory ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Any:
-    before = folder_paths.get_output_directory()
-    folder_paths.set_output_directory(str(tmp_path))
-    yield tmp_path
-    folder_paths.set_output_directory(before)
-
-
-def test_runs_differ_from_remembered_ones_and_can_be_made_again(output: Path) -> None:
-    graph = Graph("eps")
-
-    def run(first: int = 0) -> tuple[Tensor, int]:
-        avoid, count = RecallPictures.execute("hearts", first).args
-        return graph.simple(graph.on_model(avoid=avoid)), count
-
-    pictures, count = run()
-    assert count == 0
-    assert torch.equal(pictures, graph.simple(graph.on_model()))
-    untouched = RecallPictures.fingerprint_inputs("hearts", 0)
-    assert RememberPictures.execute({"samples": pictures}, "hearts").args[0] == BATCH
-    assert RecallPictures.fingerprint_inputs("hearts", 0) != untouched
-    assert [path.name for path in (output / "diversity").iterdir()] == ["hearts.safetensors"]
-
-    second, count = run()
-    assert count == BATCH
-    assert not torch.equal(second, pictures)
-    assert RememberPictures.execute({"samples": second}, "hearts").args[0] == 2 * BATCH
-    assert torch.equal(run(first=BATCH)[0], second)
-    assert not torch.equal(run()[0], second)
-
-
-@pytest.mark.parametrize("name", ["", "../up", "a/b", "c:d", "x" * 65, "dot.dot"])
-def test_names_that_are_no_file_names_are_refused(output: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="letters, digits"):
-        RecallPictures.execute(name, 0)
-    with pytest.raises(ValueError, match="letters, digits"):
-        RememberPictures.execute({"samples": torch.ones(1, 4, 8, 8)}, name)
-
-
 # --- schema ----------------------------------------------------------------------------------------------------------
 
 
@@ -319,6 +274,4 @@ def test_all_are_registered() -> None:
         "DiversityCNOLatent",
         "DiversityNoiseFromLatent",
         "DiversityUseNoise",
-        "DiversityMemoryLoad",
-        "DiversityMemorySave",
     }

@@ -129,26 +129,6 @@ def test_each_noise_keeps_its_length() -> None:
     assert torch.allclose(moved.flatten(1).norm(dim=1), noise.flatten(1).norm(dim=1), rtol=1e-5)
 
 
-def test_earlier_pictures_are_repelled_and_one_picture_is_then_enough() -> None:
-    model = small_model("eps")
-    avoid = {"samples": random_latent("eps", 4, seed=6)}
-    one = started_from(diverse(model, avoid=avoid), batch=1)
-    other = started_from(diverse(model, avoid={"samples": random_latent("eps", 4, seed=7)}), batch=1)
-    assert not torch.equal(one, other)
-    assert torch.equal(avoid["samples"], random_latent("eps", 4, seed=6))
-
-
-def test_pictures_to_avoid_are_read_in_the_models_own_latent_space() -> None:
-    """SD1.5's latents are scaled, which no cosine sees; FLUX's are shifted, which every cosine sees."""
-    model = small_model("flux")
-    pictures = random_latent("flux", 2, seed=6)
-    ours = started_from(diverse(model, avoid={"samples": pictures}), family="flux")
-    model_space = model.model.process_latent_in(pictures)
-    unshifted = model.model.process_latent_out(pictures)
-    assert not torch.allclose(model_space, pictures)
-    assert not torch.equal(ours, started_from(diverse(model, avoid={"samples": unshifted}), family="flux"))
-
-
 # --- what must not change --------------------------------------------------------------------------------------------
 
 
@@ -285,7 +265,7 @@ def test_an_error_in_the_model_comes_through_and_leaves_it_usable() -> None:
 
 
 def test_a_batch_of_one_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match="Make a batch of 2 or more, or give pictures to avoid"):
+    with pytest.raises(ValueError, match="Make a batch of 2 or more"):
         sample(diverse(small_model("eps")), batch=1)
 
 
@@ -294,8 +274,3 @@ def test_nested_latents_are_refused_in_words() -> None:
     nested, noise = (comfy.nested_tensor.NestedTensor([part.clone() for part in parts]) for _ in range(2))
     with pytest.raises(ValueError, match=r"latent is \[2, 1, 1280\].*Nested latents"):
         sample(diverse(small_model("eps")), noise=noise, latent_image=nested)
-
-
-def test_pictures_of_another_model_cannot_be_avoided() -> None:
-    with pytest.raises(ValueError, match="same kind of model"):
-        sample(diverse(small_model("eps"), avoid={"samples": random_latent("sd3", 2)}))

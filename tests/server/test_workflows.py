@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +11,12 @@ from typing import Any
 import pytest
 
 from devtools.demo import decode
-from devtools.graph import SAMPLERS, only_node, with_settings, with_values
+from devtools.graph import SAMPLERS, only_node, with_values
 from devtools.places import HERE
 from devtools.server import Client, Server
 from devtools.workflow import to_prompt
 
-MEMORY = HERE.root / "workflows" / "cno_memory.json"
-# All but the one that is meant to make other pictures with every run; it has a test of its own.
-TEMPLATES = sorted(set((HERE.root / "workflows").glob("*.json")) - {MEMORY})
+TEMPLATES = sorted((HERE.root / "workflows").glob("*.json"))
 BATCH = 2
 SCRATCH = "tests"
 
@@ -102,19 +99,3 @@ def test_text_guidance_and_batch_reach_the_model(client: Client, prompt: dict[st
         other, _ = run(client, with_values(prompt, change))
         assert pixels(other) != pixels(first), f"{change} changed nothing"
     assert len(run(client, with_values(prompt, {"batch_size": 3}))[0]) == 3
-
-
-def test_a_memory_makes_the_same_seed_give_new_pictures(client: Client, server: Server) -> None:
-    name = f"{SCRATCH} {os.getpid()}"
-    prompt = with_settings(small(MEMORY, client), {"DiversityMemoryLoad.name": name, "DiversityMemorySave.name": name})
-    kept = server.base / "output" / "diversity" / f"{name}.safetensors"
-    try:
-        first, _ = run(client, prompt)
-        second, cached = run(client, prompt)
-        assert sampled(cached)
-        assert not set(pixels(first)) & set(pixels(second))
-        # As the second run found it: what the first had remembered, and nothing since.
-        again, _ = run(client, with_settings(prompt, {"DiversityMemoryLoad.first": BATCH}))
-        assert pixels(again) == pixels(second)
-    finally:
-        kept.unlink()
