@@ -24,7 +24,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..hooks.carried import checked, with_hook, without_hook
+from ..hooks.carried import Payload, checked, with_hook, without_hook
 from ..hooks.conditioning import conditioning_rows
 from ..hooks.gradients import checkpointed, gradients, with_differentiable_attention
 from ..hooks.noise_levels import percent_of, sigma_at
@@ -119,8 +119,13 @@ class Learning:
 
 
 @dataclass(frozen=True, eq=False)
-class _Mark:
+class _Mark(Payload):
     """What a conditioning carries: which part of it is replaced by the prompt with the token."""
+
+    one_embedding_only = (
+        "Minority Prompt encodes its prompt anew while the sampler runs, and does not know of an embedding for "
+        "each picture. Use unCLIPConditioning with it, which gives one to all pictures."
+    )
 
     learning: Learning
     plain: Tensor

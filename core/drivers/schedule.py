@@ -1,8 +1,7 @@
 """One conditioning that turns into another during sampling, on any sampler node.
 
-The conditioning brings its own wrappers along (as a transformer-options hook), so it needs no patched model and cannot
-meet a model that would leave its schedule out. Before sampling begins the hook is taken off the run's copy of the
-conditioning, since ComfyUI would otherwise send prompt and negative prompt through the model apart.
+The conditioning brings its own wrapper along (see `core.hooks.carried`), so it needs no patched model and cannot meet a
+model that would leave its schedule out.
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import comfy.hooks
-import comfy.samplers
 import comfy.utils
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..hooks.carried import Payload, checked, with_hook, without_hook
+from ..hooks.carried import Payload, Preparation, carrying, checked
 from ..hooks.conditioning import cond_rows
 from ..hooks.noise_levels import percent_of
 from ..methods.schedule import Window, step_position
@@ -66,6 +63,27 @@ class Schedule(Payload):
 
         return replace(self, model_conds=cut(self.model_conds), between_conds=cut(self.between_conds))
 
+    def started(self, entry: dict[str, Any], key: str) -> dict[str, Any]:
+        """A node that changes the embeddings of a scheduled conditioning changes one of its two sides only. Zeroed out,
+        it is zero throughout; anything else has no clear meaning."""
+        return checked(entry, key, self.first, _CHANGED)
+
+    def prepared(self, entry: dict[str, Any], key: str, prepare: Preparation) -> dict[str, Any]:
+        """The other conditionings go through the model's own preparation."""
+        if self.model_conds is not None:
+            return entry
+        _compare_rows(len(self.first), len(prepare.noise), prepare.kind)
+        # What other nodes have set on the scheduled conditioning since (guidance, size) holds for both.
+        own = {name: value for name, value in entry.items() if name not in (key, "cross_attn", "pooled_output")}
+        others = [(self.cond, self.extras), *([] if self.between is None else [self.between])]
+        conds = prepare([{**own, **extras, "cross_attn": cond} for cond, extras in others])
+        return {**entry, key: replace(self, model_conds=conds[0], between_conds=conds[-1])}
+
+    def with_model_conds(self, conds: Mapping[str, Any]) -> Schedule:
+        """The same schedule, prepared already, with model conditions that do not fade."""
+        whole = {**(self.model_conds or {}), **conds}
+        return replace(self, model_conds=whole, between_conds={**(self.between_conds or {}), **conds})
+
     def weight(self, model: Any, sigma: float, sigmas: Sequence[float]) -> float:
         """Weight of the first conditioning at this noise level of a run with these sigmas (T + 1 values)."""
         total = max(len(sigmas) - 1, 1)
@@ -110,8 +128,7 @@ def scheduled(first: list, second: list, window: Window, clock: str = "steps", b
         schedule = Schedule(cond, other, _without_hooks(other_extras), window, clock)
         if on_the_way is not None:
             schedule = replace(schedule, between=(on_the_way[0], _without_hooks(on_the_way[1])))
-        hooks = with_hook(extras, ScheduleHook.with_wrappers())
-        found.append([cond, {**extras, PAYLOAD: schedule, "hooks": hooks}])
+        found.append(carrying(cond, extras, PAYLOAD, schedule, {WrappersMP.CALC_COND_BATCH: _blend}))
     return found
 
 
@@ -124,97 +141,12 @@ def can_blend(first: list, second: list) -> bool:
     return all(_repeats(a[0].shape[1], b[0].shape[1]) <= _MOST_REPEATS for a, b in zip(first, second, strict=True))
 
 
-class ScheduleHook(comfy.hooks.TransformerOptionsHook):
-    """Registers the wrappers below for every run whose conditioning carries it."""
-
-    @classmethod
-    def with_wrappers(cls) -> ScheduleHook:
-        hook = cls()
-        hook.transformers_dict = {
-            "wrappers": {
-                WrappersMP.OUTER_SAMPLE: {PAYLOAD: [_take_hooks_off]},
-                WrappersMP.SAMPLER_SAMPLE: {PAYLOAD: [_encode_second]},
-                WrappersMP.CALC_COND_BATCH: {PAYLOAD: [_blend]},
-            }
-        }
-        return hook
-
-
-def _take_hooks_off(executor: Any, *args: Any, **named: Any) -> Any:
-    """The guider's conditioning is this run's own copy."""
-    guider = executor.class_obj
-    for name, entries in guider.conds.items():
-        guider.conds[name] = [without_hook(_checked(entry), ScheduleHook) for entry in entries]
-    return executor(*args, **named)
-
-
-def _checked(entry: dict[str, Any]) -> dict[str, Any]:
-    """A node that changes the embeddings of a scheduled conditioning changes one of its two sides only. Zeroed out, it
-    is zero throughout; anything else has no clear meaning."""
-    schedule = entry.get(PAYLOAD)
-    return entry if schedule is None else checked(entry, PAYLOAD, schedule.first, _CHANGED)
-
-
-def _encode_second(
-    executor: Any,
-    guider: Any,
-    sigmas: Tensor,
-    extra_args: dict[str, Any],
-    callback: Any,
-    noise: Tensor,
-    latent_image: Tensor | None = None,
-    denoise_mask: Tensor | None = None,
-    *rest: Any,
-    **named: Any,
-) -> Any:
-    """The second conditioning goes through the model's own preparation, once for the run."""
-    _compare_rows(guider.conds, len(noise))
-    for kind, entries in guider.conds.items():
-        guider.conds[kind] = [
-            _prepared(entry, kind, guider.inner_model, noise, latent_image, denoise_mask, extra_args.get("seed"))
-            for entry in entries
-        ]
-    return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *rest, **named)
-
-
-def _compare_rows(conds: dict[str, list[dict[str, Any]]], batch: int) -> None:
-    for kind, entries in conds.items():
-        for entry in entries:
-            rows = len(entry["cross_attn"]) if PAYLOAD in entry else 1
-            if rows not in (1, batch):
-                logger.warning(
-                    "The %s conditioning has %d variants and the batch %d pictures: %s.",
-                    kind, rows, batch, "only the first variants are used" if batch < rows else "variants are repeated",
-                )  # fmt: skip
-
-
-def _prepared(
-    entry: dict[str, Any],
-    kind: str,
-    model: Any,
-    noise: Tensor,
-    latent_image: Tensor | None,
-    denoise_mask: Tensor | None,
-    seed: int | None,
-) -> dict[str, Any]:
-    schedule = entry.get(PAYLOAD)
-    if schedule is None or schedule.model_conds is not None:
-        return entry
-    # What other nodes have set on the scheduled conditioning since (guidance, size) holds for both.
-    own = {name: value for name, value in entry.items() if name not in (PAYLOAD, "cross_attn", "pooled_output")}
-    others = [(schedule.cond, schedule.extras), *([] if schedule.between is None else [schedule.between])]
-    encoded = comfy.samplers.encode_model_conds(
-        model.extra_conds,
-        [{**own, **extras, "cross_attn": cond, "model_conds": {}} for cond, extras in others],
-        noise,
-        noise.device,
-        kind,
-        latent_image=latent_image,
-        denoise_mask=denoise_mask,
-        seed=seed,
-    )
-    conds = [found["model_conds"] for found in encoded]
-    return {**entry, PAYLOAD: replace(schedule, model_conds=conds[0], between_conds=conds[-1])}
+def _compare_rows(rows: int, batch: int, kind: str) -> None:
+    if rows not in (1, batch):
+        logger.warning(
+            "The %s conditioning has %d variants and the batch %d pictures: %s.",
+            kind, rows, batch, "only the first variants are used" if batch < rows else "variants are repeated",
+        )  # fmt: skip
 
 
 def _blend(
@@ -234,9 +166,6 @@ def _at(entry: dict[str, Any], model: Any, sigma: float, sigmas: Sequence[float]
     schedule = entry.get(PAYLOAD)
     if schedule is None:
         return entry
-    if schedule.model_conds is None:
-        # A wrapper outside ours (noise optimisation) asks the model before the run begins.
-        schedule = _prepared(entry, "positive", model, x, None, None, None)[PAYLOAD]
     weight = schedule.weight(model, sigma, sigmas)
     first, second = entry["model_conds"], schedule.model_conds
     if weight >= 1:

@@ -2,7 +2,7 @@
 
 Stock unCLIPConditioning sums the embeddings that it is given (Stable Cascade reads them side by side), for all pictures
 alike. Here the model's own preparation runs once for each embedding, and what it makes of them becomes the rows of what
-the model reads. The conditioning brings its wrappers along, so that it needs no patched model.
+the model reads. The conditioning carries them (see `core.hooks.carried`), so that it needs no patched model.
 """
 
 from __future__ import annotations
@@ -13,16 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.clip_vision
-import comfy.hooks
-import comfy.samplers
 import torch
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..hooks.carried import with_hook, without_hook
-from .minority import KEY as MINORITY
-from .schedule import PAYLOAD as SCHEDULE
-from .schedule import _prepared as schedule_prepared
+from ..hooks.carried import Payload, Preparation, carrying, payloads, prepared
 
 logger = logging.getLogger("ComfyUI-Diversity")
 
@@ -31,22 +25,71 @@ _STOCK = "unclip_conditioning"
 
 
 @dataclass(frozen=True, eq=False)
-class PerPicture:
-    """What a conditioning carries: embedding k `[1, E]` for picture k, and what unCLIPConditioning takes besides."""
+class _Attached:
+    """Embedding k `[1, E]` for image k, and what unCLIPConditioning takes besides."""
 
     embeddings: tuple[Tensor, ...]
     strength: float
     noise_augmentation: float
 
-    def stock(self, picture: int) -> dict[str, Any]:
-        """What unCLIPConditioning would attach for this picture alone; embeddings are used again from the first."""
+    def stock(self, image: int) -> dict[str, Any]:
+        """What unCLIPConditioning would attach for this image alone; embeddings are used again from the first."""
         output = comfy.clip_vision.Output()
-        output["image_embeds"] = self.embeddings[picture % len(self.embeddings)]
+        output["image_embeds"] = self.embeddings[image % len(self.embeddings)]
         return {
             "clip_vision_output": output,
             "strength": self.strength,
             "noise_augmentation": self.noise_augmentation,
         }
+
+
+@dataclass(frozen=True, eq=False)
+class PerImage(Payload):
+    """What a conditioning carries: image embeddings, as often as they were attached."""
+
+    attached: tuple[_Attached, ...]
+
+    def for_rows(self, rows: Sequence[int]) -> PerImage:
+        """The embeddings of the images at positions `rows` of the batch."""
+        return PerImage(
+            tuple(
+                replace(one, embeddings=tuple(one.embeddings[row % len(one.embeddings)] for row in rows))
+                for one in self.attached
+            )
+        )
+
+    def started(self, entry: dict[str, Any], key: str) -> dict[str, Any]:
+        """Raises ValueError where another payload cannot be combined with an embedding for each image."""
+        for other in payloads(entry).values():
+            if other.one_embedding_only:
+                raise ValueError(other.one_embedding_only)
+        return entry
+
+    def prepared(self, entry: dict[str, Any], key: str, prepare: Preparation) -> dict[str, Any]:
+        """The entry with a row for each embedding in what the model reads of them."""
+        batch = len(prepare.noise)
+        count = max(len(one.embeddings) for one in self.attached)
+        if count != batch:
+            logger.warning(
+                "There are %d image embeddings and the batch has %d pictures: %s.",
+                count, batch, "only the first are used" if batch < count else "they are used again from the first",
+            )  # fmt: skip
+        bare = prepared({name: value for name, value in entry.items() if name != key}, prepare)
+        stock = entry.get(_STOCK, [])
+        [plain] = prepare([bare])
+        # One at a time: the model's own preparation is made for the embeddings of one image.
+        encoded = [
+            prepare([{**bare, _STOCK: [*stock, *(one.stock(k) for one in self.attached)]}])[0]
+            for k in range(min(count, batch))
+        ]
+        rows = _rows(plain, encoded)
+        if not rows:
+            raise ValueError(
+                "This model reads no image embeddings, so the pictures would not differ by them. unCLIP conditioning "
+                "is for SD2.1 unCLIP, Stable Cascade (stage C) and others that are made for it."
+            )
+        others = {name: payload.with_model_conds(rows) for name, payload in payloads(bare).items()}
+        return {**bare, **others, "model_conds": {**bare["model_conds"], **rows}}
 
 
 def per_picture(
@@ -70,18 +113,12 @@ def per_picture(
         raise ValueError(f"The embeddings are {' and '.join(map(str, widths))} wide; they must be of one vision tower.")
     if strength == 0:
         return conditioning  # as unCLIPConditioning
-    carried = PerPicture(embeddings, strength, noise_augmentation)
-    return [
-        [
-            cond,
-            {
-                **extras,
-                KEY: (*extras.get(KEY, ()), carried),
-                "hooks": with_hook(extras, PerPictureHook.with_wrappers()),
-            },
-        ]
-        for cond, extras in conditioning
-    ]
+    attached = _Attached(embeddings, strength, noise_augmentation)
+    found = []
+    for cond, extras in conditioning:
+        before = extras[KEY].attached if KEY in extras else ()
+        found.append(carrying(cond, extras, KEY, PerImage((*before, attached))))
+    return found
 
 
 def _embeddings(output: Any) -> Tensor:
@@ -93,103 +130,6 @@ def _embeddings(output: Any) -> Tensor:
             "each patch, which unCLIP models do not read."
         )
     return found
-
-
-class PerPictureHook(comfy.hooks.TransformerOptionsHook):
-    """Registers the wrappers below for every run whose conditioning carries it."""
-
-    @classmethod
-    def with_wrappers(cls) -> PerPictureHook:
-        hook = cls()
-        hook.transformers_dict = {
-            "wrappers": {
-                WrappersMP.OUTER_SAMPLE: {KEY: [_take_hooks_off]},
-                WrappersMP.SAMPLER_SAMPLE: {KEY: [_encode_embeddings]},
-            }
-        }
-        return hook
-
-
-def _take_hooks_off(executor: Any, *args: Any, **named: Any) -> Any:
-    """The guider's conditioning and its options are this run's own copies."""
-    guider = executor.class_obj
-    for name, entries in guider.conds.items():
-        if any(KEY in entry and MINORITY in entry for entry in entries):
-            raise ValueError(
-                "Minority Prompt encodes its prompt anew while the sampler runs, and does not know of an embedding for "
-                "each picture. Use unCLIPConditioning with it, which gives one to all pictures."
-            )
-        guider.conds[name] = [without_hook(entry, PerPictureHook) for entry in entries]
-    wrappers = guider.model_options["transformer_options"]["wrappers"]
-    # First of all, so that whoever asks the model before the run begins (noise optimisation) finds the embeddings.
-    ours = wrappers[WrappersMP.SAMPLER_SAMPLE]
-    wrappers[WrappersMP.SAMPLER_SAMPLE] = {KEY: ours[KEY], **{key: own for key, own in ours.items() if key != KEY}}
-    return executor(*args, **named)
-
-
-def _encode_embeddings(
-    executor: Any,
-    guider: Any,
-    sigmas: Tensor,
-    extra_args: dict[str, Any],
-    callback: Any,
-    noise: Tensor,
-    latent_image: Tensor | None = None,
-    denoise_mask: Tensor | None = None,
-    *rest: Any,
-    **named: Any,
-) -> Any:
-    """Every embedding goes through the model's own preparation, once for the run."""
-    for kind, entries in guider.conds.items():
-
-        def encode(entry: dict[str, Any], kind: str = kind) -> Mapping[str, Any]:
-            encoded = comfy.samplers.encode_model_conds(
-                guider.inner_model.extra_conds,
-                [{**entry, "model_conds": {}}],
-                noise,
-                noise.device,
-                kind,
-                latent_image=latent_image,
-                denoise_mask=denoise_mask,
-                seed=extra_args.get("seed"),
-            )
-            return encoded[0]["model_conds"]
-
-        def with_schedule(entry: dict[str, Any], kind: str = kind) -> dict[str, Any]:
-            model, seed = guider.inner_model, extra_args.get("seed")
-            return schedule_prepared(entry, kind, model, noise, latent_image, denoise_mask, seed)
-
-        guider.conds[kind] = [
-            _with_rows(with_schedule(entry), encode, len(noise)) if KEY in entry else entry for entry in entries
-        ]
-    return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *rest, **named)
-
-
-def _with_rows(entry: dict[str, Any], encode: Any, batch: int) -> dict[str, Any]:
-    """The entry with a row for each embedding in what the model reads of them."""
-    carried: tuple[PerPicture, ...] = entry[KEY]
-    count = max(len(one.embeddings) for one in carried)
-    if count != batch:
-        logger.warning(
-            "There are %d image embeddings and the batch has %d pictures: %s.",
-            count, batch, "only the first are used" if batch < count else "they are used again from the first",
-        )  # fmt: skip
-    bare = {name: value for name, value in entry.items() if name != KEY}
-    encoded = [
-        encode({**bare, _STOCK: [*entry.get(_STOCK, []), *(one.stock(k) for one in carried)]})
-        for k in range(min(count, batch))
-    ]
-    rows = _rows(encode(bare), encoded)
-    if not rows:
-        raise ValueError(
-            "This model reads no image embeddings, so the pictures would not differ by them. unCLIP conditioning is "
-            "for SD2.1 unCLIP, Stable Cascade (stage C) and others that are made for it."
-        )
-    schedule = bare.get(SCHEDULE)
-    if schedule is not None:
-        # The embedding is not what a schedule fades out.
-        bare[SCHEDULE] = replace(schedule, model_conds={**schedule.model_conds, **rows})
-    return {**bare, "model_conds": {**bare["model_conds"], **rows}}
 
 
 def _rows(plain: Mapping[str, Any], encoded: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
