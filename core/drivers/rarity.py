@@ -10,7 +10,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..hooks.batch import Batch
+from ..hooks.chunks import Batch
 from ..hooks.noise_levels import sigma_at
 from ..hooks.sampling import SamplerRun, at_start, check_shape
 from ..methods.minority import noise_share, rarity

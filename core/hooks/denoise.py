@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import comfy.model_management
 import comfy.samplers
 import torch
 from torch import Tensor
 
-from .batch import Batch
+from .chunks import Batch
 from .gradients import gradients, with_differentiable_attention
 from .sampling import SamplerRun
 
@@ -49,11 +48,11 @@ class CleanEstimate:
             self._mask = None if run.denoise_mask is None else run.denoise_mask.clone()
 
     def __call__(self, noise: Tensor) -> tuple[Tensor, Pullback]:
+        return self._batch.retried(lambda: self._in_chunks(noise))
+
+    def _in_chunks(self, noise: Tensor) -> tuple[Tensor, Pullback]:
         if self._gradient == "full" and self._batch.whole:
-            try:
-                return self._with_graph(noise)
-            except comfy.model_management.OOM_EXCEPTION as error:
-                self._batch.halve(error)
+            return self._with_graph(noise)
         clean = self._batch.each(lambda rows: self._without_graph(noise[rows], rows))
         if self._gradient == "full":
             return clean, lambda gradient: self._batch.each(lambda rows: self._pull_back(noise, gradient, rows))

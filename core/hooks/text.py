@@ -16,8 +16,8 @@ from comfy.sd1_clip import SDClipModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from .chunks import InChunks
 from .gradients import gradients
-from .in_chunks import InChunks
 
 Tokens = dict[str, Any]
 KINDS = ("auto", "clip", "all")

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..methods.image_bank import ImageBank
+from .chunks import InChunks
 from .gradients import checkpointed
-from .in_chunks import InChunks
 from .text import is_trained
 
 PAIRS = (

@@ -1,0 +1,176 @@
+"""A batch through a model in chunks of rows: as many rows at once as memory allows."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import comfy.model_management
+import comfy.samplers
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from .conditioning import conditioning_rows
+from .gradients import gradients
+
+Pullback = Callable[[Tensor], Tensor]
+_Result = TypeVar("_Result")
+
+
+class Chunks:
+    """How many of a batch's rows go through a model at once, halved whenever memory runs out.
+
+    size: 0 is all of them, and fewer when memory runs out. Raises ValueError for a negative one.
+    """
+
+    def __init__(self, count: int, size: int = 0) -> None:
+        if size < 0:
+            raise ValueError(f"chunk is {size}; it must be 0 (all pictures at once) or more.")
+        self.count = count
+        self.size = min(size or count, count)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows go through the model at once."""
+        return self.size == self.count
+
+    def slices(self) -> Iterator[slice]:
+        """The rows of each chunk."""
+        return (slice(start, start + self.size) for start in range(0, self.count, self.size))
+
+    def joined(self, work: Callable[[slice], _Result]) -> _Result:
+        """`work(rows)` of every chunk, concatenated along the rows: tensors, or containers of tensors."""
+        return tree_map(lambda *parts: torch.cat(parts), *[work(rows) for rows in self.slices()])
+
+    def each(self, work: Callable[[slice], _Result]) -> _Result:
+        """`joined(work)`, which starts over with half as many rows at once when memory runs out."""
+        return self.retried(lambda: self.joined(work))
+
+    def retried(self, work: Callable[[], _Result], last_resort: Callable[[], bool] = lambda: False) -> _Result:
+        """`work()`, which starts over with half as many rows at once when memory runs out.
+
+        last_resort: called when memory runs out for a single row; saves memory in some other way, and says whether
+        that is worth another try.
+        """
+        while True:
+            try:
+                return work()
+            except comfy.model_management.OOM_EXCEPTION:
+                # Where PyTorch has no such error, ComfyUI's name stands for every error.
+                if comfy.model_management.OOM_EXCEPTION is Exception:
+                    raise
+                if self.size == 1 and not last_resort():
+                    raise
+            # Outside the handler: the error's traceback would keep the failed try's tensors in memory.
+            self.size = math.ceil(self.size / 2)
+            comfy.model_management.soft_empty_cache()
+
+
+class Batch(Chunks):
+    """The images of a run, with the guider's conditioning cut to those of a chunk."""
+
+    def __init__(self, guider: comfy.samplers.CFGGuider, count: int, size: int = 0) -> None:
+        super().__init__(count, size)
+        self._guider = guider
+
+    def guider(self, rows: slice) -> comfy.samplers.CFGGuider:
+        """The guider with the conditioning of these images only; the run's own when they are all of them. Raises
+        ValueError for conditioning that cannot be cut."""
+        if self.whole:
+            return self._guider
+        guider = copy.copy(self._guider)
+        guider.conds = conditioning_rows(guider.conds, range(self.count)[rows])
+        return guider
+
+    def rows(self, tensor: Tensor | None, rows: slice) -> Tensor | None:
+        """The rows of a tensor that has one for each image; one that serves all images as it is."""
+        return rows_of(tensor, rows, self.count)
+
+
+def rows_of(tensor: Tensor | None, rows: slice, count: int) -> Tensor | None:
+    """The rows of a tensor that has one for each of `count` images; one that serves all images as it is."""
+    return tensor[rows] if tensor is not None and len(tensor) == count else tensor
+
+
+class InChunks:
+    """A differentiable function of rows through a model, as many rows at once as memory allows: gives vectors and
+    their pullback. A subclass has `module`, `device`, and the two methods at the end.
+
+    Row k of the result depends on row k of the input alone, and so not on the chunks.
+    """
+
+    module: Any
+    chunk: int = 0  # rows at once; 0 is as many as memory allows
+
+    @property
+    def device(self) -> torch.device:
+        raise NotImplementedError
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Pullback]:
+        """Vectors `[N, E]` of rows `[N, ...]`, and their pullback. Call it inside `gradients()`."""
+        chunks = self._chunks(len(rows))
+
+        def work() -> tuple[Tensor, Pullback]:
+            self.chunk = chunks.size
+            if chunks.whole:
+                return self._with_graph(rows)
+            # The graphs of all chunks would not fit together: each is computed again for the gradient.
+            return self.vectors(rows), lambda gradient: self._in_chunks(
+                len(rows), lambda some: self._with_graph(rows[some])[1](gradient[some])
+            )
+
+        return chunks.retried(work)
+
+    def vectors(self, rows: Tensor) -> Tensor:
+        """Vectors `[N, E]` of rows `[N, ...]`, without a gradient. Raises ComfyUI's interrupt on Cancel."""
+
+        def work(some: slice) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            return self._plain(rows[some])
+
+        return self._in_chunks(len(rows), work)
+
+    def memory(self, count: int) -> int:
+        """Bytes that a gradient of `count` rows at once takes, about."""
+        return count * self._bytes_per_row()
+
+    def _chunks(self, count: int) -> Chunks:
+        return Chunks(count, self.chunk or self._chunk_for(count))
+
+    def _in_chunks(self, count: int, work: Callable[[slice], Tensor]) -> Tensor:
+        chunks = self._chunks(count)
+        try:
+            return chunks.each(work)
+        finally:
+            self.chunk = chunks.size  # what memory allows now, for the next time
+
+    def _with_graph(self, rows: Tensor) -> tuple[Tensor, Pullback]:
+        variable = rows.detach().clone().requires_grad_()
+        with gradients(self.module):
+            vectors = self._vectors(variable)
+
+        def pull_back(gradient: Tensor) -> Tensor:
+            with gradients(self.module):
+                return torch.autograd.grad(vectors, variable, gradient.to(vectors))[0]
+
+        return vectors.detach(), pull_back
+
+    def _plain(self, rows: Tensor) -> Tensor:
+        with gradients(self.module), torch.no_grad():
+            return self._vectors(rows.detach()).clone()
+
+    def _chunk_for(self, count: int) -> int:
+        free = comfy.model_management.get_free_memory(self.device)
+        fits = int(0.5 * free / max(self._bytes_per_row(), 1))
+        return max(1, min(count, fits))
+
+    def _vectors(self, rows: Tensor, /) -> Tensor:
+        """Vectors `[N, E]` of rows `[N, ...]`; differentiable."""
+        raise NotImplementedError
+
+    def _bytes_per_row(self) -> int:
+        """Of what autograd keeps for one row."""
+        raise NotImplementedError
