@@ -14,7 +14,8 @@ from torch import Tensor
 from ..core.drivers.schedule import can_blend, scheduled
 from ..core.drivers.tpso import Outcome, one_variant, plain_conditioning, unvaried, vary_prompt
 from ..core.hooks.progress import Progress, show
-from ..core.hooks.text import KINDS, text_encoders
+from ..core.hooks.prompt import text_encoders
+from ..core.hooks.text import KINDS
 from ..core.methods.schedule import EASINGS, Window
 from ..core.methods.tpso import Settings
 from ..core.plot import variants_plot

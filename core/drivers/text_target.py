@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..hooks.gradients import gradients
-from ..hooks.text import PromptEncoder, clip_vector, prompt_encoders, text_encoders
+from ..hooks.prompt import text_encoders
+from ..hooks.text import PromptEncoder, clip_vector, prompt_encoders
 from ..hooks.vision import PAIRS
 
 

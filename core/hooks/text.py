@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import comfy.model_management
 import comfy.ops
 import torch
 from comfy.clip_model import CLIPTextModel
@@ -18,8 +16,19 @@ from torch.nn import functional as F
 
 from .chunks import InChunks
 from .gradients import gradients
+from .prompt import (
+    Section,
+    Tokens,
+    cut_rows,
+    encode_blank,
+    encode_rows,
+    hidden_states_are_read,
+    only_last_varied,
+    patched,
+    read_sections,
+    text_encoders,
+)
 
-Tokens = dict[str, Any]
 KINDS = ("auto", "clip", "all")
 
 # Short prompts that have nothing to do with one another: what "unrelated" means in a space of prompt vectors.
@@ -39,31 +48,6 @@ UNRELATED = (
 )
 
 
-@dataclass(frozen=True)
-class Section:
-    """One chunk of a prompt in one encoder: `embeds` `[T, D]`, the prompt's own positions, and the end (CLIP: EOS).
-
-    Of its own positions the first `fixed` stay as they are, and the others are varied.
-    """
-
-    embeds: Tensor
-    mask: Tensor
-    first: int
-    last: int  # exclusive
-    end: int
-    fixed: int = 0
-
-    @property
-    def start(self) -> int:
-        """The first position that is varied."""
-        return self.first + self.fixed
-
-    @property
-    def positions(self) -> int:
-        """How many are varied."""
-        return self.last - self.start
-
-
 class PromptEncoder(InChunks):
     """One text encoder with one prompt: offsets on the prompt's token embeddings to prompt vectors `[N, E]`.
 
@@ -78,17 +62,18 @@ class PromptEncoder(InChunks):
     def __init__(self, clip: Any, name: str, key: str, tokens: Tokens, plain: Tokens | None = None) -> None:
         self.name, self.module = name, text_encoders(clip)[name]
         self._clip, self.key, self.is_continued = clip, key, plain is not None
-        self.all_sections = self._tokenized(tokens)
+        self.all_sections = self.read(tokens)
         if plain is not None:
-            shorter = self._tokenized(plain)
-            self.all_sections = _last_alone(self.all_sections, sum(section.positions for section in shorter))
+            shorter = self.read(plain)
+            self.all_sections = only_last_varied(self.all_sections, sum(section.positions for section in shorter))
         if self.is_clip and not any(section.positions for section in self.all_sections):
             # A blank prompt: its end is the one token that can change the pooled vector besides BOS.
             self.all_sections = [replace(s, first=s.end, last=s.end + 1) for s in self.all_sections]
         self.sections = [section for section in self.all_sections if section.positions > 0]
 
-    def _tokenized(self, tokens: Tokens) -> list[Section]:
-        return _sections(self.module, tokens[self.key], self._clip.tokenize("")[self.key])
+    def read(self, tokens: Tokens) -> list[Section]:
+        """The sections of a tokenized prompt in this encoder."""
+        return read_sections(self.module, tokens[self.key], self._clip.tokenize("")[self.key])
 
     @property
     def is_clip(self) -> bool:
@@ -124,7 +109,7 @@ class PromptEncoder(InChunks):
 
     def embedding(self, word: str) -> Tensor:
         """Token embedding `[D]` of a word, of its first token where it has several."""
-        section = self._tokenized(self._clip.tokenize(word))[0]
+        section = self.read(self._clip.tokenize(word))[0]
         return section.embeds[section.first]
 
     def reference(self) -> Tensor:
@@ -161,7 +146,7 @@ class PromptEncoder(InChunks):
         found = []
         with gradients(self.module), torch.no_grad():
             for text in UNRELATED:
-                sections = self._tokenized(self._clip.tokenize(text))
+                sections = self.read(self._clip.tokenize(text))
                 for section in sections[:1]:
                     if section.positions > 0:
                         embeds = section.embeds[None]
@@ -186,16 +171,6 @@ class PromptEncoder(InChunks):
         longest = max(section.end + 1 if self.is_clip else len(section.embeds) for section in self.sections)
         layers = getattr(self.module, "num_layers", 12)
         return len(self.sections) * layers * longest * (34 * self.width + 16 * longest) * 4
-
-
-def _last_alone(sections: list[Section], fixed: int) -> list[Section]:
-    """Sections in which the first `fixed` of the prompt's own positions, counted through all of them, stay."""
-    found = []
-    for section in sections:
-        own = min(fixed, section.last - section.first)
-        fixed -= own
-        found.append(replace(section, fixed=own))
-    return found
 
 
 def clip_vector(module: SDClipModel, embeds: Tensor, projected: bool) -> Tensor:
@@ -259,15 +234,6 @@ def surrogate_vector(module: SDClipModel, embeds: Tensor, section: Section) -> T
     return z[:, section.first : section.last].mean(1)
 
 
-def text_encoders(clip: Any) -> dict[str, SDClipModel]:
-    """The text encoders inside a CLIP, by name."""
-    found = {}
-    for name, module in clip.cond_stage_model.named_modules():
-        if isinstance(module, SDClipModel):
-            found[name] = module
-    return found
-
-
 def prompt_encoders(clip: Any, tokens: Tokens, which: str = "auto", plain: Tokens | None = None) -> list[PromptEncoder]:
     """The encoders of `clip` that can vary this prompt, or what it has more than `plain`; loads the model.
 
@@ -278,11 +244,13 @@ def prompt_encoders(clip: Any, tokens: Tokens, which: str = "auto", plain: Token
     """
     if which not in KINDS:
         raise ValueError(f"encoders is {which!r}; it must be one of {', '.join(KINDS)}.")
-    keys, outputs = _blank_prompt(clip)
+    keys, outputs = encode_blank(clip)
     encoders = [PromptEncoder(clip, name, key, tokens, plain) for name, key in keys.items()]
     clips = [encoder for encoder in encoders if encoder.is_clip]
     mixed = len(clips) < len(encoders)
-    everything = which == "all" or (which == "auto" and mixed and not _are_read(clip, clips, outputs))
+    everything = which == "all" or (
+        which == "auto" and mixed and not hidden_states_are_read(clip, [encoder.name for encoder in clips], outputs)
+    )
     chosen = encoders if everything else clips
     chosen = [encoder for encoder in chosen if encoder.sections]
     if not chosen:
@@ -294,176 +262,44 @@ def prompt_encoders(clip: Any, tokens: Tokens, which: str = "auto", plain: Token
     return chosen
 
 
-def _blank_prompt(clip: Any) -> tuple[dict[str, str], dict[str, Any]]:
-    """Which part of a tokenized prompt each encoder reads, found by watching the stock encoding of an empty one; and
-    what each encoder makes of it."""
-    blank = clip.tokenize("")
-    keys: dict[str, str] = {}
-    outputs: dict[str, Any] = {}
-    with contextlib.ExitStack() as stack:
-        for name, module in text_encoders(clip).items():
-
-            def watch(pairs: Any, module: Any = module, name: str = name) -> Any:
-                keys.update((name, key) for key, value in blank.items() if value is pairs)
-                outputs[name] = type(module).encode_token_weights(module, pairs)
-                return _copied(outputs[name])
-
-            stack.enter_context(_patched(module, encode_token_weights=watch))
-        clip.encode_from_tokens(blank, return_pooled=True)
-    return keys, outputs
-
-
-def _are_read(clip: Any, encoders: Sequence[PromptEncoder], outputs: dict[str, Any]) -> bool:
-    """Whether the hidden states of any of these encoders are in the conditioning; if not, only pooled vectors are.
-
-    Found by trying: do other hidden states give another conditioning? The encoders themselves do not run.
-    """
-    modules, blank = text_encoders(clip), clip.tokenize("")
-
-    def conditioning(moved: Sequence[str]) -> Tensor:
-        with contextlib.ExitStack() as stack:
-            for name, (hidden, *rest) in outputs.items():
-                output = (hidden + 1 if name in moved else hidden, *rest)
-                stack.enter_context(
-                    _patched(modules[name], encode_token_weights=lambda _, output=output: _copied(output))
-                )
-            return clip.encode_from_tokens(blank)
-
-    return not torch.equal(conditioning([]), conditioning([encoder.name for encoder in encoders]))
-
-
-def _copied(output: Any) -> Any:
-    """ComfyUI takes attention masks out of what an encoder returns, and writes into it."""
-    if isinstance(output, Tensor):
-        return output.clone()
-    if isinstance(output, dict):
-        return {name: _copied(value) for name, value in output.items()}
-    if isinstance(output, tuple):
-        return tuple(_copied(value) for value in output)
-    return output
-
-
-def _sections(module: SDClipModel, chunks: list[Any], empty: list[Any]) -> list[Section]:
-    """What an encoder is fed for the chunks of a tokenized prompt; `empty` are those of an empty one."""
-    rows = [[word[0] for word in chunk] for chunk in chunks]
-    device = module.transformer.get_input_embeddings().weight.device
-    with torch.inference_mode(False), torch.no_grad():
-        embeds, masks, numbers = type(module).process_tokens(module, rows, device)[:3]
-        blank = [word[0] for word in empty[0]]
-        return [
-            _section(module, row, embeds[k].clone(), masks[k : k + 1].clone(), numbers[k], blank)
-            for k, row in enumerate(rows)
-        ]
-
-
-def _section(
-    module: SDClipModel, row: list[Any], embeds: Tensor, mask: Tensor, number: int, empty: list[Any]
-) -> Section:
-    if module.special_tokens.get("end") is not None:
-        end = max(number - 1, 0)
-        first = 1 if module.special_tokens.get("start") is not None and row[0] == module.special_tokens["start"] else 0
-        return Section(embeds, mask, first, max(end, first), end)
-    # No end token: the prompt is what differs from the template around an empty one.
-    if len(row) != len(embeds):
-        return Section(embeds, mask, 0, 0, len(embeds) - 1)
-    first = 0
-    while first < min(len(row), len(empty)) and _same(row[first], empty[first]):
-        first += 1
-    tail = 0
-    while tail < min(len(row), len(empty)) - first and _same(row[-1 - tail], empty[-1 - tail]):
-        tail += 1
-    return Section(embeds, mask, first, len(row) - tail, len(embeds) - 1)
-
-
-def _same(a: Any, b: Any) -> bool:
-    return isinstance(a, int) and isinstance(b, int) and a == b
-
-
-@contextlib.contextmanager
-def _patched(module: torch.nn.Module, **methods: Callable[..., Any]) -> Iterator[None]:
-    """Methods of this one object are replaced inside, and the class's again afterwards, also after an error."""
-    for name, method in methods.items():
-        module.__dict__[name] = method
-    try:
-        yield
-    finally:
-        for name in methods:
-            del module.__dict__[name]
-
-
 def encode_variants(
     clip: Any, tokens: Tokens, offsets: dict[str, Tensor], encoders: Sequence[PromptEncoder], chunk: int = 0
 ) -> list:
     """CONDITIONING whose row k is the prompt with `offsets[name][k]` `[N, P, D]` on its tokens.
 
-    Every encoder's own code runs, once for `chunk` variants (0: all) or once in all for an encoder without offsets:
-    weights, chunks of 77, clip skip and the joining of several encoders stay what they are. Attention masks stay
-    `[1, T]`, since the variants share their tokens.
+    Every encoder runs once for `chunk` variants (0: all), or once in all if it has no offsets; see `encode_rows`.
     """
     count = len(next(iter(offsets.values())))
-    found: list[dict[str, Any]] = []
     size = chunk or count
-    shared: dict[str, Any] = {}
-    for at in range(0, count, size):
-        found += _encode_some(clip, tokens, {k: v[at : at + size] for k, v in offsets.items()}, encoders, shared)
-        comfy.model_management.throw_exception_if_processing_interrupted()
-    joined = {name: _joined(name, [one.get(name) for one in found]) for name in found[0]}
-    return [[joined.pop("cond"), joined]]
-
-
-def _joined(name: str, values: list[Any]) -> Any:
-    tensors = all(isinstance(value, Tensor) for value in values)
-    if not tensors or "mask" in name:
-        return values[0]
-    return torch.cat(values)
-
-
-def _encode_some(
-    clip: Any,
-    tokens: Tokens,
-    offsets: dict[str, Tensor],
-    encoders: Sequence[PromptEncoder],
-    shared: dict[str, Any],
-) -> list[dict[str, Any]]:
-    count = len(next(iter(offsets.values())))
     by_name = {encoder.name: encoder for encoder in encoders}
-    cache: dict[str, Any] = {}
-    current = {"variant": 0}
-    with contextlib.ExitStack() as stack:
-        for name, module in text_encoders(clip).items():
-            own = offsets.get(name)
+    latest: dict[str, tuple[int, Any]] = {}
 
-            def process(rows: Any, device: Any, module: Any = module, name: str = name, own: Any = own) -> Any:
-                result = type(module).process_tokens(module, rows, device)
-                if own is None:
-                    return result
-                embeds = result[0].expand(count, *result[0].shape) + _placed(own, by_name[name], result[0])
-                return (embeds.flatten(0, 1), result[1].repeat(count, 1), list(result[2]) * count, *result[3:])
+    def encode(name: str, module: SDClipModel, sections: Sequence[list[Any]], row: int) -> Any:
+        part = row // size if name in offsets else 0
+        if latest.get(name, (-1,))[0] != part:
+            if name in offsets:
+                own = offsets[name][part * size : (part + 1) * size]
+                latest[name] = part, _encode_moved(module, sections, by_name[name], own)
+            else:
+                latest[name] = part, type(module).encode(module, sections)
+        first = row % size * len(sections) if name in offsets else 0
+        return cut_rows(latest[name][1], slice(first, first + len(sections)))
 
-            def encode(rows: Any, module: Any = module, name: str = name, own: Any = own) -> Any:
-                store = shared if own is None else cache
-                if name not in store:
-                    store[name] = type(module).encode(module, rows)
-                output = store[name]
-                sections = len(rows)
-                first = 0 if own is None else current["variant"] * sections
-                # A copy: ComfyUI writes the weighted words into it.
-                return tuple(_rows(value, first, sections) for value in output)
-
-            stack.enter_context(_patched(module, process_tokens=process, encode=encode))
-        found = []
-        for variant in range(count):
-            current["variant"] = variant
-            found.append(clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True))
-    return found
+    found = encode_rows(clip, tokens, count, encode)
+    return [[found.pop("cond"), found]]
 
 
-def _rows(value: Any, first: int, sections: int) -> Any:
-    if isinstance(value, Tensor):
-        return value[first : first + sections].clone()
-    if isinstance(value, dict):
-        return {name: _rows(item, first, sections) for name, item in value.items()}
-    return value
+def _encode_moved(module: SDClipModel, sections: Sequence[list[Any]], encoder: PromptEncoder, offsets: Tensor) -> Any:
+    """Output of an encoder for `[N * S]` sections: those of a prompt with offsets `[N, P, D]` on its tokens."""
+    count = len(offsets)
+
+    def process(rows: Any, device: Any) -> Any:
+        embeds, masks, numbers, *rest = type(module).process_tokens(module, rows, device)
+        moved = embeds.expand(count, *embeds.shape) + _placed(offsets, encoder, embeds)
+        return (moved.flatten(0, 1), masks.repeat(count, 1), list(numbers) * count, *rest)
+
+    with patched(module, process_tokens=process):
+        return type(module).encode(module, sections)
 
 
 def _placed(offsets: Tensor, encoder: PromptEncoder, embeds: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,16 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .. import files
 from .gradients import gradients
-from .text import PromptEncoder, _joined, _patched, prompt_encoders, text_encoders
+from .prompt import cut_rows, encode_rows, stack_rows
+from .text import PromptEncoder, prompt_encoders
 
-# By text encoder: [N, P, D] for N pictures and the P tokens that the word has in that encoder.
+# By text encoder: [N, P, D] for N images and the P tokens that the word has in that encoder.
 Embeddings = dict[str, Tensor]
 POSITIONS = ("end", "start")
 _PLACEHOLDER = "the"  # one token in every encoder; its own embedding is not used
@@ -41,7 +40,7 @@ class _Part:
 
 
 class LearnableToken:
-    """A prompt with a word more, whose token embeddings can be replaced, one set for each picture.
+    """A prompt with a word more, whose token embeddings can be replaced, one set for each image.
 
     word: where it starts; several words, or an `embedding:name`, are several tokens. "": nowhere in particular, see
         `start`.
@@ -82,9 +81,9 @@ class LearnableToken:
         return {name: part.encoder.deviation for name, part in self._parts.items()}
 
     def start(self, count: int, seed: int) -> Embeddings:
-        """Where the tokens of `count` pictures start: at the word, or normal of the encoder's own deviation.
+        """Where the tokens of `count` images start: at the word, or normal of the encoder's own deviation.
 
-        A picture's start does not depend on how many there are.
+        An image's start does not depend on how many there are.
         """
         if not self._random:
             return {name: part.start.expand(count, -1, -1).clone() for name, part in self._parts.items()}
@@ -106,7 +105,7 @@ class LearnableToken:
             moved = embeddings[name].detach() - part.start
             offsets = moved.new_zeros(len(moved), part.encoder.positions, moved.shape[-1])
             offsets[:, part.own] = moved
-            found[name] = F.normalize(part.encoder._plain(offsets), dim=1)
+            found[name] = F.normalize(part.encoder.vectors(offsets), dim=1)
         return found
 
     def prompt_encoder(self, name: str) -> PromptEncoder:
@@ -114,52 +113,36 @@ class LearnableToken:
         return self._parts[name].encoder
 
     def encode(self, embeddings: Embeddings) -> dict[str, Any]:
-        """What CLIP Text Encode gives for the prompt with these tokens, row k for picture k: `cond` `[N, T, E]`,
+        """What CLIP Text Encode gives for the prompt with these tokens, row k for image k: `cond` `[N, T, E]`,
         `pooled_output` and whatever else the encoder returns. Differentiable; call it inside `gradients(CLIP)`.
 
-        Every encoder's own code runs: weights, clip skip, chunks of 77 and the joining of several encoders stay what
-        they are. Only the chunks that hold the token are encoded again; the others, once.
+        Only the sections that hold the token are encoded again; the others, once. See `encode_rows`.
         """
-        count = len(next(iter(embeddings.values())))
-        rows: list[dict[str, Any]] = []
-        with contextlib.ExitStack() as stack:
-            current = {"row": 0}
-            for name, module in text_encoders(self._clip).items():
-                changed: dict[int, Any] = {}
+        changed: dict[tuple[str, int], Any] = {}
 
-                def encode(
-                    sections: Sequence[list[Any]],
-                    module: Any = module,
-                    name: str = name,
-                    changed: dict[int, Any] = changed,
-                ) -> Any:
-                    found = []
-                    for k, section in enumerate(sections):
-                        if name not in self._parts or k not in self._parts[name].sections:
-                            found.append(self._section(module, name, k, section))
-                            continue
-                        if k not in changed:
-                            changed[k] = type(module).encode(module, self._filled(name, k, section, embeddings[name]))
-                        found.append(tuple(_row(value, current["row"]) for value in changed[k]))
-                    # Copies: ComfyUI writes the weighted words into what it is given.
-                    return tuple(_stacked(values) for values in zip(*found, strict=True))
+        def encode(name: str, module: Any, sections: Sequence[list[Any]], row: int) -> Any:
+            found = []
+            for k, section in enumerate(sections):
+                if name not in self._parts or k not in self._parts[name].sections:
+                    found.append(self._section(module, name, k, section))
+                    continue
+                if (name, k) not in changed:
+                    filled = self._filled(name, k, section, embeddings[name])
+                    changed[name, k] = type(module).encode(module, filled)
+                found.append(cut_rows(changed[name, k], slice(row, row + 1)))
+            return stack_rows(found)
 
-                stack.enter_context(_patched(module, encode=encode))
-            for row in range(count):
-                current["row"] = row
-                rows.append(self._clip.encode_from_tokens(self._tokens, return_pooled=True, return_dict=True))
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        return {name: _joined(name, [row.get(name) for row in rows]) for name in rows[0]}
+        return encode_rows(self._clip, self._tokens, len(next(iter(embeddings.values()))), encode)
 
     def _section(self, module: Any, name: str, index: int, section: list[Any]) -> Any:
-        """A chunk without the token: the same for all pictures and all steps."""
+        """A chunk without the token: the same for all images and all steps."""
         if (name, index) not in self._unchanged:
             with torch.no_grad():
                 self._unchanged[name, index] = type(module).encode(module, [section])
         return self._unchanged[name, index]
 
     def _filled(self, name: str, index: int, section: list[Any], embeddings: Tensor) -> list[list[Any]]:
-        """One chunk for each picture, with the picture's embeddings in place of the word's tokens."""
+        """One chunk for each image, with the image's embeddings in place of the word's tokens."""
         rows = []
         for own in embeddings:
             row = list(section)
@@ -173,7 +156,7 @@ class LearnableToken:
 def _part(encoder: PromptEncoder, tokens: dict[str, Any], shorter: dict[str, Any], position: str, word: str) -> _Part:
     own = [(k, at) for k, section in enumerate(encoder.all_sections) for at in range(section.first, section.last)]
     # What the longer prompt has more of; a word may be of several tokens, and of another number in each encoder.
-    count = len(own) - sum(section.positions for section in encoder._tokenized(shorter))
+    count = len(own) - sum(section.positions for section in encoder.read(shorter))
     if count <= 0:
         raise ValueError(f"initial_word is {word!r}, which has no token in {encoder.name}. Choose another word.")
     chosen = slice(len(own) - count, len(own)) if position == "end" else slice(0, count)
@@ -191,22 +174,6 @@ def _entry(chunk: list[Any], position: int, width: int) -> int:
         if isinstance(token, numbers.Integral) or not isinstance(token, Tensor) or token.shape[-1] == width
     ]
     return kept[position]
-
-
-def _row(value: Any, index: int) -> Any:
-    if isinstance(value, Tensor):
-        return value[index : index + 1]
-    if isinstance(value, dict):
-        return {name: _row(item, index) for name, item in value.items()}
-    return value
-
-
-def _stacked(values: Sequence[Any]) -> Any:
-    if isinstance(values[0], Tensor):
-        return torch.cat(list(values))
-    if isinstance(values[0], dict):
-        return {name: _stacked([value[name] for value in values]) for name in values[0]}
-    return values[0]
 
 
 def check_embedding_names(clip: Any, encoders: Sequence[str]) -> dict[str, str]:
@@ -227,5 +194,5 @@ def check_embedding_names(clip: Any, encoders: Sequence[str]) -> dict[str, str]:
 
 
 def save_embedding(path: Path, embeddings: dict[str, Tensor], keys: dict[str, str]) -> None:
-    """Writes one picture's tokens `{encoder: [P, D]}` as a textual inversion, which `embedding:name` loads anywhere."""
+    """Writes one image's tokens `{encoder: [P, D]}` as a textual inversion, which `embedding:name` loads anywhere."""
     files.store(path, {keys[name]: rows.float() for name, rows in embeddings.items()})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui_diversity.core.hooks.gradients import gradients
-from comfyui_diversity.core.hooks.text import text_encoders
+from comfyui_diversity.core.hooks.prompt import text_encoders
 from comfyui_diversity.core.hooks.tokens import Embeddings, LearnableToken, check_embedding_names, save_embedding
 from torch import Tensor
 from torch.nn import functional as F

@@ -14,7 +14,7 @@ from comfyui_diversity.core.drivers.ovi import CONSTRAINTS, invert_text
 from comfyui_diversity.core.drivers.text_target import conditioning_targets, text_target
 from comfyui_diversity.core.hooks import vision as tower_hook
 from comfyui_diversity.core.hooks.gradients import gradients
-from comfyui_diversity.core.hooks.text import text_encoders
+from comfyui_diversity.core.hooks.prompt import text_encoders
 from comfyui_diversity.core.hooks.vision import VisionTower
 from comfyui_diversity.core.methods.image_bank import ImageBank
 from comfyui_diversity.core.methods.ovi import Settings, initial_tokens

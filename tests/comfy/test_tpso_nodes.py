@@ -14,7 +14,8 @@ import pytest
 import torch
 from comfyui_diversity.core.drivers import tpso as variants_hook
 from comfyui_diversity.core.drivers.schedule import PAYLOAD
-from comfyui_diversity.core.hooks.text import PromptEncoder, text_encoders
+from comfyui_diversity.core.hooks.prompt import text_encoders
+from comfyui_diversity.core.hooks.text import PromptEncoder
 from comfyui_diversity.core.methods.schedule import Window
 from comfyui_diversity.core.methods.tpso import Settings, least_mean_pairwise
 from comfyui_diversity.demo import loader

@@ -7,7 +7,8 @@ import pytest
 import torch
 from comfyui_diversity.core.hooks import text as hook
 from comfyui_diversity.core.hooks.gradients import gradients
-from comfyui_diversity.core.hooks.text import encode_variants, projection_is_real, prompt_encoders, text_encoders
+from comfyui_diversity.core.hooks.prompt import text_encoders
+from comfyui_diversity.core.hooks.text import encode_variants, projection_is_real, prompt_encoders
 from torch import Tensor
 from torch.nn import functional as F
 

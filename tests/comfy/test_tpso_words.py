@@ -8,9 +8,8 @@ from typing import Any
 import comfy.model_management
 import pytest
 import torch
-from comfyui_diversity.core.drivers import words as hook
-from comfyui_diversity.core.drivers.tpso import NEUTRAL_WORD, vary_prompt
-from comfyui_diversity.core.drivers.words import NEIGHBOURS, changed_prompts
+from comfyui_diversity.core.drivers import tpso as driver
+from comfyui_diversity.core.drivers.tpso import NEIGHBOURS, NEUTRAL_WORD, changed_prompts, vary_prompt
 from comfyui_diversity.core.hooks.text import PromptEncoder, prompt_encoders
 from comfyui_diversity.core.methods.tpso import Settings, directions_to_hold
 from comfyui_diversity.demo import loader
@@ -81,7 +80,7 @@ def test_among_the_nearest_words_are_a_words_rivals(demo_clip: Any) -> None:
     for text, rival in (("right", "left"), ("red", "orange"), ("fish", "star")):
         encoder = encoder_of(demo_clip, text)
         section = encoder.sections[0]
-        near = hook._nearest(encoder.module, section.embeds[section.first : section.last])[0]
+        near = driver.nearest_tokens(encoder.module, section.embeds[section.first : section.last])[0]
         table = encoder.module.transformer.get_input_embeddings().weight
         ids = [int((table - row).abs().sum(1).argmin()) for row in near]
         assert rival in {tokenizer.decode([token]).strip() for token in ids}
@@ -137,7 +136,7 @@ def test_where_there_is_nothing_to_keep_the_report_says_so() -> None:
 def test_how_many_prompts_go_at_once_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     clip = small_encoder("sd1")
     found = [changes(encoder_of(clip, "a red fish"))]
-    monkeypatch.setattr(hook, "_AT_ONCE", 5)
+    monkeypatch.setattr(driver, "_PROMPTS_AT_ONCE", 5)
     monkeypatch.setattr(PromptEncoder, "_chunk_for", lambda self, count: min(count, 2))
     found.append(changes(encoder_of(clip, "a red fish")))
     assert torch.allclose(found[0], found[1], atol=1e-5)
@@ -146,15 +145,15 @@ def test_how_many_prompts_go_at_once_does_not_matter(monkeypatch: pytest.MonkeyP
 def test_cancel_works_while_changes_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     clip = small_encoder("sd1")
     before = {name: value.clone() for name, value in clip.cond_stage_model.state_dict().items()}
-    real, calls = hook._offsets, []
+    real, calls = driver._offsets, []
 
     def cancelled(*arguments: Any) -> Tensor:
         calls.append(1)
         comfy.model_management.interrupt_current_processing()
         return real(*arguments)
 
-    monkeypatch.setattr(hook, "_offsets", cancelled)
-    monkeypatch.setattr(hook, "_AT_ONCE", 5)
+    monkeypatch.setattr(driver, "_offsets", cancelled)
+    monkeypatch.setattr(driver, "_PROMPTS_AT_ONCE", 5)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         run(clip, keep_words=True)
     assert len(calls) == 1

@@ -1,0 +1,216 @@
+"""A tokenized prompt as ComfyUI's text encoders read it: its sections, and encodings of it with other embeddings."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.sd1_clip import SDClipModel
+from torch import Tensor
+
+Tokens = dict[str, Any]
+
+# Name of an encoder, the encoder, its tokenized sections, the row: what `SDClipModel.encode` returns for that row.
+EncodeRow = Callable[[str, SDClipModel, Sequence[list[Any]], int], tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One chunk of a prompt in one encoder: `embeds` `[T, D]`, the prompt's own positions, and the end (CLIP: EOS).
+
+    Of its own positions the first `fixed` stay as they are, and the others are varied.
+    """
+
+    embeds: Tensor
+    mask: Tensor
+    first: int
+    last: int  # exclusive
+    end: int
+    fixed: int = 0
+
+    @property
+    def start(self) -> int:
+        """The first position that is varied."""
+        return self.first + self.fixed
+
+    @property
+    def positions(self) -> int:
+        """How many are varied."""
+        return self.last - self.start
+
+
+def text_encoders(clip: Any) -> dict[str, SDClipModel]:
+    """The text encoders inside a CLIP, by name."""
+    modules = clip.cond_stage_model.named_modules()
+    return {name: module for name, module in modules if isinstance(module, SDClipModel)}
+
+
+def read_sections(module: SDClipModel, chunks: list[Any], empty: list[Any]) -> list[Section]:
+    """What an encoder is fed for the chunks of a tokenized prompt; `empty` are those of an empty one."""
+    rows = [[word[0] for word in chunk] for chunk in chunks]
+    device = module.transformer.get_input_embeddings().weight.device
+    with torch.inference_mode(False), torch.no_grad():
+        embeds, masks, numbers = type(module).process_tokens(module, rows, device)[:3]
+        blank = [word[0] for word in empty[0]]
+        return [
+            _section(module, row, embeds[k].clone(), masks[k : k + 1].clone(), numbers[k], blank)
+            for k, row in enumerate(rows)
+        ]
+
+
+def _section(
+    module: SDClipModel, row: list[Any], embeds: Tensor, mask: Tensor, number: int, empty: list[Any]
+) -> Section:
+    if module.special_tokens.get("end") is not None:
+        end = max(number - 1, 0)
+        first = 1 if module.special_tokens.get("start") is not None and row[0] == module.special_tokens["start"] else 0
+        return Section(embeds, mask, first, max(end, first), end)
+    # No end token: the prompt is what differs from the template around an empty one.
+    if len(row) != len(embeds):
+        return Section(embeds, mask, 0, 0, len(embeds) - 1)
+    first = 0
+    while first < min(len(row), len(empty)) and _same(row[first], empty[first]):
+        first += 1
+    tail = 0
+    while tail < min(len(row), len(empty)) - first and _same(row[-1 - tail], empty[-1 - tail]):
+        tail += 1
+    return Section(embeds, mask, first, len(row) - tail, len(embeds) - 1)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return isinstance(a, int) and isinstance(b, int) and a == b
+
+
+def only_last_varied(sections: list[Section], fixed: int) -> list[Section]:
+    """Sections in which the first `fixed` of the prompt's own positions, counted through all of them, stay."""
+    found = []
+    for section in sections:
+        own = min(fixed, section.last - section.first)
+        fixed -= own
+        found.append(replace(section, fixed=own))
+    return found
+
+
+def encode_rows(clip: Any, tokens: Tokens, count: int, encode: EncodeRow) -> dict[str, Any]:
+    """What CLIP Text Encode gives for a prompt, with `encode(name, module, sections, row)` in place of every encoder's
+    own `encode`: `cond` `[N, T, E]`, `pooled_output` and whatever else the CLIP returns; row k for row k.
+
+    All else is ComfyUI's own code: weights, chunks of 77 and the joining of several encoders. Attention masks stay
+    `[1, T]`, since the rows share their tokens. What `encode` returns is copied, and may be a view. Differentiable.
+    Raises ComfyUI's interrupt on Cancel.
+    """
+    found: list[dict[str, Any]] = []
+    for row in range(count):
+        with contextlib.ExitStack() as stack:
+            for name, module in text_encoders(clip).items():
+
+                def encode_row(
+                    sections: Sequence[list[Any]], module: SDClipModel = module, name: str = name, row: int = row
+                ) -> Any:
+                    return _copied(encode(name, module, sections, row))
+
+                stack.enter_context(patched(module, encode=encode_row))
+            found.append(clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True))
+        comfy.model_management.throw_exception_if_processing_interrupted()
+    return {name: _joined(name, [one.get(name) for one in found]) for name in found[0]}
+
+
+def _joined(name: str, values: list[Any]) -> Any:
+    if "mask" in name or not all(isinstance(value, Tensor) for value in values):
+        return values[0]
+    return torch.cat(values)
+
+
+def cut_rows(value: Any, rows: slice) -> Any:
+    """These rows of an encoder's output, as views."""
+    if isinstance(value, Tensor):
+        return value[rows]
+    if isinstance(value, dict):
+        return {name: cut_rows(item, rows) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(cut_rows(item, rows) for item in value)
+    return value
+
+
+def stack_rows(outputs: Sequence[Any]) -> Any:
+    """Outputs of an encoder as one that has the rows of all."""
+    first = outputs[0]
+    if len(outputs) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(list(outputs))
+    if isinstance(first, dict):
+        return {name: stack_rows([output[name] for output in outputs]) for name in first}
+    if isinstance(first, tuple):
+        return tuple(stack_rows(values) for values in zip(*outputs, strict=True))
+    return first
+
+
+def encode_blank(clip: Any) -> tuple[dict[str, str], dict[str, Any]]:
+    """Of the empty prompt: which part of a tokenized prompt each encoder reads, found by watching the stock encoding,
+    and what each encoder makes of it."""
+    blank = clip.tokenize("")
+    keys: dict[str, str] = {}
+    outputs: dict[str, Any] = {}
+    with contextlib.ExitStack() as stack:
+        for name, module in text_encoders(clip).items():
+
+            def watch(pairs: Any, module: Any = module, name: str = name) -> Any:
+                keys.update((name, key) for key, value in blank.items() if value is pairs)
+                outputs[name] = type(module).encode_token_weights(module, pairs)
+                return _copied(outputs[name])
+
+            stack.enter_context(patched(module, encode_token_weights=watch))
+        clip.encode_from_tokens(blank, return_pooled=True)
+    return keys, outputs
+
+
+def hidden_states_are_read(clip: Any, names: Sequence[str], outputs: dict[str, Any]) -> bool:
+    """Whether the hidden states of any of these encoders are in the conditioning; if not, only pooled vectors are.
+
+    Found by trying: do other hidden states give another conditioning? The encoders themselves do not run: `outputs` is
+    what `encode_blank` found.
+    """
+    modules, blank = text_encoders(clip), clip.tokenize("")
+
+    def conditioning(moved: Sequence[str]) -> Tensor:
+        with contextlib.ExitStack() as stack:
+            for name, (hidden, *rest) in outputs.items():
+                output = (hidden + 1 if name in moved else hidden, *rest)
+                stack.enter_context(
+                    patched(modules[name], encode_token_weights=lambda _, output=output: _copied(output))
+                )
+            return clip.encode_from_tokens(blank)
+
+    return not torch.equal(conditioning([]), conditioning(names))
+
+
+def _copied(output: Any) -> Any:
+    """ComfyUI takes attention masks out of what an encoder returns, and writes weighted words into it."""
+    if isinstance(output, Tensor):
+        return output.clone()
+    if isinstance(output, dict):
+        return {name: _copied(value) for name, value in output.items()}
+    if isinstance(output, tuple):
+        return tuple(_copied(value) for value in output)
+    return output
+
+
+@contextlib.contextmanager
+def patched(module: torch.nn.Module, **methods: Callable[..., Any]) -> Iterator[None]:
+    """Methods of this one object are replaced inside, and as they were again afterwards, also after an error."""
+    missing = object()
+    before = {name: module.__dict__.get(name, missing) for name in methods}
+    module.__dict__.update(methods)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            if method is missing:
+                del module.__dict__[name]
+            else:
+                module.__dict__[name] = method
