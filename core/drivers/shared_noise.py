@@ -1,4 +1,4 @@
-"""The same initial noise for every picture of a batch, so that pictures differ by their prompt alone."""
+"""The same initial noise for every image of a batch, so that images differ by their prompt alone."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ..hooks.noise import Noise
 logger = logging.getLogger("ComfyUI-Diversity")
 
 KEY = "diversity_shared_noise"
-# Going on from the clean estimate alone, they would lose noise that is added after a step; or they have no fixed steps.
+# Samplers that continue from the clean estimate alone, and so lose noise added after a step, or have no fixed steps.
 _WITHOUT_STEP_NOISE = {
     "sample_lcm": "lcm",
     "sample_gradient_estimation_cfg_pp": "gradient_estimation_cfg_pp",
     "dpm_fast_function": "dpm_fast",
     "dpm_adaptive_function": "dpm_adaptive",
 }
-_SEED_OFFSET = 0x9E3779B97F4A7C15  # else the first step's noise would be the initial noise again
+_SEED_OFFSET = 0x9E3779B97F4A7C15  # otherwise the noise of the first step would repeat the initial noise
 
 Callback = Callable[[int, Tensor, Tensor, int], None]
 
 
 class SharedNoise:
-    """The noise that another NOISE has for picture 0, for every picture of a latent."""
+    """The noise that another NOISE has for image 0, for every image of a latent."""
 
     def __init__(self, noise: Noise) -> None:
         self.seed = noise.seed
@@ -50,10 +50,10 @@ class SharedNoise:
 
 
 def with_shared_noise(model: ModelPatcher, per_step: float = 0.0) -> ModelPatcher:
-    """A clone of the model with which every sampler starts all pictures from the noise of the batch's first one.
+    """A clone of the model with which every sampler starts all images from the noise of the batch's first one.
 
-    per_step: after every step but the last, every picture gets normal noise of its own of this deviation. For
-        flow-matching models, whose pictures have about unit variance throughout.
+    per_step: after every step but the last, every image gets Gaussian noise of its own with this standard deviation.
+        For flow-matching models, whose latents have about unit variance at every step.
 
     Raises ValueError for `per_step` below 0, and above 0 on a model that is not flow-matching.
     """
@@ -102,14 +102,16 @@ def _refuse_unsuited(sampler: Any, per_step: float) -> None:
 
 
 def _with_step_noise(callback: Callback | None, per_step: float, sigmas: Tensor, seed: int) -> Callback:
-    """A sampler's callback that also adds noise to the sampler's own tensor, in place, before it is moved on: for Euler
-    exactly what adding it after the step is; samplers that rescale it within the step rescale the noise too."""
+    """A sampler's callback that also adds noise to the sampler's own tensor, in place, before the step is taken.
+
+    For Euler this equals adding it after the step; samplers that rescale it within a step rescale the noise too.
+    """
     generator = torch.Generator().manual_seed((seed + _SEED_OFFSET) % 2**64)
 
     def with_noise(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
         if callback is not None:
             callback(step, denoised, x, total)
-        # Noise after the last step would stay in the picture.
+        # Noise after the last step would stay in the image.
         if step + 1 < len(sigmas) and sigmas[step + 1] > 0:
             x.add_(per_step * torch.randn(x.shape, generator=generator).to(x))
 

@@ -25,7 +25,7 @@ class CleanEstimate:
 
     gradient: "stop" holds the network's output fixed, which makes the pullback a product with a constant; "full" goes
         back through the network.
-    chunk: how many pictures go through the model at once. 0 is all of them, and fewer when memory runs out.
+    chunk: how many images go through the model at once. 0 is all of them, and fewer when memory runs out.
 
     Raises ValueError for an unknown gradient, a negative chunk, and conditioning that cannot be cut into chunks.
     """

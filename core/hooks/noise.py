@@ -23,9 +23,9 @@ class Noise(Protocol):
 class OptimisedNoise:
     """The noise of another NOISE after `change`, as a sampler with this guider and these sigmas would have it.
 
-    batch_size: 0 changes the noises of the latent's own pictures together. Otherwise those of pictures 0..batch_size-1
-    are changed together, and the latent gets the ones that its `batch_index` names: picture k as it is in the whole
-    batch.
+    batch_size: with 0 the noises of the latent's own images are changed together. Otherwise those of images
+        0..batch_size-1 are changed together, and the latent gets the ones that its `batch_index` names: image k of the
+        latent is then image k of the whole batch.
     """
 
     def __init__(
@@ -44,12 +44,14 @@ class OptimisedNoise:
         self._batch_size = batch_size
 
     def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
-        """Noise of the latent's shape. Raises ValueError for a picture outside the batch."""
+        """Noise of the latent's shape. Raises ValueError for an image outside the batch."""
         if self._batch_size == 0:
             return self._changed(input_latent)
         wanted = _indices(input_latent)
         if max(wanted) >= self._batch_size:
-            raise ValueError(f"batch_size is {self._batch_size}, but the latent holds picture {max(wanted)} (from 0).")
+            raise ValueError(
+                f"batch_size is {self._batch_size}, but the latent holds image {max(wanted)} (counted from 0)."
+            )
         whole = {name: value for name, value in input_latent.items() if name != "batch_index"}
         for name in ("samples", "noise_mask"):
             if name in whole:
@@ -64,7 +66,8 @@ class OptimisedNoise:
 class StoredNoise:
     """Noise that was kept as a LATENT.
 
-    A latent with a `batch_index` gets the noises of those pictures, one without as many as it holds, from the first on.
+    A latent with a `batch_index` gets the noises of those images; one without gets as many as it holds images, from the
+    first on.
     """
 
     def __init__(self, noise_latent: dict[str, Any], seed: int) -> None:
@@ -73,14 +76,15 @@ class StoredNoise:
         self._indices = _indices(noise_latent)
 
     def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
-        """Noise of the latent's shape. Raises ValueError for a picture without kept noise, and for another shape."""
+        """Noise of the latent's shape. Raises ValueError for an image without kept noise, and for another shape."""
         like = input_latent["samples"]
         if "batch_index" in input_latent:
             wanted = _indices(input_latent)
             missing = [index for index in wanted if index not in self._indices]
             if missing:
                 raise ValueError(
-                    f"The latent holds picture {missing[0]} (from 0); noise was kept for {sorted(set(self._indices))}."
+                    f"The latent holds image {missing[0]} (counted from 0); noise was kept for "
+                    f"{sorted(set(self._indices))}."
                 )
             rows = [self._indices.index(index) for index in wanted]
         else:
@@ -89,11 +93,11 @@ class StoredNoise:
 
 
 def stored_noise(kept: Tensor, like: Tensor) -> Tensor:
-    """Kept noise in place of `like`, on its device and of its type. Raises ValueError when the shapes differ."""
+    """A copy of the kept noise on the device and of the type of `like`. Raises ValueError when the shapes differ."""
     if kept.shape != like.shape:
         raise ValueError(
             f"The kept noise has shape {list(kept.shape)}, but the sampler needs {list(like.shape)}: the latent must "
-            "have the size, channels and number of pictures that the noise was made for (Latent From Batch picks some)."
+            "have the size, channels and number of images that the noise was made for (Latent From Batch picks some)."
         )
     return kept.to(device=like.device, dtype=like.dtype, copy=True)
 

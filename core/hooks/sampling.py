@@ -19,11 +19,11 @@ logger = logging.getLogger("ComfyUI-Diversity")
 
 @dataclass(frozen=True)
 class SamplerRun:
-    """What a sampler is about to start with: the model is loaded and the conditioning is processed.
+    """A sampler's run just before its first step: the model is loaded and the conditioning is processed.
 
     noise: `[B, C, H, W]` or `[B, C, T, H, W]`, about unit variance, before it is scaled to the first sigma.
-    latent_image: the picture in the model's latent space; zeros for an empty one.
-    denoise_mask: 1 where the picture may change, of the noise's shape; None for everywhere.
+    latent_image: the image to start from, in the model's latent space; zeros for an empty latent.
+    denoise_mask: 1 where the image may change, of the noise's shape; None for everywhere.
     """
 
     guider: comfy.samplers.CFGGuider
@@ -46,8 +46,8 @@ NoiseChange = Callable[[SamplerRun], Tensor]
 def with_noise_change(model: ModelPatcher, key: str, change: NoiseChange) -> ModelPatcher:
     """A clone of the model with which every sampler starts from `change(run)` in place of its own noise.
 
-    It stacks with the wrappers of others; a change under the same key takes the place of an earlier one. A sampler that
-    adds no noise, such as the second of two KSampler (Advanced) in a row, is left alone, which the log says.
+    Wrappers of other packs stay in place; a change under the same key replaces the earlier one. A sampler that adds no
+    noise, such as the second of two KSampler (Advanced) in a row, is left alone, and the log says so.
     """
 
     def wrapper(
@@ -63,7 +63,7 @@ def with_noise_change(model: ModelPatcher, key: str, change: NoiseChange) -> Mod
         **named: Any,
     ) -> Tensor:
         sampler = executor.class_obj
-        # A probe changes the noise itself; changing it twice would double the strength.
+        # `changed_noise` applies its own change; applying this one as well would double the strength.
         if not isinstance(sampler, _Probe):
             if torch.count_nonzero(noise) == 0:
                 logger.warning("%s: this sampler adds no noise, so there is none to change.", key)
@@ -107,12 +107,14 @@ def at_start(
     noise: Tensor,
     latent: dict[str, Any],
     seed: int,
-    look: Callable[[SamplerRun], Tensor],
+    measure: Callable[[SamplerRun], Tensor],
 ) -> Tensor:
-    """What `look` finds where a sampler with this guider and these sigmas would start; nothing is sampled, and the
-    pack's own patches of the model do nothing."""
-    probe = _Probe(look)
-    # A copy, since a guider keeps what belongs to a run on itself, and this one is shared with the sampler.
+    """`measure(run)` of the run that a sampler with this guider and these sigmas would start.
+
+    Nothing is sampled, and the pack's own patches of the model are not applied.
+    """
+    probe = _Probe(measure)
+    # A copy: a guider stores the state of a run on itself, and this one is shared with the real sampler.
     copy.copy(guider).sample(
         noise, latent["samples"], probe, sigmas, denoise_mask=latent.get("noise_mask"), disable_pbar=True, seed=seed
     )
@@ -121,10 +123,10 @@ def at_start(
 
 
 class _Probe(comfy.samplers.Sampler):
-    """A sampler that samples nothing but looks at what a real one would start with."""
+    """A sampler that only measures what a real one would start with, and samples nothing."""
 
-    def __init__(self, look: Callable[[SamplerRun], Tensor]) -> None:
-        self._look = look
+    def __init__(self, measure: Callable[[SamplerRun], Tensor]) -> None:
+        self._measure = measure
         self.found: Tensor | None = None
 
     def sample(
@@ -139,21 +141,21 @@ class _Probe(comfy.samplers.Sampler):
         disable_pbar: bool = False,
     ) -> Tensor:
         image = torch.zeros_like(noise) if latent_image is None else latent_image
-        self.found = self._look(SamplerRun(model_wrap, self, sigmas, extra_args, noise, image, denoise_mask))
+        self.found = self._measure(SamplerRun(model_wrap, self, sigmas, extra_args, noise, image, denoise_mask))
         return noise
 
 
 def check_shape(noise: Tensor) -> None:
-    """Raises ValueError for what is no picture or video."""
+    """Raises ValueError for noise that is neither of an image nor of a video."""
     # Nested latents (video with sound) reach a sampler packed into one [B, 1, L] tensor.
     if getattr(noise, "is_nested", False) or noise.ndim not in (4, 5):
         shape = "nested" if getattr(noise, "is_nested", False) else list(noise.shape)
         raise ValueError(
             f"The latent is {shape}; this node reads [B, C, H, W] and [B, C, T, H, W]. Nested latents "
-            "(pictures and sound together) and plain sound have no picture grid to compare."
+            "(video and sound together) and plain sound have no image grid to compare."
         )
 
 
 def is_probe(sampler: Any) -> bool:
-    """Whether this sampler samples nothing, but is there to have noise changed."""
+    """Whether this sampler samples nothing: it is the one of `at_start`."""
     return isinstance(sampler, _Probe)

@@ -2,9 +2,10 @@
 
 Kim et al., "Diverse Text-to-Image Generation via Contrastive Noise Optimization", ICLR 2026, arXiv 2510.03813.
 
-Two things differ from the paper, both measured by `benchmarks/cno_settings.py`: the step is bolder, and after every
-step each noise gets back the energy that it started with in every band of frequencies. A bold step alone shifts energy
-to the low frequencies, as no Gaussian noise has it, and the pictures lose the prompt; with its own spectrum it is safe.
+The defaults differ from the paper in two things, both measured by `benchmarks/cno_settings.py`: the step is larger, and
+after every step each noise gets back the energy that it started with in every frequency band. A large step alone shifts
+energy to low frequencies, which no Gaussian noise has, and the images stop following the prompt; with the spectrum
+restored they keep following it.
 """
 
 from __future__ import annotations

@@ -15,9 +15,8 @@ from comfyui_diversity.nodes.cno import (
     DiverseNoise,
     DiverseNoiseLatent,
     DiverseNoiseModel,
-    NoiseFromLatent,
-    UseNoise,
 )
+from comfyui_diversity.nodes.kept_noise import NoiseFromLatent, UseNoise
 from torch import Tensor
 
 from devtools.small_models import FAMILIES, conditioning, small_model
@@ -214,9 +213,9 @@ def test_latent_carries_its_places() -> None:
 def test_a_picture_without_kept_noise_is_named() -> None:
     graph = Graph("eps")
     kept = NoiseFromLatent.execute(cut(graph.optimised(), 1, 2), SEED).args[0]
-    with pytest.raises(ValueError, match=r"holds picture 3 \(from 0\); noise was kept for \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"holds image 3 \(counted from 0\); noise was kept for \[1, 2\]"):
         kept.generate_noise(cut(graph.empty(), 3))
-    with pytest.raises(ValueError, match="batch_size is 2, but the latent holds picture 3"):
+    with pytest.raises(ValueError, match="batch_size is 2, but the latent holds image 3"):
         graph.as_noise(batch_size=2).generate_noise(cut(graph.empty(), 3))
 
 

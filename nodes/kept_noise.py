@@ -1,0 +1,74 @@
+"""Noise that was kept as a LATENT, for every kind of sampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..core.hooks.noise import StoredNoise, stored_noise
+from ..core.hooks.sampling import with_noise_change
+
+CATEGORY = "diversity/noise"
+
+
+class NoiseFromLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityNoiseFromLatent",
+            display_name="Noise from Latent",
+            category=CATEGORY,
+            description=(
+                "Kept noise for SamplerCustomAdvanced. A latent cut by Latent From Batch gets the noise of the "
+                "pictures that it holds."
+            ),
+            inputs=[
+                io.Latent.Input(
+                    "noise_latent", tooltip="Noise from Diverse Noise to Latent, or loaded by Load Latent."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    tooltip="Only matters to samplers that add noise on the way (ancestral, SDE).",
+                ),
+            ],
+            outputs=[io.Noise.Output(display_name="NOISE", tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, noise_latent: dict[str, Any], seed: int) -> io.NodeOutput:
+        return io.NodeOutput(StoredNoise(noise_latent, seed))
+
+
+class UseNoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityUseNoise",
+            display_name="Use Noise",
+            category=CATEGORY,
+            description=(
+                "Kept noise for KSampler and any other sampler, on every kind of model: the sampler starts from it "
+                "instead of its own. Cut both latents by Latent From Batch to make one picture again."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="Any diffusion model."),
+                io.Latent.Input("noise_latent", tooltip="As many noises as the sampler's latent holds pictures."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The same model; samplers start from the kept noise.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, noise_latent: dict[str, Any]) -> io.NodeOutput:
+        samples = noise_latent["samples"]
+        return io.NodeOutput(
+            with_noise_change(model, "diversity_use_noise", lambda run: stored_noise(samples, run.noise))
+        )
+
+
+NODES = [NoiseFromLatent, UseNoise]
