@@ -18,8 +18,7 @@ from typing import Any
 from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this makes ComfyUI and the pack importable
 import numpy as np
 import torch
-from comfyui_diversity.core.drivers.ovi import invert_text, natural_length, rescaled, text_as_output
-from comfyui_diversity.core.drivers.text_target import text_target
+from comfyui_diversity.core.drivers.ovi import invert_text, natural_length, rescaled, text_as_output, text_target
 from comfyui_diversity.core.drivers.unclip import per_picture
 from comfyui_diversity.core.hooks.vision import VisionTower
 from comfyui_diversity.core.methods.image_bank import ImageBank

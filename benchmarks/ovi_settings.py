@@ -20,8 +20,7 @@ from . import world  # noqa: F401 # isort: skip - this makes ComfyUI and the pac
 
 import numpy as np
 import torch
-from comfyui_diversity.core.drivers.ovi import invert_text
-from comfyui_diversity.core.drivers.text_target import Target, text_target
+from comfyui_diversity.core.drivers.ovi import Target, invert_text, text_target
 from comfyui_diversity.core.hooks.vision import VisionTower
 from comfyui_diversity.core.methods.image_bank import ImageBank
 from comfyui_diversity.core.methods.ovi import MAHALANOBIS_WEIGHT, NEAREST_WEIGHT, Settings

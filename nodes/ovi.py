@@ -7,8 +7,17 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..core.drivers.ovi import CONSTRAINTS, Outcome, invert_text, natural_length, rescaled, text_as_output
-from ..core.drivers.text_target import Target, conditioning_targets, text_target
+from ..core.drivers.ovi import (
+    CONSTRAINTS,
+    Outcome,
+    Target,
+    conditioning_targets,
+    invert_text,
+    natural_length,
+    rescaled,
+    text_as_output,
+    text_target,
+)
 from ..core.drivers.unclip import per_picture
 from ..core.hooks.progress import Progress, show
 from ..core.hooks.vision import VisionTower

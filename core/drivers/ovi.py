@@ -1,10 +1,15 @@
-"""A text's vector in, complete CLIP vision outputs out: OVI through a vision tower (see `core.methods.ovi`)."""
+"""A text in, complete CLIP vision outputs out: OVI through a CLIP's two towers (see `core.methods.ovi`).
+
+The text tower says where an image embedding should point, in the space that the two towers share; the vision tower is
+what tokens are optimised through.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.clip_vision
 import comfy.model_management
@@ -13,7 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..hooks.gradients import gradients
-from ..hooks.vision import VisionTower
+from ..hooks.prompt import text_encoders
+from ..hooks.text import PromptEncoder, clip_vector, prompt_encoders
+from ..hooks.vision import PAIRS, VisionTower
 from ..methods.image_bank import ImageBank
 from ..methods.ovi import (
     MAHALANOBIS_WEIGHT,
@@ -27,7 +34,6 @@ from ..methods.ovi import (
     mahalanobis,
     nearest_neighbour,
 )
-from .text_target import Target
 
 # Name in the node: constraint of a bank, and the weight at which it gives the paper's cosines.
 CONSTRAINTS: dict[str, tuple[Callable[[ImageBank, Tensor], Constraint], float] | None] = {
@@ -35,6 +41,68 @@ CONSTRAINTS: dict[str, tuple[Callable[[ImageBank, Tensor], Constraint], float] |
     "nearest neighbour": (nearest_neighbour, NEAREST_WEIGHT),
     "mahalanobis": (mahalanobis, MAHALANOBIS_WEIGHT),
 }
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where embeddings should point: `vectors` `[N, E]`, not normalised, and in words what they are."""
+
+    vectors: Tensor
+    source: str
+
+
+def text_target(clip: Any, text: str, width: int) -> Target:
+    """The text's projected pooled vector `[1, E]` in the one of the CLIP's encoders that is `width` wide.
+
+    Of a text of several chunks (more than 75 tokens) the mean of the chunks' unit vectors. That encoder and tower were
+    trained together cannot be seen from the files: of two CLIPs of one width each has its own space.
+
+    Raises ValueError when no encoder is of that width, and for one whose projection was never loaded.
+    """
+    encoder = _matching_encoder(clip, _tokens(clip, text), width)
+    vectors = _chunk_vectors(encoder)
+    source = f"{encoder.name}, projected pooled vector"
+    if len(vectors) == 1:
+        return Target(vectors, source)
+    mean = F.normalize(vectors, dim=1).mean(0, keepdim=True) * vectors.norm(dim=1).mean()
+    return Target(mean, f"{source}, mean of {len(vectors)} chunks")
+
+
+def conditioning_targets(clip: Any, text: str, prompts: list, width: int) -> Target:
+    """The pooled vectors `[N, E]` of a CONDITIONING that was made with the same CLIP, as projected vectors.
+
+    Whether they are projected already is found by encoding the text and comparing. Raises ValueError as `text_target`,
+    for a conditioning without pooled vectors or of another width, and where its vectors are not this encoder's.
+    """
+    tokens = _tokens(clip, text)
+    encoder = _matching_encoder(clip, tokens, width)
+    pooled = [extras.get("pooled_output") for _, extras in prompts]
+    if not pooled or any(vectors is None for vectors in pooled):
+        raise ValueError(
+            "prompts has no pooled vectors. Connect the positive of Diverse Prompts (TPSO) with the same CLIP, or "
+            "leave it empty: then the variants come from different random starts."
+        )
+    rows = torch.cat([vectors.float().cpu() for vectors in pooled])
+    if rows.shape[1] != width:
+        raise ValueError(
+            f"The pooled vectors of prompts are {rows.shape[1]} wide, the embeddings of clip_vision {width}: they come "
+            f"from other encoders. {PAIRS}"
+        )
+    with torch.no_grad():
+        stock = clip.encode_from_tokens(tokens, return_pooled=True)[1].float().cpu()
+    own = _chunk_vectors(encoder)[:1].cpu()  # ComfyUI's pooled vector is the first chunk's
+    weight = encoder.module.transformer.text_projection.weight.detach().float().cpu()
+    source = f"{encoder.name}, {len(rows)} pooled vectors of prompts"
+    if stock.shape == own.shape:
+        if F.cosine_similarity(stock, own).item() > 0.999:
+            return Target(rows, source)
+        if F.cosine_similarity(stock @ weight.T, own).item() > 0.999:
+            return Target(rows @ weight.T, f"{source}, projected")
+    raise ValueError(
+        f"The pooled vector of this CLIP's conditioning is not that of {encoder.name}, so those of prompts cannot be "
+        "compared with embeddings of clip_vision. Leave prompts empty: then the variants come from different random "
+        "starts."
+    )
 
 
 @dataclass(frozen=True)
@@ -126,3 +194,48 @@ def text_as_output(tower: VisionTower, target: Target, length: float) -> comfy.c
     output = copy.copy(tower.negative)
     output["image_embeds"] = target.vectors[:1].to(tower.negative.image_embeds)
     return rescaled(output, length)
+
+
+def _tokens(clip: Any, text: str) -> dict[str, Any]:
+    if clip is None:
+        raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
+    return clip.tokenize(text)
+
+
+def _matching_encoder(clip: Any, tokens: dict[str, Any], width: int) -> PromptEncoder:
+    clip.load_model()
+    encoders = [encoder for encoder in prompt_encoders(clip, tokens, "all") if encoder.is_clip]
+    if not encoders:
+        raise ValueError(
+            f"clip has no text encoder of the CLIP kind (it has {', '.join(text_encoders(clip))}), and only those "
+            f"share a space with pictures. {PAIRS}"
+        )
+    fitting = [encoder for encoder in encoders if _projected_width(encoder) == width]
+    if not fitting:
+        widths = ", ".join(f"{encoder.name}: {_projected_width(encoder)}" for encoder in encoders)
+        raise ValueError(
+            f"clip and clip_vision are not of one CLIP: the embeddings of clip_vision are {width} wide, the text "
+            f"vectors of clip {widths}. {PAIRS}"
+        )
+    real = [encoder for encoder in fitting if encoder.projected]
+    if not real:
+        raise ValueError(
+            f"The text projection of {fitting[0].name} was never loaded: SD1.5 and SDXL checkpoints hold none for "
+            "CLIP-L. Load a stand-alone clip_l file by Load CLIP (type stable_diffusion), and connect that one."
+        )
+    return real[0]
+
+
+def _projected_width(encoder: PromptEncoder) -> int:
+    return int(encoder.module.transformer.text_projection.weight.shape[0])
+
+
+def _chunk_vectors(encoder: PromptEncoder) -> Tensor:
+    """Projected pooled vectors of the prompt's chunks, `[S, E]`. (word:weights) do not reach them, as in ComfyUI."""
+    with gradients(encoder.module), torch.no_grad():
+        return torch.cat(
+            [
+                clip_vector(encoder.module, section.embeds[None, : section.end + 1], True)
+                for section in encoder.all_sections
+            ]
+        )

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_diversity.core.drivers.ovi import invert_text
-from comfyui_diversity.core.drivers.text_target import Target, text_target
+from comfyui_diversity.core.drivers.ovi import Target, invert_text, text_target
 from comfyui_diversity.core.hooks.vision import VisionTower
 from comfyui_diversity.core.methods.image_bank import ImageBank
 from comfyui_diversity.core.methods.ovi import Settings

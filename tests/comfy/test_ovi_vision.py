@@ -10,8 +10,7 @@ import comfy.clip_vision
 import comfy.model_management
 import pytest
 import torch
-from comfyui_diversity.core.drivers.ovi import CONSTRAINTS, invert_text
-from comfyui_diversity.core.drivers.text_target import conditioning_targets, text_target
+from comfyui_diversity.core.drivers.ovi import CONSTRAINTS, conditioning_targets, invert_text, text_target
 from comfyui_diversity.core.hooks import vision as tower_hook
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.prompt import text_encoders
