@@ -34,6 +34,7 @@ from ..methods.ovi import (
     mahalanobis,
     nearest_neighbour,
 )
+from ..require import require
 
 # Name in the node: constraint of a bank, and the weight at which it gives the paper's cosines.
 CONSTRAINTS: dict[str, tuple[Callable[[ImageBank, Tensor], Constraint], float] | None] = {
@@ -138,10 +139,8 @@ def invert_text(
 
     Raises ValueError for an unknown constraint, one without a bank, and a bank of another tower.
     """
-    if constraint not in CONSTRAINTS:
-        raise ValueError(f"constraint is {constraint!r}; it must be one of {', '.join(CONSTRAINTS)}.")
-    if not 1 <= tokens <= tower.patches:
-        raise ValueError(f"tokens is {tokens}; it must be 1 to {tower.patches}, the patches of this vision tower.")
+    require(constraint in CONSTRAINTS, "constraint", constraint, f"one of {', '.join(CONSTRAINTS)}")
+    require(1 <= tokens <= tower.patches, "tokens", tokens, f"1 to {tower.patches}, the patches of this vision tower")
     if CONSTRAINTS[constraint] is not None and bank is None:
         raise ValueError(
             f"constraint is {constraint!r}, which needs a bank of real pictures: connect one from Image Embedding Bank "

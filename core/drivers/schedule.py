@@ -20,6 +20,7 @@ from ..hooks.carried import Payload, Preparation, carrying, checked
 from ..hooks.conditioning import cond_rows
 from ..hooks.noise_levels import percent_of
 from ..methods.schedule import Window, step_position
+from ..require import require
 
 logger = logging.getLogger("ComfyUI-Diversity")
 
@@ -100,8 +101,7 @@ def scheduled(first: list, second: list, window: Window, clock: str = "steps", b
 
     Raises ValueError for conditionings that cannot be blended, and for an unknown clock.
     """
-    if clock not in CLOCKS:
-        raise ValueError(f"clock is {clock!r}; it must be one of {', '.join(CLOCKS)}.")
+    require(clock in CLOCKS, "clock", clock, f"one of {', '.join(CLOCKS)}")
     if not first or not second:
         raise ValueError("A conditioning is empty; there is nothing to blend.")
     if len(second) not in (1, len(first)):

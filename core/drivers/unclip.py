@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..hooks.carried import Payload, Preparation, carrying, payloads, prepared
+from ..require import require
 
 logger = logging.getLogger("ComfyUI-Diversity")
 
@@ -103,8 +104,7 @@ def per_picture(
     """
     if not conditioning:
         raise ValueError("conditioning is empty; there is nothing to attach an embedding to.")
-    if not 0 <= noise_augmentation <= 1:
-        raise ValueError(f"noise_augmentation is {noise_augmentation}; it must be from 0 to 1.")
+    require(0 <= noise_augmentation <= 1, "noise_augmentation", noise_augmentation, "from 0 to 1")
     embeddings = tuple(row[None] for output in outputs for row in _embeddings(output))
     if not embeddings:
         raise ValueError("clip_vision_output is empty; it must hold one embedding or more.")
