@@ -13,6 +13,7 @@ from .errors import SetupError
 from .places import HERE, python_environment
 from .server import Server, ServerError
 from .setup import say, set_up
+from .signals import end_in_order
 from .weights import check_weights
 
 DEFAULT_PORT = 8188  # ComfyUI's own
@@ -20,6 +21,7 @@ DEFAULT_PORT = 8188  # ComfyUI's own
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command; returns the exit code. What fails is said in plain words, without a traceback."""
+    end_in_order()
     parser = argparse.ArgumentParser(prog="python dev.py", description="Tools for developing ComfyUI-Diversity.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -117,3 +119,7 @@ def _in_environment(program: str, *arguments: str, **variables: str) -> int:
             return process.wait()
         except KeyboardInterrupt:
             continue  # the program got it, too, and ends in its own way
+        except SystemExit:  # we alone were asked to end
+            process.terminate()
+            process.wait()
+            raise

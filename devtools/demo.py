@@ -30,6 +30,7 @@ from .runs import RUNS, Run
 from .server import Client, PromptError, Server, ServerError
 from .setup import ensure_writable
 from .sheet import Block, caption, contact_sheet, table
+from .signals import end_in_order
 from .workflow import to_prompt
 
 load_pack()
@@ -70,6 +71,7 @@ class Plan:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the demo; returns the exit code."""
+    end_in_order()
     console = Console()
     if not console.is_terminal:
         console = Console(width=100)  # else the table would be squeezed into 80 columns of a file

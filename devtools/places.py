@@ -67,6 +67,9 @@ def python_environment(comfyui: Path) -> dict[str, str]:
     unwanted = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")  # without the last a start takes thrice as long
     environment = {name: value for name, value in os.environ.items() if name not in unwanted}
     environment["PYTHONUNBUFFERED"] = "1"
+    # The demo world's models are so small that torch's threads cost more than they bring.
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if comfyui != HERE.own_comfyui:
         environment["PYTHONPYCACHEPREFIX"] = str(HERE.work / "pycache")  # a tree that is not ours stays as it is
     return environment

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .places import HERE, python_environment
+from .signals import die_with_parent
 
 LOCALHOST = "127.0.0.1"
 START_SECONDS = 300.0  # a cold start on a busy two-core machine stays far below this
@@ -259,6 +260,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                preexec_fn=die_with_parent(),
                 start_new_session=True,  # Ctrl-C reaches us alone; we then stop the server in order
             )
         try:
