@@ -6,30 +6,26 @@ belongs to a run (the tokens, which steps are done) lives in the run's own optio
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import comfy.conds
-import comfy.hooks
 import comfy.model_management
-import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..hooks.carried import Payload, checked, with_hook, without_hook
-from ..hooks.conditioning import conditioning_rows
-from ..hooks.gradients import checkpointed, gradients, with_differentiable_attention
+from ..hooks.carried import Payload, carrying, checked
+from ..hooks.chunks import Chunks
+from ..hooks.gradients import gradients
 from ..hooks.noise_levels import percent_of, sigma_at
 from ..hooks.progress import show
 from ..hooks.sampling import is_probe
+from ..hooks.text_estimates import Conds, Passes, TextEstimates
 from ..hooks.tokens import LearnableToken, check_embedding_names, save_embedding
 from ..methods.minority import (
     Learned,
@@ -130,6 +126,10 @@ class _Mark(Payload):
     learning: Learning
     plain: Tensor
 
+    def started(self, entry: dict[str, Any], key: str) -> dict[str, Any]:
+        """A prompt that was zeroed out for the negative side is no prompt any more; one that was changed is another."""
+        return checked(entry, key, self.plain, _CHANGED)
+
 
 # --- what the node hands out ------------------------------------------------------------------------------------------
 
@@ -178,28 +178,15 @@ def _is_same(cond: Tensor, plain: Tensor) -> bool:
 def _marked(cond: Tensor, extras: dict[str, Any], learning: Learning) -> list:
     if KEY in extras:
         raise ValueError("positive carries a token to learn already; give it the plain prompt.")
-    hooks = with_hook(extras, _MarkHook.with_wrapper())
     # Loaded with the diffusion model: loading it in the middle of a run could push that one out of memory.
     models = [*extras.get("additional_models", []), learning.clip.patcher]
-    return [cond, {**extras, KEY: _Mark(learning, cond), "hooks": hooks, "additional_models": models}]
+    wrappers = {WrappersMP.OUTER_SAMPLE: _check_model}
+    return carrying(cond, {**extras, "additional_models": models}, KEY, _Mark(learning, cond), wrappers)
 
 
-class _MarkHook(comfy.hooks.TransformerOptionsHook):
-    """Notices a marked conditioning on a model that is not patched, which would leave the token out silently."""
-
-    @classmethod
-    def with_wrapper(cls) -> _MarkHook:
-        hook = cls()
-        hook.transformers_dict = {"wrappers": {WrappersMP.OUTER_SAMPLE: {KEY: [_check_run]}}}
-        return hook
-
-
-def _check_run(executor: Any, *args: Any, **named: Any) -> Any:
-    """Takes the hook off (ComfyUI would send prompt and negative prompt through the model apart) and checks the run."""
+def _check_model(executor: Any, *args: Any, **named: Any) -> Any:
+    """A model that is not patched would leave the token out silently."""
     guider = executor.class_obj
-    guider.conds = {
-        kind: [without_hook(_checked(entry), _MarkHook) for entry in entries] for kind, entries in guider.conds.items()
-    }
     wrappers = guider.model_options.get("transformer_options", {}).get("wrappers", {})
     if not wrappers.get(WrappersMP.SAMPLER_SAMPLE, {}).get(KEY) and any(_marks(guider.conds)):
         raise ValueError(
@@ -207,12 +194,6 @@ def _check_run(executor: Any, *args: Any, **named: Any) -> Any:
             "learned. Connect the MODEL output of Minority Prompt to the sampler (or guider), too."
         )
     return executor(*args, **named)
-
-
-def _checked(entry: dict[str, Any]) -> dict[str, Any]:
-    """A prompt that was zeroed out for the negative side is no prompt any more; one that was changed is another."""
-    mark = entry.get(KEY)
-    return entry if mark is None else checked(entry, KEY, mark.plain, _CHANGED)
 
 
 def _marks(conds: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, _Mark]]:
@@ -291,9 +272,9 @@ class _Run:
         self.percents = [percent_of(model.model_sampling, sigma) for sigma in self.sigmas]
         self.waiting = set(learning.steps.chosen(self.percents[:-1]))
         self.done: list[int] = []
-        self.chunk, self.checkpointing = learning.chunk, learning.checkpointing
-        self.forwards = self.backwards = 0
-        self._learned: dict[str, list[dict[str, Any]]] | None = None
+        self.checkpointing = learning.checkpointing
+        self.passes = Passes()
+        self._learned: Conds | None = None
         self._scores: list[Tensor] = []
 
     def predict(
@@ -327,50 +308,47 @@ class _Run:
         learning = self.learning
         with gradients():
             if self._learned is None:
+                self.chunks = Chunks(len(x), learning.chunk)
                 self.token = learning.token()
                 self.unit = dict.fromkeys(self.token.encoders, 1.0) if learning.absolute else self.token.deviations
                 self.start = self.token.start(len(x), _mixed(seed, "start"))
                 self.offsets = {name: torch.zeros_like(start) for name, start in self.start.items()}
                 self._margin = self._similarity_margin() if learning.similarity > 0 else None
-            found, look = self._round(guider, x, timestep, options, seed, step)
+            found, estimates = self._round(guider, x, timestep, options, seed, step)
             self.offsets = found.offsets
             self._scores.append(found.scores.cpu())
             with gradients(learning.clip.cond_stage_model), torch.no_grad():
-                self._learned = look.learned_conds(self.embeddings(self.offsets))
+                self._learned = estimates.learned_conds()
 
     def _round(
         self, guider: Any, x: Tensor, timestep: Tensor, options: dict[str, Any], seed: int, step: int
-    ) -> tuple[Learned, _Look]:
-        """What is learned at one step; begins anew with half as many pictures at once when memory runs out."""
-        learning = self.learning
-        while True:
-            look = _Look(self, guider, x, timestep, options, seed, step)
-            try:
-                found = learn(
-                    self.offsets,
-                    look,
-                    look.again,
-                    learning.objective,
-                    learning.settings,
-                    self._margin,
-                    lambda look=look: self._after_iteration(step, look.iteration),
-                )
-                return found, look
-            except comfy.model_management.OOM_EXCEPTION as error:
-                # Where PyTorch has no such error, ComfyUI's name stands for every error.
-                spared = self.chunk <= 1 and self.checkpointing
-                if spared or comfy.model_management.OOM_EXCEPTION is Exception:
-                    raise
-                logger.info("Minority Prompt: out of memory with %d pictures at once (%s).", self.chunk, error)
-            except RuntimeError as error:
-                explained = _explained(error)
-                if explained is None:
-                    raise
-                raise explained from error
-            del look
-            self.checkpointing = self.checkpointing or self.chunk <= 1
-            self.chunk = math.ceil(self.chunk / 2)
-            comfy.model_management.soft_empty_cache()
+    ) -> tuple[Learned, _StepEstimates]:
+        """What is learned at one step; starts over with half as many images at once when memory runs out, and for a
+        single one with gradient checkpointing."""
+
+        def learned() -> tuple[Learned, _StepEstimates]:
+            estimates = _StepEstimates(self, guider, x, timestep, options, seed, step)
+            found = learn(
+                self.offsets,
+                estimates.clean,
+                estimates.renoised,
+                self.learning.objective,
+                self.learning.settings,
+                self._margin,
+                lambda: self._after_iteration(step, estimates.iteration),
+            )
+            return found, estimates
+
+        def checkpoint() -> bool:
+            before, self.checkpointing = self.checkpointing, True
+            return not before
+
+        try:
+            return self.chunks.retried(learned, checkpoint)
+        except RuntimeError as error:
+            if (explained := _explained(error)) is None:
+                raise
+            raise explained from error
 
     def _after_iteration(self, step: int, iteration: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -422,9 +400,9 @@ class _Run:
         unit = "" if self.learning.absolute else " standard deviations of token embeddings"
         moved = distances(self.offsets)
         return (
-            f"Minority Prompt: learned at {len(self.done)} of {len(self.sigmas) - 1} steps with {self.forwards} more "
-            f"forward and {self.backwards} backward passes of the model. Objective {first:.4g} to {last:.4g} within a "
-            f"step; tokens moved by {moved.min():.2f} to {moved.max():.2f}{unit}."
+            f"Minority Prompt: learned at {len(self.done)} of {len(self.sigmas) - 1} steps with {self.passes.forward} "
+            f"more forward and {self.passes.backward} backward passes of the model. Objective {first:.4g} to "
+            f"{last:.4g} within a step; tokens moved by {moved.min():.2f} to {moved.max():.2f}{unit}."
         )
 
     def _save(self, path: Path) -> None:
@@ -436,173 +414,70 @@ class _Run:
             save_embedding(own, {name: rows[k] for name, rows in found.items()}, keys)
 
 
-class _Look:
-    """Clean estimates at one step of a run, in chunks of pictures, and their pullbacks."""
+class _StepEstimates:
+    """The two estimates of the paper at one step of a run: the clean one under the prompt with the token, and that of
+    the same image, noised again, under the plain prompt."""
 
     def __init__(
         self, run: _Run, guider: Any, x: Tensor, timestep: Tensor, options: dict[str, Any], seed: int, step: int
     ) -> None:
-        self._run, self._guider, self._seed, self._step = run, guider, seed, step
-        self._batch = len(x)
-        self._options = with_differentiable_attention(options)
-        self._modules = (guider.inner_model, run.learning.clip.cond_stage_model)
-        self._x, self._timestep = x.clone(), timestep.clone()
+        self._run, self._seed, self._step = run, seed, step
+        self._estimates = TextEstimates(
+            guider,
+            run.kinds,
+            KEY,
+            x,
+            timestep,
+            options,
+            seed,
+            run.latent_image,
+            run.denoise_mask,
+            run.learning.clip.cond_stage_model,
+            run.chunks,
+            run.checkpointing,
+            run.passes,
+        )
         self.iteration = 0
-        run.chunk = min(run.chunk or self._batch, self._batch)
         after = run.percents[min(step + 1, len(run.percents) - 1)]
-        self._level = self._sigma_at(noise_share(run.learning.renoise, after))
+        sigma = sigma_at(guider.inner_model.model_sampling, noise_share(run.learning.renoise, after))
+        self._sigma = torch.tensor(sigma, dtype=timestep.dtype, device=timestep.device)
 
-    @property
-    def _model(self) -> Any:
-        return self._guider.inner_model
-
-    def _sigma_at(self, percent: float) -> Tensor:
-        sigma = sigma_at(self._model.model_sampling, percent)
-        return torch.tensor(sigma, dtype=self._timestep.dtype, device=self._timestep.device)
-
-    def __call__(self, offsets: Offsets) -> tuple[Tensor, Callable[[Tensor], Offsets]]:
-        names = list(offsets)
+    def clean(self, offsets: Offsets) -> tuple[Tensor, Callable[[Tensor], Offsets]]:
+        """Clean estimates under the prompt with the token."""
         self.iteration += 1
+        x, timestep = self._estimates.x, self._estimates.timestep
 
-        def clean(rows: slice, *parts: Tensor) -> Tensor:
-            embeddings = self._run.embeddings(dict(zip(names, parts, strict=True)), rows)
-            return self._estimate(self._entries(rows, embeddings), self._x[rows], self._timestep[rows], rows)
+        def estimate(rows: slice, own: Offsets) -> Tensor:
+            text = self._run.token.encode(self._run.embeddings(own, rows))
+            return self._estimates.estimate(rows, x[rows], timestep[rows], text)
 
-        value, pullback = self._through(clean, [offsets[name] for name in names])
-        return value, lambda gradient: dict(zip(names, pullback(gradient), strict=True))
+        return self._estimates.differentiable(estimate, offsets)
 
-    def again(self, clean: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Noised again, other noise every time, and estimated under the plain prompt."""
+    def renoised(self, clean: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Noised again, with other noise every time, and estimated under the plain prompt."""
         noise = self._noise()
-        sigmas = self._level * torch.ones_like(self._timestep)
+        sigmas = self._sigma * torch.ones_like(self._estimates.timestep)
+        sampling = self._estimates.model.model_sampling
 
-        def second(rows: slice, part: Tensor) -> Tensor:
+        def estimate(rows: slice, own: Tensor) -> Tensor:
             # A copy, to which the models' own code adds in place.
-            noisy = self._model.model_sampling.noise_scaling(self._level, noise[rows].clone(), part, False)
-            return self._estimate(self._entries(rows, None), noisy, sigmas[rows], rows)
+            noisy = sampling.noise_scaling(self._sigma, noise[rows].clone(), own, False)
+            return self._estimates.estimate(rows, noisy, sigmas[rows])
 
-        value, pullback = self._through(second, [clean])
-        return value, lambda gradient: pullback(gradient)[0]
+        return self._estimates.differentiable(estimate, clean)
+
+    def learned_conds(self) -> Conds:
+        """The conditioning with the tokens as the run has learned them so far."""
+        embeddings = self._run.embeddings(self._run.offsets)
+        return self._estimates.conds(
+            lambda rows: self._run.token.encode({name: own[rows] for name, own in embeddings.items()})
+        )
 
     def _noise(self) -> Tensor:
-        """Of this step and iteration alone, and for a picture the same in every batch that holds it."""
+        """Of this step and iteration alone, and for an image the same in every batch that holds it."""
+        x = self._estimates.x
         generator = torch.Generator().manual_seed(_mixed(self._seed, self._step, self.iteration))
-        shape = self._x.shape[1:]
-        return torch.stack([torch.randn(shape, generator=generator) for _ in range(self._batch)]).to(self._x)
-
-    # --- the model
-
-    def _entries(self, rows: slice, embeddings: dict[str, Tensor] | None) -> list[dict[str, Any]]:
-        """The first marked kind's conditioning of these pictures: with these tokens, or as it is."""
-        kind = self._run.kinds[0]
-        conds = {kind: self._guider.conds[kind]}
-        if self._run.chunk < self._batch:
-            conds = conditioning_rows(conds, range(self._batch)[rows])
-        if embeddings is None:
-            return conds[kind]
-        return self._with_token(kind, conds[kind], self._run.token.encode(embeddings), rows)
-
-    def learned_conds(self, embeddings: dict[str, Tensor]) -> dict[str, list[dict[str, Any]]]:
-        """The conditioning of all pictures with these tokens, of every kind that is marked."""
-        chunk = self._run.chunk
-        encoded: list[dict[str, Any]] = []
-        for at in range(0, self._batch, chunk):
-            part = {name: rows[at : at + chunk] for name, rows in embeddings.items()}
-            encoded.append(self._run.token.encode(part))
-        whole = {
-            name: torch.cat([one[name] for one in encoded])
-            if isinstance(value, Tensor) and "mask" not in name
-            else value
-            for name, value in encoded[0].items()
-        }
-        kinds = self._run.kinds
-        return {kind: self._with_token(kind, self._guider.conds[kind], whole, slice(None)) for kind in kinds}
-
-    def _with_token(
-        self, kind: str, entries: list[dict[str, Any]], encoded: dict[str, Any], rows: slice
-    ) -> list[dict[str, Any]]:
-        return [self._replaced(kind, entry, encoded, rows) if KEY in entry else entry for entry in entries]
-
-    def _replaced(self, kind: str, entry: dict[str, Any], encoded: dict[str, Any], rows: slice) -> dict[str, Any]:
-        """The entry with another text, read by the model's own preparation."""
-        x, run = self._x[rows], self._run
-        texts = {name: value for name, value in encoded.items() if name not in ("cond", "hooks")}
-        prepared = comfy.samplers.encode_model_conds(
-            self._model.extra_conds,
-            [{**entry, **texts, "cross_attn": encoded["cond"], "model_conds": {}}],
-            x,
-            x.device,
-            kind,
-            latent_image=_rows(run.latent_image, rows, self._batch),
-            denoise_mask=_rows(run.denoise_mask, rows, self._batch),
-            seed=self._seed,
-            latent_shapes=[x.shape],
-        )
-        # What has the picture's shape (a masked picture, a hint) is not of the text, and its rows are chosen already.
-        found = {
-            name: cond
-            for name, cond in prepared[0]["model_conds"].items()
-            if not isinstance(cond, comfy.conds.CONDNoiseShape) or name not in entry["model_conds"]
-        }
-        return {**entry, "model_conds": {**entry["model_conds"], **found}}
-
-    def _estimate(self, entries: list[dict[str, Any]], x: Tensor, sigma: Tensor, rows: slice) -> Tensor:
-        """Clean estimate without guidance; the kept part of a masked picture is the picture itself."""
-        self._run.forwards += 1
-        [clean] = comfy.samplers.calc_cond_batch(self._model, [entries], x, sigma, self._options)
-        mask, image = (_rows(t, rows, self._batch) for t in (self._run.denoise_mask, self._run.latent_image))
-        if mask is None or image is None:
-            return clean
-        return clean * mask + image * (1 - mask)
-
-    # --- chunks
-
-    def _through(
-        self, function: Callable[..., Tensor], inputs: list[Tensor]
-    ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
-        """`function(rows, *inputs[rows])` for all pictures, and its pullback: with one graph for all, or in chunks that
-        are computed again for the gradient, when all graphs together would not fit."""
-        if self._run.chunk == self._batch:
-            return self._with_graph(function, inputs, slice(None))
-
-        def plain(rows: slice) -> list[Tensor]:
-            with gradients(*self._modules), torch.no_grad():
-                return [function(rows, *(value[rows] for value in inputs))]
-
-        def pull_back(gradient: Tensor) -> list[Tensor]:
-            return self._in_chunks(lambda rows: self._with_graph(function, inputs, rows)[1](gradient[rows]))
-
-        return self._in_chunks(plain)[0], pull_back
-
-    def _with_graph(
-        self, function: Callable[..., Tensor], inputs: list[Tensor], rows: slice
-    ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
-        leaves = [value[rows].detach().clone().requires_grad_() for value in inputs]
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(gradients(*self._modules))
-            if self._run.checkpointing:
-                stack.enter_context(checkpointed(*self._modules))
-            result = function(rows, *leaves)
-
-        def pull_back(gradient: Tensor) -> list[Tensor]:
-            self._run.backwards += 1
-            with gradients(*self._modules):
-                found = torch.autograd.grad(result, leaves, gradient.to(result), allow_unused=True)
-            return [
-                torch.zeros_like(leaf) if one is None else one.detach() for one, leaf in zip(found, leaves, strict=True)
-            ]
-
-        return result.detach(), pull_back
-
-    def _in_chunks(self, work: Callable[[slice], list[Tensor]]) -> list[Tensor]:
-        chunk = self._run.chunk
-        parts = [work(slice(at, at + chunk)) for at in range(0, self._batch, chunk)]
-        return [torch.cat(column) for column in zip(*parts, strict=True)]
-
-
-def _rows(tensor: Tensor | None, rows: slice, batch: int) -> Tensor | None:
-    """The rows of a tensor that has one for each picture; one that serves all pictures as it is."""
-    return tensor[rows] if tensor is not None and len(tensor) == batch else tensor
+        return torch.stack([torch.randn(x.shape[1:], generator=generator) for _ in range(len(x))]).to(x)
 
 
 def _mixed(*numbers: object) -> int:

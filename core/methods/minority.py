@@ -24,9 +24,9 @@ from ..require import require
 Offsets = dict[str, Tensor]
 # Offsets to clean estimates [B, C, ...] and their pullback: a gradient with respect to the estimates to one with
 # respect to the offsets.
-Look = Callable[[Offsets], tuple[Tensor, Callable[[Tensor], Offsets]]]
+CleanEstimate = Callable[[Offsets], tuple[Tensor, Callable[[Tensor], Offsets]]]
 # Clean estimates to clean estimates of the same, noised again, under the plain prompt; and the pullback.
-LookAgain = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
+RenoisedEstimate = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
 # How far inside what is allowed the prompts with these offsets are, [B]; negative is outside.
 Margin = Callable[[Offsets], Tensor]
 
@@ -35,31 +35,32 @@ _SAME = 1e-6  # two shares of a noise schedule
 
 
 class Estimates:
-    """What an objective may look at, both `[B, C, ...]` and differentiable.
+    """What an objective may depend on, both `[B, C, ...]` and differentiable.
 
-    clean: clean estimates of the noisy pictures under the prompt with the token.
-    again: `clean`, noised again and estimated under the plain prompt. It costs a pass through the model, at first use.
+    clean: clean estimates of the noisy images under the prompt with the token.
+    renoised: estimates of `clean`, noised again, under the plain prompt. It costs a pass through the model, at first
+        use.
     """
 
-    def __init__(self, clean: Tensor, look_again: LookAgain) -> None:
+    def __init__(self, clean: Tensor, renoised_estimate: RenoisedEstimate) -> None:
         self.clean = clean.detach().float().requires_grad_()
-        self._look_again = look_again
-        self._again: Tensor | None = None
+        self._renoised_estimate = renoised_estimate
+        self._renoised: Tensor | None = None
         self._pullback: Callable[[Tensor], Tensor] | None = None
 
     @property
-    def again(self) -> Tensor:
-        if self._again is None:
-            again, self._pullback = self._look_again(self.clean.detach())
-            self._again = again.detach().float().requires_grad_()
-        return self._again
+    def renoised(self) -> Tensor:
+        if self._renoised is None:
+            renoised, self._pullback = self._renoised_estimate(self.clean.detach())
+            self._renoised = renoised.detach().float().requires_grad_()
+        return self._renoised
 
     def gradient(self, total: Tensor) -> Tensor:
-        """Gradient of a scalar with respect to `clean`, by way of `again` too. Raises ValueError for a scalar that
+        """Gradient of a scalar with respect to `clean`, by way of `renoised` too. Raises ValueError for a scalar that
         depends on neither."""
         if not total.requires_grad:
             raise ValueError("The objective does not depend on the clean estimates; there is nothing to learn from.")
-        used = [self.clean] if self._again is None else [self.clean, self._again]
+        used = [self.clean] if self._renoised is None else [self.clean, self._renoised]
         found = torch.autograd.grad(total, used, allow_unused=True)
         gradient = torch.zeros_like(self.clean) if found[0] is None else found[0]
         if self._pullback is not None and found[1] is not None:
@@ -74,19 +75,20 @@ class Objective(Protocol):
 
 
 def minority(estimates: Estimates, /, balance: float = 1.0) -> Tensor:
-    """||sg(clean) - again|| + balance ||clean - sg(again)||, the length per picture (equation 8; sg stops gradients).
+    """||sg(clean) - renoised|| + balance ||clean - sg(renoised)||, the length per image (equation 8; sg stops
+    gradients).
 
     Large where noising a picture again and denoising it under the plain prompt leads elsewhere: where the model holds
     the picture for unlikely. The paper's formula squares the lengths, its released code does not.
     """
-    clean, again = estimates.clean, estimates.again
-    return _length(clean.detach() - again) + balance * _length(clean - again.detach())
+    clean, renoised = estimates.clean, estimates.renoised
+    return _length(clean.detach() - renoised) + balance * _length(clean - renoised.detach())
 
 
-def rarity(pictures: Tensor, again: Tensor) -> Tensor:
-    """The length that both terms of `minority` have, `[B]`, of finished pictures and of what a second look makes of
-    them, both `[B, C, ...]`: the larger, the less likely the model holds a picture for."""
-    return _length(pictures - again)
+def rarity(images: Tensor, renoised: Tensor) -> Tensor:
+    """The length that both terms of `minority` have, `[B]`, of finished images and of their re-noised estimates, both
+    `[B, C, ...]`: the larger, the less likely the model holds an image for."""
+    return _length(images - renoised)
 
 
 def diversity(estimates: Estimates, /) -> Tensor:
@@ -212,8 +214,8 @@ class Learned:
 
 def learn(
     offsets: Offsets,
-    look: Look,
-    look_again: LookAgain,
+    clean_estimate: CleanEstimate,
+    renoised_estimate: RenoisedEstimate,
     objective: Objective,
     settings: Settings,
     margin: Margin | None = None,
@@ -233,9 +235,9 @@ def learn(
     history: list[Tensor] = []
     scales: dict[str, float] = {}
     for _ in range(settings.iterations):
-        clean, pullback = look({name: offset.detach().clone() for name, offset in current.items()})
+        clean, pullback = clean_estimate({name: offset.detach().clone() for name, offset in current.items()})
         with torch.enable_grad():
-            estimates = Estimates(clean, look_again)
+            estimates = Estimates(clean, renoised_estimate)
             scores = objective(estimates)
             numbers = f"one number for each of {len(clean)} pictures"
             require(scores.shape == (len(clean),), "shape of the objective", list(scores.shape), numbers)

@@ -137,25 +137,26 @@ def test_gradient_through_model_and_encoder_agrees_with_finite_differences(
     weights = [torch.randn(BATCH, *LATENT[family], generator=torch.Generator().manual_seed(k)) for k in (4, 5)]
 
     def weighted(estimates: Estimates, /) -> Tensor:
-        both = weights[0] * estimates.clean + weights[1] * estimates.again
+        both = weights[0] * estimates.clean + weights[1] * estimates.renoised
         return both.flatten(1).sum(1)
 
     def check(run: Any, guider: Any, x: Tensor, timestep: Tensor, options: Any, seed: int, step: int) -> None:
         with gradients():
             run.token = run.learning.token()
             run.unit, run.start = run.token.deviations, run.token.start(len(x), 0)
-            look = hook._Look(run, guider, x, timestep, options, seed, step)
+            run.chunks = hook.Chunks(len(x))
+            look = hook._StepEstimates(run, guider, x, timestep, options, seed, step)
             noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
             look._noise = lambda: noise
-            clean, pullback = look({name: torch.zeros_like(value) for name, value in run.start.items()})
-            estimates = Estimates(clean, look.again)
+            clean, pullback = look.clean({name: torch.zeros_like(value) for name, value in run.start.items()})
+            estimates = Estimates(clean, look.renoised)
             gradient = pullback(estimates.gradient(weighted(estimates).sum()))
             length = torch.cat([part.flatten() for part in gradient.values()]).norm().item()
             # Large enough for single precision, and small enough for T5 with random weights, which bends more.
             size, values = 0.1 if family == "auraflow" else 0.5, []
             for sign in (1, -1):
-                clean = look({name: sign * size * part / length for name, part in gradient.items()})[0]
-                values.append([clean.double(), look.again(clean)[0].double()])
+                clean = look.clean({name: sign * size * part / length for name, part in gradient.items()})[0]
+                values.append([clean.double(), look.renoised(clean)[0].double()])
             # each pixel's difference first: the sums are too large for single precision
             slope = sum(
                 ((a - b) * weight).sum().item() for a, b, weight in zip(values[0], values[1], weights, strict=True)
@@ -396,16 +397,17 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradient(family: str, monke
     def check(run: Any, guider: Any, x: Tensor, timestep: Tensor, options: Any, seed: int, step: int) -> None:
         run.token = run.learning.token()
         run.unit, run.start = run.token.deviations, run.token.start(len(x), 0)
+        run.chunks = hook.Chunks(len(x))
         for run.checkpointing in (False, True):
-            look, nodes = hook._Look(run, guider, x, timestep, options, seed, step), []
+            look, nodes = hook._StepEstimates(run, guider, x, timestep, options, seed, step), []
             look.iteration = 1
             with gradients():
                 noisy = look._noise()
                 with monkeypatch.context() as patch:
                     patch.setattr(torch.autograd, "grad", counting_nodes(nodes, torch.autograd.grad))
-                    clean, pullback = look({name: torch.zeros_like(value) for name, value in run.start.items()})
+                    clean, pullback = look.clean({name: torch.zeros_like(value) for name, value in run.start.items()})
                     gradient = pullback(noisy)
-                    again = look.again(clean)[1](noisy)
+                    again = look.renoised(clean)[1](noisy)
             found.append((clean, again, gradient, nodes[0]))
 
     monkeypatch.setattr(hook._Run, "_learn", check)
@@ -511,7 +513,7 @@ def test_diversity_costs_half(graph: Graph) -> None:
 def test_the_report_counts_what_was_done(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = Rounds(monkeypatch)
     graph.learned(steps=Steps(0.0, 0.3))
-    assert (rounds.run.forwards, rounds.run.backwards) == (2 * 2 * ITERATIONS, 2 * 2 * ITERATIONS)
+    assert (rounds.run.passes.forward, rounds.run.passes.backward) == (2 * 2 * ITERATIONS, 2 * 2 * ITERATIONS)
     assert "learned at 2 of 4 steps with 8 more forward and 8 backward passes" in rounds.run.report()
 
 
