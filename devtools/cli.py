@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     demo = commands.add_parser("demo", help="make pictures with every shipped workflow and measure their diversity")
     demo.set_defaults(call=run_demo)
     test = commands.add_parser(
-        "test", help="lint, types and all tests; further arguments go to pytest, which then runs alone"
+        "test", help="lint, types and all tests; --fast: lint and the fast tests; other arguments go to pytest alone"
     )
     test.set_defaults(call=run_tests)
     train = commands.add_parser("train", help="train the demo models again")
@@ -66,15 +67,27 @@ def run_demo(_: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def run_tests(_: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Lint, types, tests; stops at the first of them that fails. The last lines are pytest's own."""
+    """Lint, types, tests; stops at the first of them that fails. The last lines are pytest's own.
+
+    `--fast`: lint, the unit tests, and of the others those that are marked so.
+    """
     set_up(HERE)
+    programs = [["pytest", *arguments]]
     if not arguments:
-        for program in (["ruff", "check"], ["basedpyright", "--level", "error"]):
-            say(f"\n$ {' '.join(program)}")
-            if code := _in_environment(*program):
-                return code
-    say(f"\n$ pytest {' '.join(arguments)}")
-    return _in_environment("pytest", *arguments)
+        programs = [["ruff", "check"], ["basedpyright", "--level", "error"], ["pytest", *_side_by_side()]]
+    elif "--fast" in arguments:
+        chosen = [argument for argument in arguments if argument != "--fast"]
+        programs = [["ruff", "check"], ["pytest", *_side_by_side(), "-m", "fast", *chosen]]
+    for program in programs:
+        say(f"\n$ {' '.join(program)}")
+        if code := _in_environment(*program):
+            return code
+    return 0
+
+
+def _side_by_side() -> list[str]:
+    """pytest's arguments for two processes, each with a ComfyUI server and files of its own, if there are two cores."""
+    return ["-n", "2", "--dist", "loadfile"] if (os.cpu_count() or 1) > 1 else []
 
 
 def run_training(_: argparse.Namespace, arguments: Sequence[str]) -> int:

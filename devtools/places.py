@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACK_NAME = "ComfyUI-Diversity"
+# For torch: the demo world's models are so small that threads cost more than they bring.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,8 @@ def python_environment(comfyui: Path) -> dict[str, str]:
     unwanted = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")  # without the last a start takes thrice as long
     environment = {name: value for name, value in os.environ.items() if name not in unwanted}
     environment["PYTHONUNBUFFERED"] = "1"
-    # The demo world's models are so small that torch's threads cost more than they bring.
-    environment.setdefault("OMP_NUM_THREADS", "1")
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name, value in ONE_THREAD.items():
+        environment.setdefault(name, value)
     if comfyui != HERE.own_comfyui:
         environment["PYTHONPYCACHEPREFIX"] = str(HERE.work / "pycache")  # a tree that is not ours stays as it is
     return environment

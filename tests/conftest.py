@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and with them every program that they start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+# SIGTERM ends them as Ctrl-C does, so that no server is left behind.
+for _number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(_number, signal.default_int_handler)
 
 if TYPE_CHECKING:
     from devtools.server import Client, Server
@@ -37,22 +40,31 @@ _load_package("devtools")
 _load_package("benchmarks")
 
 from devtools.pack import load_pack  # noqa: E402
+from devtools.places import HERE, ONE_THREAD  # noqa: E402
 
+for _name, _value in ONE_THREAD.items():  # before anything imports torch
+    os.environ.setdefault(_name, _value)
 load_pack()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All unit tests are fast tests."""
+    for item in items:
+        if item.path.is_relative_to(ROOT / "tests" / "unit"):
+            item.add_marker(pytest.mark.fast)
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """One real ComfyUI server with the pack, for all tests that need one.
+    """One real ComfyUI server with the pack, for all tests of this process that need one.
 
     It has a base directory of its own: a server clears the temporary files in its base when it starts, and a developer
     may have one open.
     """
     from devtools.base import prepare_base
-    from devtools.places import HERE
     from devtools.server import Server
 
-    base = HERE.work / "test-base"
+    base = HERE.work / "-".join(["test-base", *filter(None, [os.environ.get("PYTEST_XDIST_WORKER")])])
     prepare_base(base, HERE.root)
     with Server(base=base) as running:
         yield running

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 
-import psutil
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -113,27 +108,3 @@ def test_exit_code_of_a_mistake() -> None:
     assert process.returncode == 1
     assert "--only is 'nothing'" in words
     assert "Traceback" not in words
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows sends no interrupt to a process without a console")
-def test_interrupt_stops_the_server() -> None:
-    process = demo("--only", "distilled")
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "Starting ComfyUI" in line:
-            break
-    servers = wait_for(lambda: psutil.Process(process.pid).children(recursive=True))
-    process.send_signal(signal.SIGINT)
-    words, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, words
-    assert "Interrupted" in words
-    assert not [server for server in servers if server.is_running()]
-
-
-def wait_for(look: Callable[[], list[psutil.Process]], seconds: float = 60) -> list[psutil.Process]:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if seen := look():
-            return seen
-        time.sleep(0.1)
-    pytest.fail("nothing happened")
