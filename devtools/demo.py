@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .errors import SetupError
-from .graph import only_node, with_settings, with_values
+from .graph import only_node, shipped_prompt, with_settings, with_values
 from .measure import Group, measure
 from .pack import load_pack
 from .places import HERE
@@ -31,7 +31,6 @@ from .server import Client, PromptError, Server, ServerError
 from .setup import ensure_writable
 from .sheet import Block, caption, contact_sheet, table
 from .signals import end_in_order
-from .workflow import to_prompt
 
 load_pack()
 
@@ -140,12 +139,11 @@ def carry_out(plan: Plan, server: Server, console: Console) -> list[dict[str, An
     with _progress(console) as progress:
         task = progress.add_task("", total=plan.pictures)
         try:
-            info = client.object_info()
-            waiting = [_queued(plan.runs[0], plan, client, info)]
+            waiting = [_queued(plan.runs[0], plan, client)]
             for k, row in enumerate(plan.runs):
                 progress.update(task, description=row.title)
                 # The next row is queued before this one is done, so that the server never waits.
-                waiting += [_queued(following, plan, client, info) for following in plan.runs[k + 1 : k + 2]]
+                waiting += [_queued(following, plan, client) for following in plan.runs[k + 1 : k + 2]]
                 ids, save = waiting[k]
                 groups[row], seconds = _collected(
                     row, plan, client, ids, save, lambda: progress.advance(task, PICTURES)
@@ -166,11 +164,10 @@ def carry_out(plan: Plan, server: Server, console: Console) -> list[dict[str, An
     return figures
 
 
-def _queued(row: Run, plan: Plan, client: Client, info: dict[str, Any]) -> tuple[list[str], str]:
+def _queued(row: Run, plan: Plan, client: Client) -> tuple[list[str], str]:
     """Puts all prompts of a row into the server's queue; their ids, and the node that saves their pictures."""
     with _told(row):
-        path = HERE.root / "workflows" / f"{row.template}.json"
-        prompt = with_settings(to_prompt(json.loads(path.read_text(encoding="utf-8")), info), row.settings)
+        prompt = with_settings(shipped_prompt(row.template), row.settings)
         ids = []
         for wanted, seed in plan.prompts_of(row):
             values = {"seed": seed, "cfg": row.cfg, "steps": row.steps, "batch_size": PICTURES}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .workflow import Prompt
+from .places import HERE
+
+Prompt = dict[str, dict[str, Any]]  # API format: node id -> {"class_type", "inputs", "_meta"}
 
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
 # Names under which nodes of different makers keep the same thing.
@@ -19,6 +22,11 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "batch_size": ("batch_size",),
     "filename_prefix": ("filename_prefix",),
 }
+
+
+def shipped_prompt(name: str) -> Prompt:
+    """The prompt of a workflow that ships. Raises OSError when there is none of that name."""
+    return json.loads((HERE.prompts / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def only_node(prompt: Prompt, kinds: Sequence[str]) -> str:

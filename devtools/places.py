@@ -49,6 +49,15 @@ class Places:
     def weights(self) -> Path:
         return self.root / "demo" / "weights"
 
+    @property
+    def workflows(self) -> Path:
+        return self.root / "workflows"
+
+    @property
+    def prompts(self) -> Path:
+        """For each of the workflows the prompt that the front end sends to run it."""
+        return self.root / "demo" / "prompts"
+
     def program(self, name: str) -> Path:
         """A program of the virtual environment, such as `python` or `pytest`."""
         return self.venv / "Scripts" / f"{name}.exe" if os.name == "nt" else self.venv / "bin" / name

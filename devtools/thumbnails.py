@@ -8,7 +8,6 @@ Run it again when a template, a model or a method changes.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import tempfile
@@ -18,20 +17,19 @@ import numpy as np
 
 from .base import prepare_base
 from .demo import decode
-from .graph import only_node
+from .graph import only_node, shipped_prompt
 from .places import HERE
 from .server import Server
 from .sheet import grid
-from .workflow import to_prompt
 
 LEAST = 256  # pixels a side
 SHOWN = 9  # a square fits the front end's cards
 
 
 def main(wanted: str = "") -> None:
-    templates = [path for path in sorted((HERE.root / "workflows").glob("*.json")) if wanted in path.stem]
+    templates = [path for path in sorted((HERE.workflows).glob("*.json")) if wanted in path.stem]
     if not templates:
-        raise SystemExit(f"No template in {HERE.root / 'workflows'} has {wanted!r} in its name.")
+        raise SystemExit(f"No template in {HERE.workflows} has {wanted!r} in its name.")
     # A base of its own: what a developer's runs have remembered would change the pictures.
     with tempfile.TemporaryDirectory(dir=HERE.work, prefix="thumbnails-") as name:
         base = Path(name)
@@ -41,9 +39,8 @@ def main(wanted: str = "") -> None:
 
 def _make(templates: list[Path], base: Path) -> None:
     with Server(base=base) as server:
-        info = server.client.object_info()
         for path in templates:
-            prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), info)
+            prompt = shipped_prompt(path.stem)
             files = server.client.pictures(server.client.run(prompt), only_node(prompt, ("SaveImage",)))
             pictures = np.stack([decode(file) for file in files[:SHOWN]])
             thumbnail = path.with_suffix(".jpg")

@@ -83,11 +83,11 @@ def test_every_node_has_a_help_page(client: Client, nodes: dict[str, Any]):
 
 
 def test_every_template_is_listed(client: Client):
-    ours = {path.stem for path in (HERE.root / "workflows").glob("*.json")}
+    ours = {path.stem for path in (HERE.workflows).glob("*.json")}
     assert ours
     assert set(client.json("/workflow_templates")[PACK_NAME]) == ours
     for name in ours:
-        path = HERE.root / "workflows" / f"{name}.json"
+        path = HERE.workflows / f"{name}.json"
         served = client.json(f"/api/workflow_templates/{PACK_NAME}/{name}.json")
         assert served == json.loads(path.read_text(encoding="utf-8"))
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from devtools.demo import decode
-from devtools.graph import SAMPLERS, only_node, with_values
+from devtools.graph import SAMPLERS, only_node, shipped_prompt, with_values
 from devtools.places import HERE
 from devtools.server import Client, Server
-from devtools.workflow import to_prompt
 
-TEMPLATES = sorted((HERE.root / "workflows").glob("*.json"))
+TEMPLATES = sorted(path.stem for path in HERE.workflows.glob("*.json"))
 BATCH = 2
 SCRATCH = "tests"
 
@@ -28,16 +25,11 @@ def clean_output(server: Server) -> Iterator[None]:
     shutil.rmtree(server.base / "output" / SCRATCH, ignore_errors=True)
 
 
-@pytest.fixture(scope="module", params=TEMPLATES, ids=lambda path: path.stem)
-def prompt(request: pytest.FixtureRequest, client: Client) -> dict[str, Any]:
-    return small(request.param, client)
-
-
-def small(path: Path, client: Client) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=TEMPLATES)
+def prompt(request: pytest.FixtureRequest) -> dict[str, Any]:
     """A template as a small, quick prompt."""
-    whole = to_prompt(json.loads(path.read_text(encoding="utf-8")), client.object_info())
-    prefix = {"filename_prefix": f"{SCRATCH}/{path.stem}"}
-    return with_values(whole, {"steps": 2, "batch_size": BATCH, "seed": 11, **prefix})
+    values = {"steps": 2, "batch_size": BATCH, "seed": 11, "filename_prefix": f"{SCRATCH}/{request.param}"}
+    return with_values(shipped_prompt(request.param), values)
 
 
 def run(client: Client, prompt: dict[str, Any]) -> tuple[list[bytes], list[str]]:

@@ -54,7 +54,7 @@ def test_the_baselines_are_there() -> None:
 
 def test_every_row_has_its_template() -> None:
     for row in RUNS:
-        assert (HERE.root / "workflows" / f"{row.template}.json").is_file()
+        assert (HERE.prompts / f"{row.template}.json").is_file()
 
 
 def test_part_of_it_goes_elsewhere() -> None:

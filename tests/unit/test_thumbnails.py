@@ -9,7 +9,7 @@ from PIL import Image
 
 from devtools.places import HERE
 
-FOLDER = HERE.root / "workflows"
+FOLDER = HERE.workflows
 TEMPLATES = sorted(FOLDER.glob("*.json"))
 
 

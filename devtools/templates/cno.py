@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .frontend import Node
-from .templates import MODELS, SEED, baseline, finished, moved
+from ..frontend import Node
+from .baseline import MODELS, SEED, baseline, finished, moved
 
 BLUE = ("#223", "#335")
 _WIDTH = 360  # a column, by which everything after the new node moves to the right

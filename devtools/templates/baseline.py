@@ -1,24 +1,14 @@
-"""The workflow templates, built in the real front end so that they are exactly what it saves.
-
-    python -m devtools.templates            # all
-    python -m devtools.templates baseline   # those whose name has "baseline" in it
+"""The templates without a method, and what all templates share.
 
 A template is a dictionary of nodes by a name of our own; positions are in pixels of the front end's canvas.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-import uuid
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from .frontend import Frontend, Node
-from .places import HERE
+from ..frontend import Node
 
-FOLDER = HERE.root / "workflows"
 PROMPT = "a heart"
 SEED = 1
 PICTURES = 10
@@ -120,34 +110,4 @@ def finished(name: str, nodes: dict[str, Node], note: str) -> dict[str, Node]:
     return {**nodes, "note": text, "save": save}
 
 
-TEMPLATES: dict[str, dict[str, Node]] = {f"baseline_{model}": baseline(model) for model in MODELS}
-
-
-def write(name: str, workflow: dict[str, Any]) -> Path:
-    """Writes a template. Its id comes from its name: building it twice gives the same file."""
-    workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"ComfyUI-Diversity/{name}"))
-    workflow["extra"] = {"ds": {"scale": 0.9, "offset": [80, 100]}}
-    path = FOLDER / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(workflow, indent=2) + "\n", encoding="utf-8")
-    return path
-
-
-def main(wanted: str = "") -> None:
-    from .server import Server
-    from .templates_cno import CNO_TEMPLATES
-    from .templates_minority import MINORITY_TEMPLATES
-    from .templates_ovi import OVI_TEMPLATES
-    from .templates_tpso import TPSO_TEMPLATES
-
-    methods = {**CNO_TEMPLATES, **TPSO_TEMPLATES, **MINORITY_TEMPLATES, **OVI_TEMPLATES}
-    with Server() as server, Frontend(server.url) as frontend:
-        for name, nodes in {**TEMPLATES, **methods}.items():
-            if wanted in name:
-                frontend.build(nodes)
-                frontend.load(frontend.saved())  # what a reader opens and saves again must not differ
-                print(write(name, frontend.saved()).relative_to(HERE.root))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+BASELINE_TEMPLATES: dict[str, dict[str, Node]] = {f"baseline_{model}": baseline(model) for model in MODELS}

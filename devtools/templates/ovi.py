@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .frontend import Node
-from .templates import PICTURES, PROMPT, baseline, finished, moved
+from ..frontend import Node
+from .baseline import PICTURES, PROMPT, baseline, finished, moved
 
 BLUE = ("#223", "#335")
 UNCLIP_CFG = 3.0

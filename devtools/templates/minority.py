@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .frontend import Node
-from .templates import PROMPT, baseline, finished, moved
+from ..frontend import Node
+from .baseline import PROMPT, baseline, finished, moved
 
 BLUE = ("#223", "#335")
 TOKEN = "diversity_rare"  # name of the kept token

@@ -1,0 +1,56 @@
+"""Builds the templates in the real front end, so that they are exactly what it saves, and what it would then run.
+
+    python -m devtools.templates                      # all
+    python -m devtools.templates baseline             # those whose name has "baseline" in it
+    python -m devtools.templates --prompts [baseline] # only the prompts, of the workflows as they are
+
+A workflow (workflows/NAME.json) is what a user opens. Its prompt (demo/prompts/NAME.json) is what the front end sends
+to the server for it: the demo and the tests run that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+from ..frontend import Frontend
+from ..places import HERE
+from ..server import Server
+from . import TEMPLATES
+
+
+def write_workflow(name: str, workflow: dict[str, Any]) -> None:
+    """Its id comes from its name: building it twice gives the same file."""
+    workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"ComfyUI-Diversity/{name}"))
+    workflow["extra"] = {"ds": {"scale": 0.9, "offset": [80, 100]}}
+    _write(HERE.workflows / f"{name}.json", workflow)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(path.relative_to(HERE.root))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m devtools.templates", description="Build the workflow templates.")
+    parser.add_argument("name", nargs="?", default="", help="only those whose name contains it")
+    parser.add_argument("--prompts", action="store_true", help="leave the workflows, write their prompts anew")
+    options = parser.parse_args()
+    with Server() as server, Frontend(server.url) as frontend:
+        for name, nodes in TEMPLATES.items():
+            if options.name not in name:
+                continue
+            if not options.prompts:
+                frontend.build(nodes)
+                frontend.load(frontend.saved())  # what a reader opens and saves again must not differ
+                write_workflow(name, frontend.saved())
+            frontend.load(json.loads((HERE.workflows / f"{name}.json").read_text(encoding="utf-8")))
+            _write(HERE.prompts / f"{name}.json", frontend.prompt())
+
+
+if __name__ == "__main__":
+    main()
