@@ -15,6 +15,7 @@ from comfyui_diversity.core.methods.cno import (
     contrastive_loss,
     optimise_noise,
     pool,
+    published,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -207,7 +208,7 @@ def test_one_estimate_for_each_iteration_the_first_of_them_on_the_noise_itself()
 
 def test_the_first_step_moves_every_value_by_the_learning_rate() -> None:
     noise = gaussian(3, 4, 8, 8)
-    moved = optimise_noise(noise, Estimate(), Settings(strength=0.3, iterations=1, projection="none"))
+    moved = optimise_noise(noise, Estimate(), Settings(strength=0.3, iterations=1, projection="off"))
     assert torch.allclose((moved - noise).abs(), torch.full_like(noise, 0.3), atol=1e-3)
 
 
@@ -216,7 +217,7 @@ def test_the_first_step_moves_every_value_by_the_learning_rate() -> None:
 def test_strength_bounds_the_move(strength: float, iterations: int, seed: int) -> None:
     """Adam's step is bounded by its learning rate but for the lag of its second moment."""
     noise = gaussian(3, 4, 6, 6, seed=seed)
-    moved = optimise_noise(noise, Estimate(), Settings(strength=strength, iterations=iterations, projection="none"))
+    moved = optimise_noise(noise, Estimate(), Settings(strength=strength, iterations=iterations, projection="off"))
     assert (moved - noise).abs().max() <= strength * 1.35
 
 
@@ -224,7 +225,7 @@ def test_norm_projection_keeps_the_length_of_each_noise() -> None:
     noise = gaussian(4, 4, 8, 8) * torch.tensor([0.5, 1, 1, 2])[:, None, None, None]
     lengths = noise.flatten(1).norm(dim=1)
     kept = optimise_noise(noise, Estimate(), Settings(strength=1.0))
-    free = optimise_noise(noise, Estimate(), Settings(strength=1.0, projection="none"))
+    free = optimise_noise(noise, Estimate(), Settings(strength=1.0, projection="off"))
     assert torch.allclose(kept.flatten(1).norm(dim=1), lengths, rtol=1e-5)
     assert not torch.allclose(free.flatten(1).norm(dim=1), lengths, rtol=1e-2)
 
@@ -357,3 +358,10 @@ def test_after_step_runs_after_each_iteration_and_may_stop_it() -> None:
 def test_settings_name_what_is_wrong(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{field} is {value!r}; it must be"):
         Settings(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.fast
+def test_published_settings_are_the_papers() -> None:
+    assert published() == Settings(0.03, 3, 0.1, 16, gamma=None, denominator="all", projection="off")
+    with pytest.raises(ValueError, match=r"gamma is 1\.0; it must be auto in published mode"):
+        published(gamma=1.0)
