@@ -8,6 +8,7 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+from comfy_api.internal import lock_class
 from comfy_extras.nodes_custom_sampler import DisableNoise, RandomNoise, SamplerCustom, SamplerCustomAdvanced
 from comfyui_diversity.core.drivers.cno import ContrastiveNoise
 from comfyui_diversity.core.hooks.sampling import with_noise_change
@@ -302,10 +303,11 @@ def test_an_option_that_the_mode_does_not_have_is_refused(mode: str, given: dict
 
 
 def test_options_of_another_method_are_refused_in_words() -> None:
-    assert DiverseNoise.validate_inputs({"model": "MODEL", "options": "DIVERSITY_CNO_OPTIONS"}) is True
-    said = DiverseNoise.validate_inputs({"model": "MODEL", "options": "DIVERSITY_TPSO_OPTIONS"})
+    node = lock_class(DiverseNoise)  # as ComfyUI calls it
+    assert node.validate_inputs({"model": "MODEL", "options": "DIVERSITY_CNO_OPTIONS"}) is True
+    said = node.validate_inputs({"model": "MODEL", "options": "DIVERSITY_TPSO_OPTIONS"})
     assert isinstance(said, str)
     assert "another method's options node" in said
-    said = DiverseNoise.validate_inputs({"model": "CLIP"})
+    said = node.validate_inputs({"model": "CLIP"})
     assert isinstance(said, str)
     assert "must be MODEL" in said
