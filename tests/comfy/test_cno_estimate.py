@@ -182,7 +182,7 @@ def optimised(family: str, gradient: str, chunk_size: int, of: comfy.samplers.CF
             estimate = CleanEstimate(run, gradient, chunk_size)
             return optimise_noise(run.noise.clone(), estimate, Settings(iterations=3))
 
-    mask = torch.ones(BATCH, 1, *FAMILIES[family].latent[-2:])  # of its own for each picture
+    mask = torch.ones(BATCH, 1, *FAMILIES[family].latent[-2:])  # of its own for each image
     mask[1, ..., :3] = 0
     latent = random_latent(family, BATCH, seed=5)
     return in_a_run(optimise, family, of=of, latent=latent, mask=mask)

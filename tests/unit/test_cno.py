@@ -29,7 +29,7 @@ def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> 
 
 
 def small_network() -> nn.Module:
-    """Fixed weights, picture by picture, not linear."""
+    """Fixed weights, image by image, not linear."""
     network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 4, 3, padding=1))
     for index, parameter in enumerate(network.parameters()):
         parameter.data = gaussian(*parameter.shape, seed=index) * 0.2
@@ -38,7 +38,7 @@ def small_network() -> nn.Module:
 
 
 class Estimate:
-    """Clean estimate noise + network(noise) + a picture that all have in common, which is what mode collapse looks
+    """Clean estimate noise + network(noise) + an image that all have in common, which is what mode collapse looks
     like.
 
     Differentiated in full; remembers on what it was called.
@@ -160,9 +160,9 @@ def test_loss_gradient_agrees_with_finite_differences(denominator: str) -> None:
 
 
 def test_pool_averages_cells_and_keeps_frames_apart() -> None:
-    picture = torch.arange(16.0).reshape(1, 1, 4, 4)
-    assert pool(picture, 2).tolist() == [[[2.5, 4.5, 10.5, 12.5]]]
-    video = torch.stack([picture, picture + 100], 2)
+    image = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert pool(image, 2).tolist() == [[[2.5, 4.5, 10.5, 12.5]]]
+    video = torch.stack([image, image + 100], 2)
     assert pool(video, 1).tolist() == [[[7.5, 107.5]]]
 
 
@@ -180,13 +180,13 @@ def test_estimates_move_apart(denominator: str) -> None:
     assert similarity(estimate(moved)[0]) < similarity(estimate(noise)[0]) - 0.03
 
 
-def test_two_pictures_are_enough() -> None:
+def test_two_images_are_enough() -> None:
     noise, estimate = gaussian(2, 4, 8, 8), Estimate()
     moved = optimise_noise(noise, estimate, Settings())
     assert similarity(estimate(moved)[0]) < similarity(estimate(noise)[0]) - 0.03
 
 
-def test_one_picture_has_nothing_to_differ_from() -> None:
+def test_one_image_has_nothing_to_differ_from() -> None:
     with pytest.raises(ValueError, match="batch holds 1 image"):
         optimise_noise(gaussian(1, 4, 8, 8), Estimate(), Settings())
 
@@ -250,7 +250,7 @@ def test_only_the_movable_part_moves_and_keeps_its_own_length(projection: str) -
     noise = gaussian(3, 4, 8, 8)
     movable = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
     movable[..., :5] = True
-    movable[0] = False  # one picture may not change at all
+    movable[0] = False  # one image may not change at all
     moved = optimise_noise(noise, Estimate(), Settings(projection=projection), movable=movable)
     still = ~movable.expand_as(noise)
     assert torch.equal(moved[still], noise[still])
