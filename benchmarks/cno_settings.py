@@ -26,7 +26,7 @@ from .world import World
 
 
 def cno(gradient: str = "stop", **settings: Any) -> Make:
-    """Pictures with optimised noise."""
+    """Images with optimised noise."""
 
     def make(world: World, text: str, seed: int) -> Tensor:
         return world.latents(text, seed, BATCH, patched=patched(world, Settings(**settings), gradient))
@@ -67,7 +67,7 @@ PUBLISHED: dict[str, Any] = {
     "iterations": 3,
     "gamma": 1.0,
     "denominator": "all",
-    "projection": "none",
+    "projection": "off",
 }
 BOLD: dict[str, Any] = {"strength": 0.5, "iterations": 10, "denominator": "positive", "projection": "norm"}
 SAFE = {**BOLD, "projection": "spectrum"}
@@ -75,7 +75,7 @@ ROWS: dict[str, Make] = {
     "baseline": lambda world, text, seed: world.latents(text, seed, BATCH),
     "closer to the paper": cno(**PUBLISHED),
     "bold": cno(**BOLD),
-    "bold, no projection": cno(**{**BOLD, "projection": "none"}),
+    "bold, no projection": cno(**{**BOLD, "projection": "off"}),
     "bold, spectrum": cno(**SAFE),
     **{f"spectrum, strength {strength}": cno(**{**SAFE, "strength": strength}) for strength in (0.1, 0.25, 0.35)},
     "spectrum, strength 0.75": cno(**{**SAFE, "strength": 0.75}),

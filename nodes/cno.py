@@ -13,25 +13,123 @@ from ..core.hooks.denoise import GRADIENTS
 from ..core.hooks.noise import OptimisedNoise
 from ..core.hooks.sampling import with_noise_change
 from ..core.methods.cno import DENOMINATORS, PROJECTIONS, Settings
-from ._inputs import advanced
+from ._inputs import (
+    AUTO,
+    AUTO_NUMBER,
+    PUBLISHED,
+    CheckedNode,
+    Options,
+    make_options,
+    mode_input,
+    options_input,
+    options_output,
+    read_options,
+)
 
 CATEGORY = "diversity/noise"
+_METHOD = "cno"
 _DEFAULT = Settings()
+_AUTOMATIC = {"denominator": AUTO, "gamma": AUTO_NUMBER, "projection": AUTO}
 
 
-def _options() -> list[io.Input]:
-    """The widgets that all forms of the node share. Saved workflows keep them by position: append, never reorder."""
+class DiverseNoiseOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityCNOOptions",
+            display_name="Diverse Noise Options",
+            category=CATEGORY,
+            description="More settings for the Diverse Noise nodes. They work without it.",
+            inputs=[
+                io.Combo.Input(
+                    "gradient",
+                    options=list(GRADIENTS),
+                    default=GRADIENTS[0],
+                    tooltip=(
+                        '"stop": the network\'s output is held fixed within a step; cheap. "full": backpropagates '
+                        "through the network; about three times the time and far more memory."
+                    ),
+                ),
+                io.Combo.Input(
+                    "denominator",
+                    options=[AUTO, *DENOMINATORS],
+                    default=AUTO,
+                    tooltip=(
+                        'An image\'s own term in the denominator of the contrastive loss. "all": its similarity to '
+                        'itself (the paper). "positive": its similarity to its first estimate (the paper\'s code); '
+                        'more diverse, less faithful. "others": none. "auto" is all.'
+                    ),
+                ),
+                io.Float.Input(
+                    "temperature",
+                    default=_DEFAULT.temperature,
+                    min=0.01,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="Low: only the most similar images repel each other. High: all images do, equally.",
+                ),
+                io.Int.Input(
+                    "window",
+                    default=_DEFAULT.window,
+                    min=1,
+                    max=128,
+                    tooltip=(
+                        "Images are compared cell by cell on a grid of window x window cells. 1 compares the averages "
+                        "of whole images."
+                    ),
+                ),
+                io.Float.Input(
+                    "gamma",
+                    default=float(AUTO_NUMBER),
+                    min=float(AUTO_NUMBER),
+                    max=4.0,
+                    step=0.01,
+                    tooltip=(
+                        "Temperature of the attraction to an image's first estimate, as a multiple of temperature; "
+                        "lower attracts harder. -1: auto, 1 / (temperature * ln(batch - 1) + 1)."
+                    ),
+                ),
+                io.Combo.Input(
+                    "projection",
+                    options=[AUTO, *PROJECTIONS],
+                    default=AUTO,
+                    tooltip=(
+                        'What each noise keeps after every step. "spectrum": its energy in every frequency band; '
+                        'follows the prompt best. "norm": its length; more diverse. "off": nothing. "auto": spectrum '
+                        "in recommended mode, off in published mode."
+                    ),
+                ),
+                io.Int.Input(
+                    "chunk_size",
+                    default=AUTO_NUMBER,
+                    min=AUTO_NUMBER,
+                    max=4096,
+                    tooltip=(
+                        "Images that go through the model at once. -1: auto, all of them, and fewer when memory runs "
+                        "out. All images of the batch repel each other at any chunk size."
+                    ),
+                ),
+            ],
+            outputs=[options_output(_METHOD, "the Diverse Noise nodes")],
+        )
+
+    @classmethod
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        return make_options(_METHOD, values)
+
+
+def _shared_inputs(*between: io.Input) -> list[io.Input]:
+    """The widgets of all three nodes. Saved workflows keep them by position: append, never reorder."""
     return [
         io.Float.Input(
             "strength",
             default=_DEFAULT.strength,
             min=0.0,
             max=2.0,
-            step=0.05,
+            step=0.01,
             tooltip=(
-                "How different the pictures become: how far the optimisation moves a noise value at most, in standard "
-                "deviations; what the projection gives back comes on top. "
-                "0 changes nothing. Above 1 pictures may stop following the prompt."
+                "How different the images become: how far the steps together may move a noise value, in standard "
+                "deviations. 0: off. Above 1 images may stop following the prompt. The paper's is 0.03."
             ),
         ),
         io.Int.Input(
@@ -40,150 +138,80 @@ def _options() -> list[io.Input]:
             min=0,
             max=100,
             tooltip=(
-                "Steps in which the strength is spent. Each costs as much time as one sampling step. Fewer for "
-                "few-step models. 0 changes nothing."
+                "Steps over which the strength is spent; each takes as long as one sampling step. Few-step models "
+                "need fewer. 0: off. The paper's are 3."
             ),
         ),
-        advanced(
-            io.Combo.Input(
-                "gradient",
-                options=list(GRADIENTS),
-                default=GRADIENTS[0],
-                tooltip=(
-                    '"stop": holds the network\'s output fixed within a step; cheap. "full": goes back through the '
-                    "network; about three times the time and far more memory."
-                ),
-            )
-        ),
-        advanced(
-            io.Combo.Input(
-                "denominator",
-                options=list(DENOMINATORS),
-                default=_DEFAULT.denominator,
-                tooltip=(
-                    'What a picture\'s own term in the contrastive loss is: "all": its similarity to itself (the '
-                    'paper); "positive": its similarity to where it started (the paper\'s code); "others": left out.'
-                ),
-            )
-        ),
-        advanced(
-            io.Float.Input(
-                "temperature",
-                default=_DEFAULT.temperature,
-                min=0.01,
-                max=2.0,
-                step=0.01,
-                tooltip="Low: only the most similar pictures repel each other. High: all do alike.",
-            )
-        ),
-        advanced(
-            io.Int.Input(
-                "window",
-                default=_DEFAULT.window,
-                min=1,
-                max=128,
-                tooltip=(
-                    "Pictures are compared on a grid of window x window cells, cell by cell. 1 compares the average of "
-                    "the whole picture."
-                ),
-            )
-        ),
-        advanced(
-            io.Float.Input(
-                "gamma",
-                default=0.0,
-                min=0.0,
-                max=4.0,
-                step=0.01,
-                tooltip=(
-                    "Temperature of the pull back to where a noise started, as a multiple of the temperature; lower "
-                    "pulls harder. 0 computes it from the batch size, 1 / (temperature * ln(batch - 1) + 1)."
-                ),
-            )
-        ),
-        advanced(
-            io.Combo.Input(
-                "projection",
-                options=list(PROJECTIONS),
-                default=_DEFAULT.projection,
-                tooltip=(
-                    'What each noise keeps. "spectrum": its energy in every band of frequencies, as Gaussian noise has '
-                    'it; the prompt is kept best. "norm": its length alone; stronger. "none": nothing (the paper).'
-                ),
-            )
-        ),
-        advanced(
-            io.Int.Input(
-                "chunk",
-                default=0,
-                min=0,
-                max=4096,
-                tooltip=(
-                    "Pictures that go through the model at once. 0: all, and fewer when memory runs out. All pictures "
-                    "repel each other whatever the chunk."
-                ),
-            )
-        ),
+        *between,
+        mode_input("the paper's loss and plain gradient steps; its strength is 0.03 in 3 iterations."),
+        options_input(_METHOD, "Diverse Noise Options"),
     ]
 
 
-def _change(gradient: str, gamma: float, chunk: int, **settings: Any) -> ContrastiveNoise:
-    return ContrastiveNoise(Settings(gamma=None if gamma == 0 else gamma, **settings), gradient, chunk)
+def _guided_inputs() -> list[io.Input]:
+    return [
+        io.Noise.Input("noise", tooltip="The noise to start from, for instance of RandomNoise."),
+        io.Guider.Input("guider", tooltip="The sampler's own guider: it holds the model, the prompts and CFG."),
+        io.Sigmas.Input("sigmas", tooltip="The sampler's own sigmas; noise is optimised at the first one."),
+    ]
 
 
-class DiverseNoiseModel(io.ComfyNode):
+def _contrastive_noise(strength: float, iterations: int, mode: str, options: Options | None) -> ContrastiveNoise:
+    """Raises ValueError for an option that the mode does not have."""
+    values = read_options(DiverseNoiseOptions, options)
+    chosen = {name: value for name, value in values.items() if value != _AUTOMATIC.get(name)}
+    make = ContrastiveNoise.published if mode == PUBLISHED else ContrastiveNoise.recommended
+    return make(strength=strength, iterations=iterations, **chosen)
+
+
+class DiverseNoise(CheckedNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DiversityCNOModel",
+            node_id="DiversityCNO",
             display_name="Diverse Noise (CNO)",
             category=CATEGORY,
             description=(
-                "Makes the pictures of a batch differ: before sampling, their initial noises are moved apart by what "
-                "the model first makes of them. Goes between the model and any sampler; needs a batch of 2 or more."
+                "Makes the images of a batch differ: before sampling, their initial noises are moved apart by the "
+                "model's first estimates of the images. Goes between the model and any sampler; needs a batch of 2 or "
+                "more."
             ),
-            inputs=[io.Model.Input("model", tooltip="Any diffusion model."), *_options()],
+            inputs=[io.Model.Input("model", tooltip="Any diffusion model."), *_shared_inputs()],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The same model; samplers optimise their noise first.")
             ],
         )
 
     @classmethod
-    def execute(cls, model: Any, **options: Any) -> io.NodeOutput:
-        return io.NodeOutput(with_noise_change(model, "diversity_cno", _change(**options)))
+    def execute(
+        cls, model: Any, strength: float, iterations: int, mode: str, options: Options | None = None
+    ) -> io.NodeOutput:
+        change = _contrastive_noise(strength, iterations, mode, options)
+        return io.NodeOutput(with_noise_change(model, "diversity_cno", change))
 
 
-def _guided_inputs() -> list[io.Input]:
-    return [
-        io.Noise.Input("noise", tooltip="The noise to start from, for instance of Random Noise."),
-        io.Guider.Input("guider", tooltip="Model, prompts and CFG, for instance of CFG Guider: the sampler's own."),
-        io.Sigmas.Input("sigmas", tooltip="The sampler's own; the first one is where the noise is optimised."),
-    ]
-
-
-class DiverseNoise(io.ComfyNode):
+class DiverseNoiseForCustomSampler(CheckedNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiversityCNONoise",
-            display_name="Diverse Noise",
+            display_name="Diverse Noise for Custom Sampler (CNO)",
             category=CATEGORY,
             description=(
-                "Makes the pictures of a batch differ, for SamplerCustomAdvanced: goes between a noise and the "
-                "sampler. The same method as Diverse Noise (CNO)."
+                "Diverse Noise (CNO) for SamplerCustomAdvanced: goes between a noise and the sampler and makes the "
+                "images of a batch differ."
             ),
             inputs=[
                 *_guided_inputs(),
-                *_options(),
-                advanced(
+                *_shared_inputs(
                     io.Int.Input(
                         "batch_size",
-                        default=0,
-                        min=0,
+                        default=AUTO_NUMBER,
+                        min=AUTO_NUMBER,
                         max=4096,
                         tooltip=(
-                            "0: the latent's own batch. To make one picture of a batch again, put its size here and "
-                            "pick the picture by Latent From Batch before the sampler."
+                            "-1: auto, the latent's own batch. To make one image of a batch again, set the size of "
+                            "that batch here and pick the image by Latent From Batch before the sampler."
                         ),
                     )
                 ),
@@ -197,31 +225,33 @@ class DiverseNoise(io.ComfyNode):
         noise: Any,
         guider: Any,
         sigmas: torch.Tensor,
+        strength: float,
+        iterations: int,
         batch_size: int,
-        **options: Any,
+        mode: str,
+        options: Options | None = None,
     ) -> io.NodeOutput:
-        return io.NodeOutput(OptimisedNoise(noise, guider, sigmas, _change(**options), batch_size))
+        change = _contrastive_noise(strength, iterations, mode, options)
+        return io.NodeOutput(OptimisedNoise(noise, guider, sigmas, change, batch_size))
 
 
-class DiverseNoiseLatent(io.ComfyNode):
+class DiverseNoiseToLatent(CheckedNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiversityCNOLatent",
-            display_name="Diverse Noise to Latent",
+            display_name="Diverse Noise to Latent (CNO)",
             category=CATEGORY,
             description=(
-                "Optimised noise as a latent, to keep (Save Latent), share and use again by Use Noise or Noise from "
-                "Latent. It is noise, not a picture: not for a sampler's latent_image."
+                "Optimised noise as a latent, to keep (Save Latent), share and use again by Use Kept Noise or Kept "
+                "Noise for Custom Sampler. It is noise, not an image: not for a sampler's latent_image."
             ),
             inputs=[
                 *_guided_inputs(),
-                io.Latent.Input(
-                    "latent_image", tooltip="The latent to be sampled; its size and batch are the noise's."
-                ),
-                *_options(),
+                io.Latent.Input("latent_image", tooltip="The latent to be sampled: the noise gets its size and batch."),
+                *_shared_inputs(),
             ],
-            outputs=[io.Latent.Output(display_name="noise", tooltip="One noise for each picture of the batch.")],
+            outputs=[io.Latent.Output(display_name="noise", tooltip="One noise for each image of the batch.")],
         )
 
     @classmethod
@@ -231,13 +261,17 @@ class DiverseNoiseLatent(io.ComfyNode):
         guider: Any,
         sigmas: torch.Tensor,
         latent_image: dict[str, Any],
-        **options: Any,
+        strength: float,
+        iterations: int,
+        mode: str,
+        options: Options | None = None,
     ) -> io.NodeOutput:
         samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent_image["samples"])
         latent = {**latent_image, "samples": samples}
-        optimised = OptimisedNoise(noise, guider, sigmas, _change(**options)).generate_noise(latent)
+        change = _contrastive_noise(strength, iterations, mode, options)
+        optimised = OptimisedNoise(noise, guider, sigmas, change).generate_noise(latent)
         indices = latent.get("batch_index", list(range(len(optimised))))
         return io.NodeOutput({"samples": optimised, "batch_index": list(indices)})
 
 
-NODES = [DiverseNoiseModel, DiverseNoise, DiverseNoiseLatent]
+NODES = [DiverseNoise, DiverseNoiseForCustomSampler, DiverseNoiseToLatent, DiverseNoiseOptions]

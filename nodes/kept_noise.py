@@ -12,27 +12,28 @@ from ..core.hooks.sampling import with_noise_change
 CATEGORY = "diversity/noise"
 
 
-class NoiseFromLatent(io.ComfyNode):
+class KeptNoiseForCustomSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiversityNoiseFromLatent",
-            display_name="Noise from Latent",
+            display_name="Kept Noise for Custom Sampler",
             category=CATEGORY,
             description=(
-                "Kept noise for SamplerCustomAdvanced. A latent cut by Latent From Batch gets the noise of the "
-                "pictures that it holds."
+                "Kept noise for SamplerCustomAdvanced. A latent cut by Latent From Batch gets the noise of the images "
+                "that it holds."
             ),
             inputs=[
                 io.Latent.Input(
-                    "noise_latent", tooltip="Noise from Diverse Noise to Latent, or loaded by Load Latent."
+                    "noise_latent",
+                    tooltip="From Diverse Noise to Latent, directly or through Save Latent and Load Latent.",
                 ),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    tooltip="Only matters to samplers that add noise on the way (ancestral, SDE).",
+                    tooltip="Only used by samplers that add noise at every step (ancestral, SDE).",
                 ),
             ],
             outputs=[io.Noise.Output(display_name="NOISE", tooltip="For SamplerCustomAdvanced.")],
@@ -43,20 +44,20 @@ class NoiseFromLatent(io.ComfyNode):
         return io.NodeOutput(StoredNoise(noise_latent, seed))
 
 
-class UseNoise(io.ComfyNode):
+class UseKeptNoise(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiversityUseNoise",
-            display_name="Use Noise",
+            display_name="Use Kept Noise",
             category=CATEGORY,
             description=(
                 "Kept noise for KSampler and any other sampler, on every kind of model: the sampler starts from it "
-                "instead of its own. Cut both latents by Latent From Batch to make one picture again."
+                "instead of its own. Cut both latents by Latent From Batch to make one image again."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="Any diffusion model."),
-                io.Latent.Input("noise_latent", tooltip="As many noises as the sampler's latent holds pictures."),
+                io.Latent.Input("noise_latent", tooltip="As many noises as the sampler's latent holds images."),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The same model; samplers start from the kept noise.")
@@ -71,4 +72,4 @@ class UseNoise(io.ComfyNode):
         )
 
 
-NODES = [NoiseFromLatent, UseNoise]
+NODES = [KeptNoiseForCustomSampler, UseKeptNoise]

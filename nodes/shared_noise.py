@@ -1,4 +1,4 @@
-"""The same initial noise for every picture of a batch."""
+"""The same initial noise for every image of a batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.drivers.shared_noise import SharedNoise, with_shared_noise
-from ._inputs import advanced
 
 CATEGORY = "diversity/noise"
 
@@ -20,27 +19,27 @@ class UseSharedNoise(io.ComfyNode):
             display_name="Use Shared Noise",
             category=CATEGORY,
             description=(
-                "Every sampler starts all pictures of a batch from one and the same noise, so that they differ by "
-                "their prompt variants alone. Without variants all pictures come out alike."
+                "Samplers start all images of a batch from the same noise, so that the images differ by their prompt "
+                "variants alone. Without variants all images come out alike."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="Any diffusion model."),
-                advanced(
-                    io.Float.Input(
-                        "noise_per_step",
-                        default=0.0,
-                        min=0.0,
-                        max=1.0,
-                        step=0.01,
-                        tooltip=(
-                            "Deviation of fresh noise that every picture gets after every step but the last. For "
-                            "flow-matching models (SD3, FLUX, Qwen-Image ...) only; published for SD3.5: 0.03. 0: none."
-                        ),
-                    )
+                io.Float.Input(
+                    "noise_per_step",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip=(
+                        "Standard deviation of the fresh noise that each image gets after every step but the last. "
+                        "For flow-matching models (SD3, FLUX, Qwen-Image ...) only; published for SD3.5: 0.03. 0: off."
+                    ),
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="MODEL", tooltip="The same model; samplers start from one noise for all.")
+                io.Model.Output(
+                    display_name="MODEL", tooltip="The same model; samplers give all images the same noise."
+                )
             ],
         )
 
@@ -49,15 +48,15 @@ class UseSharedNoise(io.ComfyNode):
         return io.NodeOutput(with_shared_noise(model, noise_per_step))
 
 
-class SharedNoiseNode(io.ComfyNode):
+class SharedNoiseForCustomSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiversitySharedNoise",
-            display_name="Shared Noise",
+            display_name="Shared Noise for Custom Sampler",
             category=CATEGORY,
             description=(
-                "For SamplerCustomAdvanced: the noise of the first picture for every picture of a batch, so that they "
+                "For SamplerCustomAdvanced: every image of a batch gets the noise of the first one, so that the images "
                 "differ by their prompt variants alone. Goes between a noise and the sampler."
             ),
             inputs=[io.Noise.Input("noise", tooltip="The noise to share, for instance of Random Noise.")],
@@ -69,4 +68,4 @@ class SharedNoiseNode(io.ComfyNode):
         return io.NodeOutput(SharedNoise(noise))
 
 
-NODES = [UseSharedNoise, SharedNoiseNode]
+NODES = [UseSharedNoise, SharedNoiseForCustomSampler]

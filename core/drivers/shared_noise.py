@@ -14,6 +14,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..hooks.noise import Noise
+from ..require import require
 
 logger = logging.getLogger("ComfyUI-Diversity")
 
@@ -57,8 +58,7 @@ def with_shared_noise(model: ModelPatcher, per_step: float = 0.0) -> ModelPatche
 
     Raises ValueError for `per_step` below 0, and above 0 on a model that is not flow-matching.
     """
-    if per_step < 0:
-        raise ValueError(f"noise_per_step is {per_step}; it must be 0 or more.")
+    require(per_step >= 0, "noise_per_step", per_step, "0 or more")
     if per_step > 0 and not isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
         raise ValueError(
             f"noise_per_step is {per_step}, but this is not a flow-matching model (SD3, FLUX, Qwen-Image ...); it must "

@@ -1,4 +1,4 @@
-"""Noise in, clean estimate out: what a sampler's first step would see, and the gradient of it."""
+"""From noise to the clean estimate of a sampler's first step, and back by its gradient."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ..require import require
 from .chunks import Batch
 from .gradients import gradients, with_differentiable_attention
 from .sampling import SamplerRun
@@ -18,25 +19,25 @@ Pullback = Callable[[Tensor], Tensor]
 
 
 class CleanEstimate:
-    """Clean estimates at the first sigma of a run, with its guidance, its mask and all that is hooked into its model.
+    """Clean estimates at the first sigma of a run, with its guidance, its mask and every hook of its model.
 
     Called with noise `[B, C, ...]` it gives the estimate `[B, C, ...]` and its pullback, which takes a gradient with
     respect to the estimate to one with respect to the noise. Call it inside `gradients()`.
 
     gradient: "stop" holds the network's output fixed, which makes the pullback a product with a constant; "full" goes
         back through the network.
-    chunk: how many images go through the model at once. 0 is all of them, and fewer when memory runs out.
+    chunk_size: how many images go through the model at once; -1 is all of them, and fewer when memory runs out.
 
-    Raises ValueError for an unknown gradient, a negative chunk, and conditioning that cannot be cut into chunks.
+    Raises ValueError for an unknown gradient, a chunk size below 1, and conditioning that cannot be cut into chunks.
     """
 
-    def __init__(self, run: SamplerRun, gradient: str = "stop", chunk: int = 0) -> None:
-        if gradient not in GRADIENTS:
-            raise ValueError(f"gradient is {gradient!r}; it must be one of {', '.join(GRADIENTS)}.")
+    def __init__(self, run: SamplerRun, gradient: str = "stop", chunk_size: int = -1) -> None:
+        require(gradient in GRADIENTS, "gradient", gradient, f"one of {', '.join(GRADIENTS)}")
+        require(chunk_size == -1 or chunk_size >= 1, "chunk_size", chunk_size, "1 or more, or -1 (auto)")
         self._run = run
-        self._batch = Batch(run.guider, len(run.noise), chunk)
+        self._batch = Batch(run.guider, len(run.noise), len(run.noise) if chunk_size == -1 else chunk_size)
         self._gradient = gradient
-        # The sampler's own mode: a model then computes what it would compute in the sampler's first step.
+        # Under the sampler's own inference mode a model computes exactly what it does in the sampler's first step.
         self._inference = torch.is_inference_mode_enabled()
         self._strongest = run.sampler.max_denoise(run.guider, run.sigmas)
         self._options = {**run.extra_args}
@@ -71,7 +72,7 @@ class CleanEstimate:
         return clean.detach(), pull_back
 
     def _pull_back(self, noise: Tensor, gradient: Tensor, rows: slice) -> Tensor:
-        """One chunk: forward once more, this time with the graph, which is too large to keep for all chunks."""
+        """Backward pass of one chunk, with its forward pass again: the graphs of all chunks together are too large."""
         variable = noise[rows].detach().clone().requires_grad_()
         with gradients(self._run.model):
             clean = self._first_step(self._batch.guider(rows), variable, rows)
@@ -85,8 +86,8 @@ class CleanEstimate:
     def _slope(self, noise: Tensor) -> Tensor:
         """d estimate / d noise with the network's output held fixed.
 
-        Scaling to sigma, masking and the step from output to estimate act on each value by itself, so one backward pass
-        through them, for every model alike, gives the whole derivative.
+        Scaling to sigma, masking and the step from output to estimate act element by element, so one backward pass
+        through them gives the whole derivative, whatever the model.
         """
         variable = noise.detach().clone().requires_grad_()
         with torch.enable_grad():
@@ -105,7 +106,7 @@ class CleanEstimate:
 
 
 class _FixedOutput:
-    """Stands where the guider would, and answers as if the network's output were zero whatever the noise."""
+    """In place of the guider: the clean estimate for a network output of zero, whatever the noise."""
 
     def __init__(self, model: Any) -> None:
         self.inner_model = model

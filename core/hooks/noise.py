@@ -9,6 +9,7 @@ import comfy.samplers
 import comfy.utils
 from torch import Tensor
 
+from ..require import require
 from .sampling import NoiseChange, changed_noise
 
 
@@ -23,7 +24,7 @@ class Noise(Protocol):
 class OptimisedNoise:
     """The noise of another NOISE after `change`, as a sampler with this guider and these sigmas would have it.
 
-    batch_size: with 0 the noises of the latent's own images are changed together. Otherwise those of images
+    batch_size: with -1 the noises of the latent's own images are changed together. Otherwise those of images
         0..batch_size-1 are changed together, and the latent gets the ones that its `batch_index` names: image k of the
         latent is then image k of the whole batch.
     """
@@ -34,8 +35,9 @@ class OptimisedNoise:
         guider: comfy.samplers.CFGGuider,
         sigmas: Tensor,
         change: NoiseChange,
-        batch_size: int = 0,
+        batch_size: int = -1,
     ) -> None:
+        require(batch_size == -1 or batch_size >= 1, "batch_size", batch_size, "1 or more, or -1 (auto)")
         self.seed = noise.seed
         self._noise = noise
         self._guider = guider
@@ -45,7 +47,7 @@ class OptimisedNoise:
 
     def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
         """Noise of the latent's shape. Raises ValueError for an image outside the batch."""
-        if self._batch_size == 0:
+        if self._batch_size == -1:
             return self._changed(input_latent)
         wanted = _indices(input_latent)
         if max(wanted) >= self._batch_size:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import einsum
@@ -26,12 +27,12 @@ from ..require import require
 Estimate = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
 
 DENOMINATORS = ("all", "positive", "others")
-PROJECTIONS = ("norm", "spectrum", "none")
+PROJECTIONS = ("spectrum", "norm", "off")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How noise is optimised.
+    """How noise is optimised. The defaults are the recommended settings; `published` gives the paper's.
 
     strength: how far the steps of Adam together may move a noise value, in standard deviations of the noise; the
         learning rate is strength / iterations, so that more iterations refine the path without lengthening it. The
@@ -41,8 +42,8 @@ class Settings:
     window: clean estimates are averaged to a window x window grid before they are compared.
     gamma: temperature of the attraction is gamma * tau; None is the closed form, see `closed_form_gamma`.
     denominator: see `contrastive_loss`.
-    projection: what each noise keeps after every step: "norm" its length, "spectrum" its energy in every band of
-        frequencies, "none" nothing.
+    projection: what each noise keeps after every step: "spectrum" its energy in every frequency band, "norm" its
+        length, "off" nothing.
 
     Raises ValueError for a value that is not allowed.
     """
@@ -61,7 +62,7 @@ class Settings:
         require(math.isfinite(self.temperature) and self.temperature > 0, "temperature", self.temperature, "above 0")
         require(self.window >= 1, "window", self.window, "1 or more")
         good_gamma = self.gamma is None or (math.isfinite(self.gamma) and self.gamma > 0)
-        require(good_gamma, "gamma", self.gamma, "above 0, or None for the closed form")
+        require(good_gamma, "gamma", self.gamma, "above 0, or auto for the closed form")
         require(self.denominator in DENOMINATORS, "denominator", self.denominator, f"one of {', '.join(DENOMINATORS)}")
         require(self.projection in PROJECTIONS, "projection", self.projection, f"one of {', '.join(PROJECTIONS)}")
 
@@ -69,6 +70,20 @@ class Settings:
     def active(self) -> bool:
         """Whether these settings change a noise at all."""
         return self.iterations > 0 and self.strength > 0
+
+
+def published(strength: float = 0.03, iterations: int = 3, **chosen: Any) -> Settings:
+    """The paper's settings: every sample in the denominator, gamma in closed form, and no projection.
+
+    The paper's strength is 0.03 (learning rate 0.01, three iterations). `chosen` may set temperature and window.
+    Raises ValueError for a value that the paper does not have.
+    """
+    for name, value in (("denominator", "all"), ("projection", "off")):
+        given = chosen.setdefault(name, value)
+        require(given == value, name, given, f"{value} or auto in published mode")
+    gamma = chosen.get("gamma")
+    require(gamma is None, "gamma", gamma, "auto in published mode, which has its closed form")
+    return Settings(strength=strength, iterations=iterations, **chosen)
 
 
 def closed_form_gamma(negatives: int, temperature: float) -> float:
@@ -171,13 +186,13 @@ def optimise_noise(
         if movable is not None:
             gradient = gradient.masked_fill(~movable, 0)
         scale = _checked_scale(gradient) if scale is None else scale
-        # Adam ignores the scale of its gradients but for a tiny constant, which must not decide when they are tiny too.
+        # Adam is scale-free except for its epsilon, which would dominate where gradients are tiny.
         current.grad = gradient / scale
         optimiser.step()
         if settings.projection == "spectrum":
             white = _with_spectrum_of(start, current)
             current.copy_(white if movable is None else torch.where(movable, white, current))
-        if settings.projection != "none":
+        if settings.projection != "off":
             current.copy_(_with_length_of(start, current, movable))
         after_step()
     return current.detach().to(noise.dtype)
@@ -193,7 +208,7 @@ def _with_length_of(start: Tensor, moved: Tensor, movable: Tensor | None) -> Ten
 
 
 def _with_spectrum_of(start: Tensor, moved: Tensor) -> Tensor:
-    """Each `moved[i]` with the energy that `start[i]` has in every band of frequencies, all channels together."""
+    """Each `moved[i]` with the energy that `start[i]` has in every frequency band, summed over channels."""
     height, width = start.shape[-2:]
     rows, columns = (torch.fft.fftfreq(side, 1 / side, device=start.device) for side in (height, width))
     band = torch.hypot(rows[:, None], columns[None]).round().long().flatten()
@@ -213,15 +228,14 @@ def _lengths(tensor: Tensor) -> Tensor:
 
 
 def _checked_scale(gradient: Tensor) -> float:
-    """Root mean square of the first gradient. Raises ValueError when it leads nowhere."""
+    """Root mean square of the first gradient. Raises ValueError when it is zero or not finite."""
     scale = gradient.square().mean().sqrt().item()
     if not math.isfinite(scale):
         raise ValueError("The gradient of the noise is not finite: the model gives NaN or infinity at the first step.")
     if scale == 0:
         raise ValueError(
-            "The gradient of the noise is zero: no noise can be told which way to move. Either all noises of the "
-            "batch are the same, or the mask lets nothing change, or the model's estimate does not depend on the "
-            "noise except "
-            'through the network (then set the gradient to "full").'
+            "The gradient of the noise is zero. Either all noises of the batch are the same, or the mask lets nothing "
+            "change, or the model's estimate depends on the noise through the network alone; in that last case set "
+            'gradient to "full" in Diverse Noise Options.'
         )
     return scale

@@ -18,8 +18,8 @@ between the model and the sampler. Prompt and seed are the same.
 Press **Run** and compare: count colours, sizes, places and backgrounds, and see whether all are hearts still.
 
 **strength** is the knob: 0 is the baseline again.""",
-    "cno_mmdit": """**With SamplerCustomAdvanced:** *Diverse Noise* goes between *RandomNoise* and the sampler, and \
-reads model, prompts and cfg from the sampler's own guider. Here on a flow-matching transformer.
+    "cno_mmdit": """**With SamplerCustomAdvanced:** *Diverse Noise for Custom Sampler* goes between *RandomNoise* and \
+the sampler, and reads model, prompts and cfg from the sampler's own guider. Here on a flow-matching transformer.
 
 Press **Run** and compare with *baseline_mmdit*: the same prompt and seed.""",
     "cno_distilled": """**On a fast model:** four steps at cfg 1. Each **iteration** costs as much as a step of the \
@@ -33,9 +33,7 @@ def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
     """KSampler with a patched model."""
     nodes = moved(baseline(model), _WIDTH, ("sampler", "vae", "decode", "save"))
     source = nodes["sampler"].inputs["model"]
-    nodes["cno"] = Node(
-        "DiversityCNOModel", (740, 0), (300, 270), values=settings, inputs={"model": source}, color=BLUE
-    )
+    nodes["cno"] = Node("DiversityCNO", (740, 0), (300, 126), values=settings, inputs={"model": source}, color=BLUE)
     nodes["sampler"] = replace(nodes["sampler"], inputs={**nodes["sampler"].inputs, "model": ("cno", 0)})
     return nodes
 
@@ -61,7 +59,7 @@ def with_guider(model: str, **settings: Any) -> dict[str, Node]:
     nodes["cno"] = Node(
         "DiversityCNONoise",
         (1100, 0),
-        (300, 340),
+        (300, 190),
         values=settings,
         inputs={"noise": ("random", 0), "guider": ("guider", 0), "sigmas": ("scheduler", 0)},
         color=BLUE,

@@ -16,13 +16,17 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from comfyui_diversity.core.hooks.denoise import CleanEstimate
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.sampling import SamplerRun, changed_noise
-from comfyui_diversity.core.methods.cno import Settings, contrastive_loss, optimise_noise, pool
+from comfyui_diversity.core.methods.cno import Settings, optimise_noise
 from torch import Tensor
 
 from devtools.small_models import FAMILIES, conditioning, random_latent, small_model
 
 BATCH = 3
-every_family = pytest.mark.parametrize("family", list(FAMILIES))
+# One family of each prediction type and rank, and one of each architecture that gradients pass through.
+every_kind = pytest.mark.parametrize("family", [pytest.param("eps", marks=pytest.mark.fast), "v", "edm", "sd3", "wan"])
+every_architecture = pytest.mark.parametrize(
+    "family", [pytest.param("eps", marks=pytest.mark.fast), "sd3", "flux", "wan"]
+)
 
 
 def guider(family: str, model: Any = None, rows: int = BATCH) -> comfy.samplers.CFGGuider:
@@ -71,9 +75,8 @@ def half_mask(family: str) -> Tensor:
     return mask
 
 
-@pytest.mark.parametrize("start", [0, 2], ids=["from noise", "from a picture"])
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-@every_family
+@pytest.mark.parametrize(("start", "masked"), [(0, False), (2, True)], ids=["from noise", "from a masked image"])
+@every_kind
 def test_estimate_is_the_samplers_own_first_one(family: str, start: int, masked: bool) -> None:
     """Bit for bit what KSampler's first step shows as denoised."""
     latent = random_latent(family, BATCH, seed=5) if start or masked else None
@@ -106,13 +109,11 @@ SLOPES: dict[str, Callable[[float], float]] = {
     "v": lambda s: math.sqrt(1 + s**2) / (1 + s**2),
     "edm": lambda s: math.sqrt(1 + s**2) / (1 + s**2),
     "sd3": lambda s: s,
-    "flux": lambda s: s,
-    "auraflow": lambda s: s,
     "wan": lambda s: s,
 }
 
 
-@every_family
+@every_kind
 def test_stop_gradient_has_the_slope_of_its_prediction_type(family: str) -> None:
     def slope(run: SamplerRun) -> tuple[Tensor, float]:
         with gradients():
@@ -137,7 +138,7 @@ def test_stop_gradient_fades_with_the_mask() -> None:
     assert torch.allclose(found, expected, atol=5e-3)
 
 
-@every_family
+@every_architecture
 def test_full_gradient_agrees_with_finite_differences(family: str) -> None:
     def compare(run: SamplerRun) -> tuple[float, float]:
         direction, weights = (random_latent(family, BATCH, seed=seed) for seed in (7, 8))
@@ -154,25 +155,7 @@ def test_full_gradient_agrees_with_finite_differences(family: str) -> None:
     assert exact == pytest.approx(differences, rel=0.02, abs=0.05)
 
 
-@every_family
-def test_a_small_step_along_the_full_gradient_lowers_the_loss(family: str) -> None:
-    settings = Settings(strength=0.01, iterations=1, temperature=0.5, gamma=1.0, projection="none")
-
-    def losses(run: SamplerRun) -> tuple[float, float]:
-        with gradients():
-            noise = run.noise.clone()
-            estimate = CleanEstimate(run, "full")
-            before = pool(estimate(noise)[0], 16)
-            after = pool(estimate(optimise_noise(noise, estimate, settings))[0], 16)
-            one, two = (contrastive_loss(x, before, temperature=0.5, gamma=1.0).item() for x in (before, after))
-            return one, two
-
-    before, after = in_a_run(losses, family)
-    assert after < before
-
-
-@pytest.mark.parametrize("inference", [False, True], ids=["ordinary weights", "inference weights"])
-@every_family
+@pytest.mark.parametrize(("family", "inference"), [("eps", False), ("eps", True), ("sd3", True)])
 def test_the_model_is_left_as_it_was(family: str, inference: bool) -> None:
     """No weight changes, gets a gradient, or becomes another tensor."""
     model = small_model(family, inference)
@@ -193,24 +176,24 @@ def test_the_model_is_left_as_it_was(family: str, inference: bool) -> None:
 # --- chunks ----------------------------------------------------------------------------------------------------------
 
 
-def optimised(family: str, gradient: str, chunk: int, of: comfy.samplers.CFGGuider | None = None) -> Tensor:
+def optimised(family: str, gradient: str, chunk_size: int, of: comfy.samplers.CFGGuider | None = None) -> Tensor:
     def optimise(run: SamplerRun) -> Tensor:
         with gradients():
-            estimate = CleanEstimate(run, gradient, chunk)
+            estimate = CleanEstimate(run, gradient, chunk_size)
             return optimise_noise(run.noise.clone(), estimate, Settings(iterations=3))
 
-    mask = torch.ones(BATCH, 1, *FAMILIES[family].latent[-2:])  # of its own for each picture
+    mask = torch.ones(BATCH, 1, *FAMILIES[family].latent[-2:])  # of its own for each image
     mask[1, ..., :3] = 0
     latent = random_latent(family, BATCH, seed=5)
     return in_a_run(optimise, family, of=of, latent=latent, mask=mask)
 
 
-def estimated(family: str, gradient: str, chunk: int, rows: int = BATCH) -> tuple[Tensor, Tensor]:
+def estimated(family: str, gradient: str, chunk_size: int, rows: int = BATCH) -> tuple[Tensor, Tensor]:
     """Clean estimate, and what comes back of a random gradient."""
 
     def work(run: SamplerRun) -> tuple[Tensor, Tensor]:
         with gradients():
-            clean, pullback = CleanEstimate(run, gradient, chunk)(run.noise.clone())
+            clean, pullback = CleanEstimate(run, gradient, chunk_size)(run.noise.clone())
             return clean, pullback(random_latent(family, BATCH, seed=3))
 
     return in_a_run(work, family, of=guider(family, rows=rows))
@@ -221,21 +204,18 @@ def same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
     return all((a - b).norm() < 1e-4 * b.norm() for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("gradient", ["stop", "full"])
-@every_family
-def test_chunks_give_each_picture_its_own_conditioning(family: str, gradient: str) -> None:
-    whole = estimated(family, gradient, 0)
-    for chunk in (1, 2):
-        assert same(estimated(family, gradient, chunk), whole)
+@every_architecture
+def test_chunks_give_each_image_its_own_conditioning(family: str) -> None:
+    assert same(estimated(family, "full", 2), estimated(family, "full", -1))
 
 
 def test_wrong_rows_would_be_noticed() -> None:
-    """The test above means something only if the pictures' conditionings matter."""
+    """The test above means something only if the images' conditionings matter."""
     assert not same(estimated("eps", "stop", 1, rows=1), estimated("eps", "stop", 1))
 
 
-def picture_by_picture(model: Any) -> Any:
-    """A clone whose network computes one picture after another, so that rounding is the same in every chunk."""
+def image_by_image(model: Any) -> Any:
+    """A clone whose network computes one image after another, so that rounding is the same in every chunk."""
 
     def wrapper(executor: Any, x: Tensor, timestep: Tensor, context: Tensor, *rest: Any, **named: Any) -> Tensor:
         rows = [executor(x[k : k + 1], timestep[k : k + 1], context[k : k + 1], *rest, **named) for k in range(len(x))]
@@ -247,46 +227,45 @@ def picture_by_picture(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("gradient", ["stop", "full"])
-@pytest.mark.parametrize("family", ["eps", "auraflow"])
-def test_chunks_change_no_bit_when_each_picture_is_computed_alike(family: str, gradient: str) -> None:
-    of = guider(family, picture_by_picture(small_model(family)))
-    whole = optimised(family, gradient, 0, of)
-    for chunk in (1, 2):
-        assert torch.equal(optimised(family, gradient, chunk, of), whole)
+def test_chunks_change_no_bit_when_each_image_is_computed_alike(gradient: str) -> None:
+    of = guider("eps", image_by_image(small_model("eps")))
+    whole = optimised("eps", gradient, -1, of)
+    for chunk_size in (1, 2):
+        assert torch.equal(optimised("eps", gradient, chunk_size, of), whole)
 
 
 @pytest.mark.parametrize("gradient", ["stop", "full"])
-def test_fewer_pictures_at_once_when_memory_runs_out(gradient: str) -> None:
+def test_fewer_images_at_once_when_memory_runs_out(gradient: str) -> None:
     sizes = []
 
     def small_memory(executor: Any, x: Tensor, *rest: Any, **named: Any) -> Tensor:
         sizes.append(len(x))
-        if len(x) > 2 * 2:  # two pictures, each with and without the prompt
+        if len(x) > 2 * 2:  # two images, each with and without the prompt
             raise comfy.model_management.OOM_EXCEPTION("out of memory")
         return executor(x, *rest, **named)
 
     model = small_model("eps").clone()
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "small memory", small_memory)
-    result = optimised("eps", gradient, 0, guider("eps", model))
+    result = optimised("eps", gradient, -1, guider("eps", model))
     assert sizes[0] == 2 * BATCH
     assert max(sizes[1:]) == 4
     assert torch.equal(result, optimised("eps", gradient, 2))
 
 
-def test_memory_for_not_even_one_picture_is_an_error() -> None:
+def test_memory_for_not_even_one_image_is_an_error() -> None:
     def no_memory(executor: Any, *rest: Any, **named: Any) -> Tensor:
         raise comfy.model_management.OOM_EXCEPTION("out of memory")
 
     model = small_model("eps").clone()
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "no memory", no_memory)
     with pytest.raises(comfy.model_management.OOM_EXCEPTION):
-        optimised("eps", "stop", 0, guider("eps", model))
+        optimised("eps", "stop", -1, guider("eps", model))
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_that_predicts_the_picture_needs_the_full_gradient() -> None:
+def test_a_model_that_predicts_the_image_needs_the_full_gradient() -> None:
     model = ModelSamplingDiscrete().patch(small_model("eps"), "x0", False)[0]
 
     def optimise(gradient: str) -> Callable[[SamplerRun], Tensor]:
@@ -296,14 +275,14 @@ def test_a_model_that_predicts_the_picture_needs_the_full_gradient() -> None:
 
         return work
 
-    with pytest.raises(ValueError, match='set the gradient to "full"'):
+    with pytest.raises(ValueError, match='set gradient to "full"'):
         in_a_run(optimise("stop"), "eps", of=guider("eps", model))
     moved = in_a_run(optimise("full"), "eps", of=guider("eps", model))
     assert not torch.equal(moved, random_latent("eps", BATCH))
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"gradient": "half"}, "gradient is 'half'"), ({"chunk": -1}, "chunk is")]
+    ("options", "said"), [({"gradient": "half"}, "gradient is 'half'"), ({"chunk_size": 0}, "chunk_size is 0")]
 )
 def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

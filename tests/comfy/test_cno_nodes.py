@@ -1,4 +1,4 @@
-"""The nodes of diverse noise: every way to the sampler gives the same pictures, and one picture can be made again."""
+"""The nodes of diverse noise: every way to the sampler gives the same images, and one image can be made again."""
 
 from __future__ import annotations
 
@@ -8,32 +8,25 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+from comfy_api.internal import lock_class
 from comfy_extras.nodes_custom_sampler import DisableNoise, RandomNoise, SamplerCustom, SamplerCustomAdvanced
+from comfyui_diversity.core.drivers.cno import ContrastiveNoise
+from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.methods.cno import Settings
-from comfyui_diversity.nodes import NODES
 from comfyui_diversity.nodes.cno import (
     DiverseNoise,
-    DiverseNoiseLatent,
-    DiverseNoiseModel,
+    DiverseNoiseForCustomSampler,
+    DiverseNoiseOptions,
+    DiverseNoiseToLatent,
 )
-from comfyui_diversity.nodes.kept_noise import NoiseFromLatent, UseNoise
+from comfyui_diversity.nodes.kept_noise import KeptNoiseForCustomSampler, UseKeptNoise
 from torch import Tensor
 
-from devtools.small_models import FAMILIES, conditioning, small_model
+from devtools.small_models import FAMILIES, Counter, conditioning, small_model
 
-OPTIONS: dict[str, Any] = {
-    "strength": 0.5,
-    "iterations": 3,
-    "gradient": "stop",
-    "denominator": "all",
-    "temperature": 0.1,
-    "window": 16,
-    "gamma": 0.0,
-    "projection": "norm",
-    "chunk": 0,
-}
+SETTINGS: dict[str, Any] = {"strength": 0.5, "iterations": 3, "mode": "recommended"}
 SEED, BATCH, STEPS, CFG = 7, 4, 3, 3.0
-both_kinds = pytest.mark.parametrize("family", ["eps", "sd3"])
+both_kinds = pytest.mark.parametrize("family", [pytest.param("eps", marks=pytest.mark.fast), "sd3"])
 
 
 class Graph:
@@ -80,30 +73,30 @@ class Graph:
                 seed=seed,
             )
 
-    def optimised(self, latent: dict[str, Any] | None = None, **changed: Any) -> dict[str, Any]:
+    def optimised(self, latent: dict[str, Any] | None = None) -> dict[str, Any]:
         latent = self.empty() if latent is None else latent
-        options = {**OPTIONS, **changed}
         with torch.inference_mode():
-            return DiverseNoiseLatent.execute(self.noise, self.guider, self.sigmas, latent, **options).args[0]
+            return DiverseNoiseToLatent.execute(self.noise, self.guider, self.sigmas, latent, **SETTINGS).args[0]
 
-    def as_noise(self, batch_size: int = 0, **changed: Any) -> Any:
-        options = {**OPTIONS, **changed}
-        return DiverseNoise.execute(self.noise, self.guider, self.sigmas, batch_size=batch_size, **options).args[0]
+    def as_noise(self, batch_size: int = -1, **changed: Any) -> Any:
+        settings = {**SETTINGS, **changed}
+        node = DiverseNoiseForCustomSampler
+        return node.execute(self.noise, self.guider, self.sigmas, batch_size=batch_size, **settings).args[0]
 
     def on_model(self, **changed: Any) -> Any:
-        return DiverseNoiseModel.execute(self.model, **{**OPTIONS, **changed}).args[0]
+        return DiverseNoise.execute(self.model, **{**SETTINGS, **changed}).args[0]
 
 
-def cut(latent: dict[str, Any], picture: int, length: int = 1) -> dict[str, Any]:
+def cut(latent: dict[str, Any], image: int, length: int = 1) -> dict[str, Any]:
     """Latent From Batch."""
-    chosen = slice(picture, picture + length)
+    chosen = slice(image, image + length)
     return {
         "samples": latent["samples"][chosen].clone(),
         "batch_index": list(latent.get("batch_index", range(len(latent["samples"]))))[chosen],
     }
 
 
-# --- every way gives the same pictures -------------------------------------------------------------------------------
+# --- every way gives the same images -------------------------------------------------------------------------------
 
 
 @both_kinds
@@ -113,8 +106,8 @@ def test_five_ways_one_result(family: str) -> None:
     assert not torch.equal(expected, graph.simple(graph.model))
     kept = graph.optimised()
     assert torch.equal(graph.advanced(graph.as_noise()), expected)
-    assert torch.equal(graph.advanced(NoiseFromLatent.execute(kept, SEED).args[0]), expected)
-    assert torch.equal(graph.simple(UseNoise.execute(graph.model, kept).args[0], seed=99), expected)
+    assert torch.equal(graph.advanced(KeptNoiseForCustomSampler.execute(kept, SEED).args[0]), expected)
+    assert torch.equal(graph.simple(UseKeptNoise.execute(graph.model, kept).args[0], seed=99), expected)
     with torch.inference_mode():
         custom = SamplerCustom.execute(
             graph.on_model(),
@@ -130,16 +123,17 @@ def test_five_ways_one_result(family: str) -> None:
     assert torch.equal(custom.args[0]["samples"], expected)
 
 
-@both_kinds
-def test_the_same_with_a_picture_and_a_mask(family: str) -> None:
-    graph = Graph(family)
+def test_the_same_with_an_image_and_a_mask() -> None:
+    graph = Graph("sd3")
     mask = torch.zeros(1, 1, 16, 16)
     mask[..., :9] = 1
-    picture = {"samples": torch.randn(BATCH, *FAMILIES[family].latent, generator=torch.Generator().manual_seed(1))}
-    latent = {**picture, "noise_mask": mask}
+    image = {"samples": torch.randn(BATCH, *FAMILIES["sd3"].latent, generator=torch.Generator().manual_seed(1))}
+    latent = {**image, "noise_mask": mask}
     expected = graph.simple(graph.on_model(), latent)
     assert torch.equal(graph.advanced(graph.as_noise(), latent), expected)
-    assert torch.equal(graph.simple(UseNoise.execute(graph.model, graph.optimised(latent)).args[0], latent), expected)
+    assert torch.equal(
+        graph.simple(UseKeptNoise.execute(graph.model, graph.optimised(latent)).args[0], latent), expected
+    )
 
 
 def test_a_guider_of_the_patched_model_changes_the_noise_once() -> None:
@@ -149,11 +143,6 @@ def test_a_guider_of_the_patched_model_changes_the_noise_once() -> None:
     graph.guider.model_patcher = graph.on_model(strength=1.5)
     graph.guider.model_options = graph.guider.model_patcher.model_options
     assert torch.equal(graph.optimised()["samples"], once)
-
-
-def test_switched_off_is_the_noise_itself() -> None:
-    graph = Graph("eps")
-    assert torch.equal(graph.advanced(graph.as_noise(iterations=0)), graph.advanced(graph.noise))
 
 
 def test_the_noise_object_and_the_guider_keep_nothing() -> None:
@@ -168,28 +157,27 @@ def test_the_noise_object_and_the_guider_keep_nothing() -> None:
     assert first.device.type == "cpu"
 
 
-# --- one picture again -----------------------------------------------------------------------------------------------
+# --- one image again -----------------------------------------------------------------------------------------------
 
 
 @both_kinds
-@pytest.mark.parametrize("picture", [0, 2])
-def test_a_picture_alone_is_the_one_of_its_batch(family: str, picture: int) -> None:
+def test_an_image_alone_is_the_one_of_its_batch(family: str) -> None:
     """Up to rounding: a matrix product of one row rounds otherwise than one of four."""
-    graph = Graph(family)
-    expected = graph.simple(graph.on_model())[picture : picture + 1]
-    latent, kept = cut(graph.empty(), picture), graph.optimised()
+    graph, image = Graph(family), 2
+    expected = graph.simple(graph.on_model())[image : image + 1]
+    latent, kept = cut(graph.empty(), image), graph.optimised()
     ways = {
         "noise": graph.advanced(graph.as_noise(batch_size=BATCH), latent),
-        "kept noise": graph.advanced(NoiseFromLatent.execute(kept, SEED).args[0], latent),
-        "kept noise, cut": graph.advanced(NoiseFromLatent.execute(cut(kept, picture), SEED).args[0], latent),
-        "model": graph.simple(UseNoise.execute(graph.model, cut(kept, picture)).args[0], latent),
+        "kept noise": graph.advanced(KeptNoiseForCustomSampler.execute(kept, SEED).args[0], latent),
+        "kept noise, cut": graph.advanced(KeptNoiseForCustomSampler.execute(cut(kept, image), SEED).args[0], latent),
+        "model": graph.simple(UseKeptNoise.execute(graph.model, cut(kept, image)).args[0], latent),
     }
     for way, found in ways.items():
         assert torch.allclose(found, expected, atol=1e-3), way
     assert not torch.allclose(graph.simple(graph.model, latent), expected, atol=1e-2)
 
 
-def test_noise_of_a_picture_is_bitwise_its_noise_in_the_batch() -> None:
+def test_noise_of_an_image_is_bitwise_its_noise_in_the_batch() -> None:
     graph = Graph("eps")
     whole = graph.as_noise().generate_noise(graph.empty())
     alone = graph.as_noise(batch_size=BATCH).generate_noise(cut(graph.empty(), 2))
@@ -197,7 +185,7 @@ def test_noise_of_a_picture_is_bitwise_its_noise_in_the_batch() -> None:
 
 
 def test_a_part_of_a_batch_starts_from_its_own_seeds() -> None:
-    """Without batch_size the pictures that the latent holds are optimised together, from the noise of their places."""
+    """Without batch_size the images that the latent holds are optimised together, from the noise of their places."""
     graph = Graph("eps")
     part = cut(graph.empty(), 1, 2)
     weak = graph.as_noise(strength=1e-6).generate_noise(part)
@@ -210,22 +198,24 @@ def test_latent_carries_its_places() -> None:
     assert graph.optimised(cut(graph.empty(), 1, 2))["batch_index"] == [1, 2]
 
 
-def test_a_picture_without_kept_noise_is_named() -> None:
+def test_an_image_without_kept_noise_is_named() -> None:
     graph = Graph("eps")
-    kept = NoiseFromLatent.execute(cut(graph.optimised(), 1, 2), SEED).args[0]
+    kept = KeptNoiseForCustomSampler.execute(cut(graph.optimised(), 1, 2), SEED).args[0]
     with pytest.raises(ValueError, match=r"holds image 3 \(counted from 0\); noise was kept for \[1, 2\]"):
         kept.generate_noise(cut(graph.empty(), 3))
     with pytest.raises(ValueError, match="batch_size is 2, but the latent holds image 3"):
         graph.as_noise(batch_size=2).generate_noise(cut(graph.empty(), 3))
+    with pytest.raises(ValueError, match="batch_size is 0; it must be 1 or more"):
+        graph.as_noise(batch_size=0)
 
 
 def test_kept_noise_of_another_shape_is_refused() -> None:
     graph, other = Graph("eps"), Graph("sd3")
-    model = UseNoise.execute(graph.model, other.optimised()).args[0]
+    model = UseKeptNoise.execute(graph.model, other.optimised()).args[0]
     with pytest.raises(ValueError, match=r"shape \[4, 16, 16, 16\], but the sampler needs \[4, 4, 16, 16\]"):
         graph.simple(model)
     with pytest.raises(ValueError, match=r"shape \[3, 4, 16, 16\], but the sampler needs \[4, 4, 16, 16\]"):
-        graph.advanced(NoiseFromLatent.execute(cut(graph.optimised(), 0, 3), SEED).args[0])
+        graph.advanced(KeptNoiseForCustomSampler.execute(cut(graph.optimised(), 0, 3), SEED).args[0])
 
 
 def test_an_empty_latent_gets_the_models_channels() -> None:
@@ -245,32 +235,79 @@ def test_noise_and_sigmas_that_hold_nothing_are_refused() -> None:
         graph.optimised()
 
 
-# --- schema ----------------------------------------------------------------------------------------------------------
+# --- settings --------------------------------------------------------------------------------------------------------
 
 
-def widgets(node: Any) -> dict[str, dict[str, Any]]:
-    given = node.GET_NODE_INFO_V1()["input"]
-    return {name: entry[1] for name, entry in {**given["required"], **given.get("optional", {})}.items()}
+def options(**changed: Any) -> Any:
+    return DiverseNoiseOptions.execute(**changed).args[0]
 
 
-@pytest.mark.parametrize("node", [DiverseNoiseModel, DiverseNoise, DiverseNoiseLatent])
-def test_one_knob_in_plain_sight_and_the_defaults_are_the_methods(node: Any) -> None:
-    given = widgets(node)
-    own = {name: options for name, options in given.items() if "default" in options}
-    assert list(own)[: len(OPTIONS)] == list(OPTIONS)  # saved workflows keep widgets by position
-    assert [name for name, options in own.items() if not options.get("advanced")] == ["strength", "iterations"]
-    defaults = Settings()
-    for name in ("strength", "iterations", "denominator", "temperature", "window", "projection"):
-        assert own[name]["default"] == getattr(defaults, name)
-    assert (own["gamma"]["default"], own["gradient"]["default"], own["chunk"]["default"]) == (0.0, "stop", 0)
+CHANGED: dict[str, Any] = {
+    "gradient": "full",
+    "denominator": "others",
+    "temperature": 0.3,
+    "window": 4,
+    "gamma": 0.8,
+    "projection": "norm",
+}
 
 
-def test_all_are_registered() -> None:
-    ids = {node.GET_SCHEMA().node_id for node in NODES}
-    assert ids >= {
-        "DiversityCNOModel",
-        "DiversityCNONoise",
-        "DiversityCNOLatent",
-        "DiversityNoiseFromLatent",
-        "DiversityUseNoise",
-    }
+@pytest.mark.parametrize(
+    ("mode", "given", "settings"),
+    [
+        ("recommended", None, Settings(iterations=3)),
+        ("published", None, Settings(iterations=3, projection="off")),
+        ("published", {"temperature": 0.3, "window": 4}, Settings(0.5, 3, 0.3, 4, projection="off")),
+        (
+            "recommended",
+            {"denominator": "others", "gamma": 0.8},
+            Settings(iterations=3, gamma=0.8, denominator="others"),
+        ),
+    ],
+)
+@pytest.mark.fast
+def test_mode_and_options_are_the_methods_settings(mode: str, given: dict[str, Any] | None, settings: Settings) -> None:
+    graph = Graph("eps")
+    ours = graph.simple(graph.on_model(mode=mode, options=None if given is None else options(**given)))
+    plain = with_noise_change(graph.model, "test", ContrastiveNoise(settings))
+    assert torch.equal(ours, graph.simple(plain))
+
+
+@pytest.mark.fast
+def test_every_option_counts() -> None:
+    """One of them at a time."""
+    graph = Graph("eps")
+    usual = graph.as_noise().generate_noise(graph.empty())
+    for name, value in CHANGED.items():
+        other = graph.as_noise(options=options(**{name: value})).generate_noise(graph.empty())
+        assert not torch.allclose(other, usual, atol=1e-2), name
+    counter = Counter()
+    graph.simple(counter.on(graph.on_model(options=options(chunk_size=2))))
+    assert counter.sizes == 2 * 3 * [2 * 2] + STEPS * [2 * BATCH]
+    assert [*CHANGED, "chunk_size"] == [widget.id for widget in DiverseNoiseOptions.GET_SCHEMA().inputs]
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "said"),
+    [
+        ("published", {"gradient": "full"}, "gradient is 'full'; it must be stop in published mode"),
+        ("published", {"denominator": "others"}, "denominator is 'others'; it must be all or auto"),
+        ("published", {"projection": "norm"}, "projection is 'norm'; it must be off or auto"),
+        ("published", {"gamma": 1.0}, "gamma is 1.0; it must be auto"),
+        ("recommended", {"gamma": 0.0}, "gamma is 0.0; it must be above 0, or auto"),
+    ],
+)
+def test_an_option_that_the_mode_does_not_have_is_refused(mode: str, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        DiverseNoise.execute(None, 0.5, 3, mode, options(**given))
+
+
+def test_options_of_another_method_are_refused_in_words() -> None:
+    node = lock_class(DiverseNoise)  # as ComfyUI calls it
+    assert node.validate_inputs({"model": "MODEL", "options": "DIVERSITY_CNO_OPTIONS"}) is True
+    said = node.validate_inputs({"model": "MODEL", "options": "DIVERSITY_TPSO_OPTIONS"})
+    assert isinstance(said, str)
+    assert "another method's options node" in said
+    said = node.validate_inputs({"model": "CLIP"})
+    assert isinstance(said, str)
+    assert "must be MODEL" in said

@@ -15,6 +15,7 @@ from comfyui_diversity.core.methods.cno import (
     contrastive_loss,
     optimise_noise,
     pool,
+    published,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> 
 
 
 def small_network() -> nn.Module:
-    """Fixed weights, picture by picture, not linear."""
+    """Fixed weights, image by image, not linear."""
     network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 4, 3, padding=1))
     for index, parameter in enumerate(network.parameters()):
         parameter.data = gaussian(*parameter.shape, seed=index) * 0.2
@@ -37,7 +38,7 @@ def small_network() -> nn.Module:
 
 
 class Estimate:
-    """Clean estimate noise + network(noise) + a picture that all have in common, which is what mode collapse looks
+    """Clean estimate noise + network(noise) + an image that all have in common, which is what mode collapse looks
     like.
 
     Differentiated in full; remembers on what it was called.
@@ -159,9 +160,9 @@ def test_loss_gradient_agrees_with_finite_differences(denominator: str) -> None:
 
 
 def test_pool_averages_cells_and_keeps_frames_apart() -> None:
-    picture = torch.arange(16.0).reshape(1, 1, 4, 4)
-    assert pool(picture, 2).tolist() == [[[2.5, 4.5, 10.5, 12.5]]]
-    video = torch.stack([picture, picture + 100], 2)
+    image = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert pool(image, 2).tolist() == [[[2.5, 4.5, 10.5, 12.5]]]
+    video = torch.stack([image, image + 100], 2)
     assert pool(video, 1).tolist() == [[[7.5, 107.5]]]
 
 
@@ -179,13 +180,13 @@ def test_estimates_move_apart(denominator: str) -> None:
     assert similarity(estimate(moved)[0]) < similarity(estimate(noise)[0]) - 0.03
 
 
-def test_two_pictures_are_enough() -> None:
+def test_two_images_are_enough() -> None:
     noise, estimate = gaussian(2, 4, 8, 8), Estimate()
     moved = optimise_noise(noise, estimate, Settings())
     assert similarity(estimate(moved)[0]) < similarity(estimate(noise)[0]) - 0.03
 
 
-def test_one_picture_has_nothing_to_differ_from() -> None:
+def test_one_image_has_nothing_to_differ_from() -> None:
     with pytest.raises(ValueError, match="batch holds 1 image"):
         optimise_noise(gaussian(1, 4, 8, 8), Estimate(), Settings())
 
@@ -207,7 +208,7 @@ def test_one_estimate_for_each_iteration_the_first_of_them_on_the_noise_itself()
 
 def test_the_first_step_moves_every_value_by_the_learning_rate() -> None:
     noise = gaussian(3, 4, 8, 8)
-    moved = optimise_noise(noise, Estimate(), Settings(strength=0.3, iterations=1, projection="none"))
+    moved = optimise_noise(noise, Estimate(), Settings(strength=0.3, iterations=1, projection="off"))
     assert torch.allclose((moved - noise).abs(), torch.full_like(noise, 0.3), atol=1e-3)
 
 
@@ -216,7 +217,7 @@ def test_the_first_step_moves_every_value_by_the_learning_rate() -> None:
 def test_strength_bounds_the_move(strength: float, iterations: int, seed: int) -> None:
     """Adam's step is bounded by its learning rate but for the lag of its second moment."""
     noise = gaussian(3, 4, 6, 6, seed=seed)
-    moved = optimise_noise(noise, Estimate(), Settings(strength=strength, iterations=iterations, projection="none"))
+    moved = optimise_noise(noise, Estimate(), Settings(strength=strength, iterations=iterations, projection="off"))
     assert (moved - noise).abs().max() <= strength * 1.35
 
 
@@ -224,7 +225,7 @@ def test_norm_projection_keeps_the_length_of_each_noise() -> None:
     noise = gaussian(4, 4, 8, 8) * torch.tensor([0.5, 1, 1, 2])[:, None, None, None]
     lengths = noise.flatten(1).norm(dim=1)
     kept = optimise_noise(noise, Estimate(), Settings(strength=1.0))
-    free = optimise_noise(noise, Estimate(), Settings(strength=1.0, projection="none"))
+    free = optimise_noise(noise, Estimate(), Settings(strength=1.0, projection="off"))
     assert torch.allclose(kept.flatten(1).norm(dim=1), lengths, rtol=1e-5)
     assert not torch.allclose(free.flatten(1).norm(dim=1), lengths, rtol=1e-2)
 
@@ -249,7 +250,7 @@ def test_only_the_movable_part_moves_and_keeps_its_own_length(projection: str) -
     noise = gaussian(3, 4, 8, 8)
     movable = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
     movable[..., :5] = True
-    movable[0] = False  # one picture may not change at all
+    movable[0] = False  # one image may not change at all
     moved = optimise_noise(noise, Estimate(), Settings(projection=projection), movable=movable)
     still = ~movable.expand_as(noise)
     assert torch.equal(moved[still], noise[still])
@@ -357,3 +358,10 @@ def test_after_step_runs_after_each_iteration_and_may_stop_it() -> None:
 def test_settings_name_what_is_wrong(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{field} is {value!r}; it must be"):
         Settings(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.fast
+def test_published_settings_are_the_papers() -> None:
+    assert published() == Settings(0.03, 3, 0.1, 16, gamma=None, denominator="all", projection="off")
+    with pytest.raises(ValueError, match=r"gamma is 1\.0; it must be auto in published mode"):
+        published(gamma=1.0)
