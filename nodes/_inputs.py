@@ -61,7 +61,7 @@ def make_options(method: str, values: dict[str, Any]) -> io.NodeOutput:
 
 def read_options(cls: type[io.ComfyNode], options: Options | None) -> dict[str, Any]:
     """Values of the options, or the defaults of the options node `cls` where none is connected."""
-    defaults = {widget.id: widget.default for widget in cls.GET_SCHEMA().inputs if hasattr(widget, "default")}
+    defaults = {widget.id: widget.default for widget in cls.define_schema().inputs if hasattr(widget, "default")}
     return defaults if options is None else {**defaults, **options.values}
 
 
@@ -71,7 +71,7 @@ class CheckedNode(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, input_types: dict[str, str]) -> bool | str:
         """Called before the workflow runs with the types of what is connected, in place of ComfyUI's own check."""
-        schema = cls.GET_SCHEMA()
+        schema = cls.define_schema()  # ComfyUI locks the class here, and GET_SCHEMA would write to it
         for widget in schema.inputs:
             received, expected = input_types.get(widget.id), widget.get_io_type()
             if received is None or validate_node_input(received, expected):
