@@ -53,8 +53,8 @@ SD15 = {
 ROWS: dict[str, dict[str, Any]] = {
     "all at once": {},
     "checkpointing": {"checkpointing": True},
-    "one picture at a time": {"chunk": 1},
-    "both": {"chunk": 1, "checkpointing": True},
+    "one picture at a time": {"chunk_size": 1},
+    "both": {"chunk_size": 1, "checkpointing": True},
 }
 
 

@@ -38,7 +38,7 @@ Ranking = Callable[[World, list, Tensor], Tensor]
 
 def by_looks(renoise: float, looks: int) -> Ranking:
     return lambda world, positive, latents: rarity_of(
-        world.model, positive, {"samples": latents}, 0, renoise=renoise, looks=looks
+        world.model, positive, {"samples": latents}, 0, renoise=renoise, noises=looks
     )
 
 

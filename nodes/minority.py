@@ -1,4 +1,4 @@
-"""Rare pictures: a token learned while sampling (MinorityPrompt), as a model patch with its conditioning."""
+"""Rare images: a token learned while sampling (MinorityPrompt), as a model patch with its conditioning."""
 
 from __future__ import annotations
 
@@ -12,206 +12,85 @@ from comfy_api.latest import io
 from ..core.drivers.minority import Learning, to_learn, with_learning
 from ..core.hooks.text import KINDS
 from ..core.hooks.tokens import POSITIONS
-from ..core.methods.minority import OBJECTIVES, PRESETS, Settings, Steps
-from ._inputs import advanced
+from ..core.methods.minority import OBJECTIVES, PRESETS, RECOMMENDED, Settings, Steps, check_published
+from ._inputs import (
+    AUTO_NUMBER,
+    PUBLISHED,
+    CheckedNode,
+    Options,
+    advanced,
+    make_options,
+    mode_input,
+    options_input,
+    options_output,
+    read_options,
+)
 
+_METHOD, _NAME, _OPTIONS_NAME = "minority", "Minority Prompt", "Minority Prompt Options"
 _DEFAULT = Learning(clip=None, text="")
 _ALLOWED = re.compile(r"[\w-]{0,64}")
 _SUBFOLDER = "diversity"
 
 
-def _main_inputs() -> list[io.Input]:
-    return [
-        io.Model.Input("model", tooltip="Any diffusion model."),
-        io.Clip.Input("clip", tooltip="The text encoder of the prompt."),
-        io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="The prompt, as in CLIP Text Encode."),
-        io.Combo.Input(
-            "preset",
-            options=list(PRESETS),
-            default=next(iter(PRESETS)),
-            tooltip=(
-                '"base model": learns at the steps in the first tenth of the noise schedule. "few-step model" '
-                "(Lightning, Turbo, distilled): learns more, at the first step alone. Sets iterations, learning_rate "
-                "and end_percent where they are 0."
-            ),
-        ),
-        io.Float.Input(
-            "strength",
-            default=1.0,
-            min=0.0,
-            max=10.0,
-            step=0.05,
-            tooltip="How fast the token is learned, as a multiple of learning_rate. 0 changes nothing: plain prompt.",
-        ),
-        io.String.Input(
-            "initial_word",
-            default=_DEFAULT.word,
-            tooltip=(
-                "Where the token starts: a word that fits any picture. Several words, or an embedding:name, are "
-                "several tokens. Empty: at random, elsewhere for each picture."
-            ),
-        ),
-    ]
-
-
-def _advanced_inputs() -> list[io.Input]:
-    """Saved workflows keep widgets by position: append, never reorder."""
-    return [
-        io.Combo.Input(
-            "objective",
-            options=list(OBJECTIVES),
-            default=next(iter(OBJECTIVES)),
-            tooltip=(
-                'What the token is learned for. "minority": pictures that the model holds for unlikely. "diversity": '
-                'pictures that differ within the batch. "both": the sum.'
-            ),
-        ),
-        io.Int.Input(
-            "iterations",
-            default=0,
-            min=0,
-            max=200,
-            tooltip=(
-                "Learning steps at each chosen sampling step. Each costs two passes through the model and two back "
-                '(with "diversity" one each). 0: the preset\'s.'
-            ),
-        ),
-        io.Float.Input(
-            "learning_rate",
-            default=0.0,
-            min=0.0,
-            max=10.0,
-            step=0.001,
-            tooltip=(
-                "How far a learning step moves the token's values, in standard deviations of the encoder's token "
-                "embeddings. 0: the preset's."
-            ),
-        ),
-        io.Float.Input(
-            "start_percent",
-            default=_DEFAULT.steps.start,
-            min=0.0,
-            max=0.99,
-            step=0.01,
-            tooltip="From here on in the model's noise schedule (0 is pure noise) the token is learned.",
-        ),
-        io.Float.Input(
-            "end_percent",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Sampling steps that begin before this share of the noise schedule learn. 0: the preset's.",
-        ),
-        io.Int.Input(
-            "every",
-            default=_DEFAULT.steps.every,
-            min=1,
-            max=100,
-            tooltip="Learns at every n-th of these sampling steps only; the others use the token as it is.",
-        ),
-        io.Float.Input(
-            "keep_until",
-            default=_DEFAULT.keep_until,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip=(
-                "Share of the noise schedule after which the plain prompt takes over, so that the picture follows it "
-                "still. Higher: rarer, and further from the prompt. 1: never (published). 0: as soon as nothing is "
-                "learned any more."
-            ),
-        ),
-        io.Float.Input(
-            "bound",
-            default=_DEFAULT.settings.bound,
-            min=0.0,
-            max=100.0,
-            step=0.05,
-            tooltip=(
-                "Furthest that the token may go from where it started, in standard deviations of token embeddings (1 "
-                "is about as far as one word is from another). 0: no bound."
-            ),
-        ),
-        io.Float.Input(
-            "similarity",
-            default=_DEFAULT.similarity,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip=(
-                "Least cosine of the prompt with the learned token to the prompt with the initial word. Higher: keeps "
-                "closer to the prompt. 0: no limit."
-            ),
-        ),
-        io.Float.Input(
-            "renoise",
-            default=_DEFAULT.renoise,
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            tooltip=(
-                "How noisy a picture is made again to see whether the model would come back to it, as a share of the "
-                "noise schedule. 0: as noisy as the run has left behind, little at first (published)."
-            ),
-        ),
-        io.Combo.Input(
-            "position",
-            options=list(POSITIONS),
-            default=_DEFAULT.position,
-            tooltip="Whether the token goes to the end or the start of the prompt. The end is better as a rule.",
-        ),
-        io.Combo.Input(
-            "encoders",
-            options=list(KINDS),
-            default=_DEFAULT.encoders,
-            tooltip=(
-                'Which text encoders get a token of their own. "clip": those of the CLIP kind. "all": also T5, Qwen, '
-                'Gemma, Llama ... "auto": those of the CLIP kind, or all where the model follows others (FLUX, '
-                "Qwen-Image ...)."
-            ),
-        ),
-        io.Boolean.Input(
-            "typical",
-            default=_DEFAULT.settings.typical,
-            tooltip="The other way round: more likely, more alike.",
-        ),
-        io.Int.Input(
-            "chunk",
-            default=_DEFAULT.chunk,
-            min=0,
-            max=4096,
-            tooltip=(
-                "Pictures that go through the models at once while the token is learned. 0: all, and fewer when memory "
-                "runs out. Fewer take less memory and up to half as much time again."
-            ),
-        ),
-        io.String.Input(
-            "save_as",
-            default="",
-            tooltip=(
-                "Name under which the learned token is kept, for embedding:name in any prompt; for a batch name_1, "
-                "name_2 and so on. Goes to the folder embeddings/diversity. Empty: not kept."
-            ),
-        ),
-    ]
-
-
-class MinorityPrompt(io.ComfyNode):
+class MinorityPrompt(CheckedNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiversityMinorityPrompt",
-            display_name="Minority Prompt",
+            display_name=_NAME,
             category="diversity/conditioning",
             description=(
-                "Pictures from the rare side of what the model knows: while the sampler runs, each picture learns a "
-                "token at the end of its prompt that leads away from the usual. Goes between model, CLIP and any "
-                "sampler."
+                "Images from the rare side of what the model knows: while the sampler runs, each image learns a token "
+                "at the end of its prompt that leads away from the usual. Goes between model, CLIP and any sampler."
             ),
             inputs=[
-                *_main_inputs(),
-                *(advanced(widget) for widget in _advanced_inputs()),
+                io.Model.Input("model", tooltip="Any diffusion model."),
+                io.Clip.Input("clip", tooltip="The text encoder of the prompt."),
+                io.String.Input(
+                    "text", multiline=True, dynamic_prompts=True, tooltip="The prompt, as in CLIP Text Encode."
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=list(RECOMMENDED),
+                    default=next(iter(RECOMMENDED)),
+                    tooltip=(
+                        '"base model": learns at the steps in the first tenth of the noise schedule. "few-step model" '
+                        "(Lightning, Turbo, distilled): learns more, at the first step alone. Sets all that the "
+                        "options leave at -1."
+                    ),
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip=(
+                        "How fast the token is learned, as a multiple of the learning rate. Higher: rarer; too high: "
+                        "images stop following the prompt. 0 changes nothing: plain prompt."
+                    ),
+                ),
+                io.String.Input(
+                    "initial_word",
+                    default=_DEFAULT.word,
+                    tooltip=(
+                        "Where the token starts: a word that fits any image. Several words, or an embedding:name, are "
+                        "several tokens. Empty: at random, elsewhere for each image."
+                    ),
+                ),
+                io.Combo.Input(
+                    "objective",
+                    options=list(OBJECTIVES),
+                    default=next(iter(OBJECTIVES)),
+                    tooltip=(
+                        'What the token is learned for. "minority": images that the model holds for unlikely. '
+                        '"diversity": images that differ within the batch. "both": the sum.'
+                    ),
+                ),
+                mode_input(
+                    "the paper's iterations, steps and learning rate (in the embeddings' own unit), and a token that "
+                    "is kept to the end. Rarer, and much further from the prompt."
+                ),
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
@@ -220,17 +99,7 @@ class MinorityPrompt(io.ComfyNode):
                         "Empty: the node encodes the text."
                     ),
                 ),
-                advanced(
-                    io.Boolean.Input(
-                        "checkpointing",
-                        default=_DEFAULT.checkpointing,
-                        optional=True,
-                        tooltip=(
-                            "Learns with a fraction of the memory, in up to a third more time: layers are computed "
-                            "again in place of being kept. Begins by itself when memory runs out for one picture."
-                        ),
-                    )
-                ),
+                options_input(_METHOD, _OPTIONS_NAME),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The same model; samplers learn the token on the way."),
@@ -251,47 +120,36 @@ class MinorityPrompt(io.ComfyNode):
         strength: float,
         initial_word: str,
         objective: str,
-        iterations: int,
-        learning_rate: float,
-        start_percent: float,
-        end_percent: float,
-        every: int,
-        keep_until: float,
-        bound: float,
-        similarity: float,
-        renoise: float,
-        position: str,
-        encoders: str,
-        typical: bool,
-        chunk: int,
-        save_as: str,
+        mode: str,
         positive: list | None = None,
-        checkpointing: bool = _DEFAULT.checkpointing,
+        options: Options | None = None,
     ) -> io.NodeOutput:
         if clip is None:
             raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
-        chosen = PRESETS[preset]
+        chosen, own = PRESETS[mode][preset], read_options(MinorityPromptOptions, options)
+        keep_until = _or(own["keep_until"], chosen.keep_until)
+        if mode == PUBLISHED:
+            check_published(objective, keep_until, own["similarity"], own["typical"])
         learning = Learning(
             clip=clip,
             text=text,
             settings=Settings(
-                iterations=iterations or chosen.iterations,
-                learning_rate=strength * (learning_rate or chosen.learning_rate),
-                bound=bound,
-                held=similarity > 0,
-                typical=typical,
+                iterations=_or(own["iterations"], chosen.iterations),
+                learning_rate=strength * _or(own["learning_rate"], chosen.learning_rate),
+                typical=own["typical"],
             ),
-            steps=Steps(start_percent, end_percent or chosen.end, every),
+            steps=Steps(own["start_percent"], _or(own["end_percent"], chosen.end), own["every"]),
             objective=OBJECTIVES[objective],
             word=initial_word,
-            position=position,
-            encoders=encoders,
-            similarity=similarity,
-            renoise=renoise,
+            position=own["position"],
+            encoders=own["encoders"],
+            similarity=own["similarity"],
+            renoise=_or(own["renoise"], None),
             keep_until=keep_until,
-            chunk=chunk,
-            checkpointing=checkpointing,
-            save=_path(save_as),
+            chunk_size=own["chunk_size"],
+            checkpointing=own["checkpointing"],
+            absolute=chosen.absolute,
+            save=_path(own["save_as"]),
         )
         if not learning.settings.active:
             plain = clip.encode_from_tokens_scheduled(clip.tokenize(text)) if positive is None else positive
@@ -299,8 +157,166 @@ class MinorityPrompt(io.ComfyNode):
         return io.NodeOutput(with_learning(model), to_learn(learning, positive))
 
 
+class MinorityPromptOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityMinorityPromptOptions",
+            display_name=_OPTIONS_NAME,
+            category="diversity/conditioning",
+            description=f"More settings of {_NAME}: when and how fast the token is learned, and what becomes of it.",
+            inputs=[*_common_options(), *(advanced(widget) for widget in _rare_options())],
+            outputs=[options_output(_METHOD, _NAME)],
+        )
+
+    @classmethod
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        return make_options(_METHOD, values)
+
+
+def _common_options() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "iterations",
+            default=AUTO_NUMBER,
+            min=AUTO_NUMBER,
+            max=200,
+            tooltip=(
+                "Iterations at each sampling step that learns; each costs two passes through the model and two back. "
+                "-1: the preset's. 0: plain prompt."
+            ),
+        ),
+        io.Float.Input(
+            "learning_rate",
+            default=float(AUTO_NUMBER),
+            min=float(AUTO_NUMBER),
+            max=10.0,
+            step=0.001,
+            tooltip=(
+                "How far an iteration moves the token's values, in standard deviations of the encoder's token "
+                'embeddings; with mode "published", in their own unit. -1: the preset\'s. 0: plain prompt.'
+            ),
+        ),
+        io.Float.Input(
+            "start_percent",
+            default=_DEFAULT.steps.start,
+            min=0.0,
+            max=0.99,
+            step=0.01,
+            tooltip="From here on in the model's noise schedule (0 is pure noise) the token is learned.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=float(AUTO_NUMBER),
+            min=float(AUTO_NUMBER),
+            max=1.0,
+            step=0.01,
+            tooltip="Sampling steps that begin before this share of the noise schedule learn. -1: the preset's.",
+        ),
+        io.Float.Input(
+            "keep_until",
+            default=float(AUTO_NUMBER),
+            min=float(AUTO_NUMBER),
+            max=1.0,
+            step=0.01,
+            tooltip=(
+                "Share of the noise schedule after which the plain prompt takes over, so that the image still follows "
+                'it. Higher: rarer, and further from the prompt. -1: 0.15, or 1 with mode "published". 0: dropped as '
+                "soon as it is not learned any more. 1: kept to the end."
+            ),
+        ),
+        io.Float.Input(
+            "similarity",
+            default=_DEFAULT.similarity,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip=(
+                "Lower bound of the cosine between the prompt with the learned token and the prompt with the initial "
+                "word. Higher: closer to the prompt. 0: off."
+            ),
+        ),
+        io.Float.Input(
+            "renoise",
+            default=float(AUTO_NUMBER),
+            min=float(AUTO_NUMBER),
+            max=1.0,
+            step=0.05,
+            tooltip=(
+                "How noisy the clean estimate is made again to see whether the model would come back to it, as a "
+                "share of the noise schedule. -1: as noisy as the run has left behind, little at first. The paper "
+                "also uses 0.75."
+            ),
+        ),
+        io.String.Input(
+            "save_as",
+            default="",
+            tooltip=(
+                "Name under which the learned token is saved, for embedding:name in any prompt; for a batch name_1, "
+                "name_2 and so on. Goes to the folder embeddings/diversity. Empty: not saved."
+            ),
+        ),
+    ]
+
+
+def _rare_options() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "every",
+            default=_DEFAULT.steps.every,
+            min=1,
+            max=100,
+            tooltip="Learns at every n-th of these sampling steps only; the others use the token as it is.",
+        ),
+        io.Combo.Input(
+            "position",
+            options=list(POSITIONS),
+            default=_DEFAULT.position,
+            tooltip="Whether the token goes to the end or the start of the prompt. The end is usually better.",
+        ),
+        io.Combo.Input(
+            "encoders",
+            options=list(KINDS),
+            default=_DEFAULT.encoders,
+            tooltip=(
+                'Which text encoders get a token of their own. "clip": those of the CLIP kind. "all": also T5, Qwen, '
+                'Gemma, Llama ... "auto": those of the CLIP kind, or all where the model follows others (FLUX, '
+                "Qwen-Image ...)."
+            ),
+        ),
+        io.Boolean.Input(
+            "typical",
+            default=_DEFAULT.settings.typical,
+            tooltip="Descends the objective instead: more likely images, more alike.",
+        ),
+        io.Int.Input(
+            "chunk_size",
+            default=_DEFAULT.chunk_size,
+            min=AUTO_NUMBER,
+            max=4096,
+            tooltip=(
+                "Images that go through the models at once while the token is learned. -1: all, and fewer when memory "
+                "runs out. Fewer take less memory and up to half as much time again."
+            ),
+        ),
+        io.Boolean.Input(
+            "checkpointing",
+            default=_DEFAULT.checkpointing,
+            tooltip=(
+                "Gradient checkpointing: a fraction of the memory for up to a third more time. Begins by itself when "
+                "memory runs out for a single image."
+            ),
+        ),
+    ]
+
+
+def _or(value: Any, preset: Any) -> Any:
+    """The value, or the preset's where it is -1 (auto)."""
+    return preset if value == AUTO_NUMBER else value
+
+
 def _path(name: str) -> Path | None:
-    """Where a learned token is kept. Raises ValueError for a name that is no file's, or that another embedding has."""
+    """Where a learned token is saved. Raises ValueError for a name that is no file's, or that another embedding has."""
     if not _ALLOWED.fullmatch(name):
         raise ValueError(f"save_as is {name!r}; it must be up to 64 letters, digits, '_' or '-', or empty.")
     if not name:
@@ -317,4 +333,4 @@ def _path(name: str) -> Path | None:
     return own / f"{name}.safetensors"
 
 
-NODES = [MinorityPrompt]
+NODES = [MinorityPrompt, MinorityPromptOptions]

@@ -1,4 +1,4 @@
-"""The rarest pictures of a batch first."""
+"""The rarest images of a batch first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.drivers.rarity import rarity_of
 from ..core.hooks.progress import Progress, show
-from ._inputs import advanced
+from ._inputs import AUTO_NUMBER, advanced
 
 _DIGITS = 5  # that count: more would tell apart what only rounding does
 
@@ -24,35 +24,35 @@ class RarestFirst(io.ComfyNode):
             display_name="Rarest First",
             category="diversity/latent",
             description=(
-                "Sorts finished pictures of one prompt: first those that the model holds for least likely, last the "
-                "typical ones. Noises each picture again and looks how far the model leads away from it."
+                "Sorts finished images of one prompt: first those that the model holds for least likely, last the "
+                "typical ones. Noises each image again and measures how far the model leads away from it."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="The diffusion model that the pictures were made with."),
-                io.Conditioning.Input("positive", tooltip="The plain prompt that the pictures were made for."),
-                io.Latent.Input("latent", tooltip="Finished pictures, from the sampler."),
+                io.Model.Input("model", tooltip="The diffusion model that the images were made with."),
+                io.Conditioning.Input("positive", tooltip="The plain prompt that the images were made for."),
+                io.Latent.Input("latent", tooltip="Finished images, from the sampler."),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,
-                    tooltip="Of the noise that the pictures are noised again with. The same seed, the same order.",
+                    tooltip="Of the noise that the images are noised again with. The same seed, the same order.",
                 ),
                 io.Int.Input(
                     "top",
                     default=0,
                     min=0,
                     max=4096,
-                    tooltip="How many pictures to keep, the rarest ones. 0: all. No more than there are.",
+                    tooltip="How many images to keep, the rarest ones. 0: all. No more than there are.",
                 ),
                 *(advanced(widget) for widget in _advanced_inputs()),
             ],
             outputs=[
-                io.Latent.Output(display_name="LATENT", tooltip="The pictures, rarest first."),
+                io.Latent.Output(display_name="LATENT", tooltip="The images, rarest first."),
                 io.String.Output(
                     display_name="report",
-                    tooltip="Each picture's value and its place in the batch before, counted from 0.",
+                    tooltip="Each image's value and its place in the batch before, counted from 0.",
                 ),
             ],
         )
@@ -66,16 +66,16 @@ class RarestFirst(io.ComfyNode):
         seed: int,
         top: int,
         renoise: float,
-        looks: int,
-        chunk: int,
+        noises: int,
+        chunk_size: int,
     ) -> io.NodeOutput:
         count = len(latent["samples"])
         if not 0 <= top <= count:
-            raise ValueError(f"top is {top}; it must be from 0 (all) to the {count} pictures of this latent.")
-        progress = Progress(looks)
-        values = rarity_of(model, positive, latent, seed, renoise, looks, chunk, progress.step)
+            raise ValueError(f"top is {top}; it must be from 0 (all) to the {count} images of this latent.")
+        progress = Progress(noises)
+        values = rarity_of(model, positive, latent, seed, renoise, noises, chunk_size, progress.step)
         text = [f"{value:.{_DIGITS}g}" for value in values.tolist()]
-        # Stable: pictures of equal value stay in the order they came in.
+        # Stable: images of equal value stay in the order they came in.
         order = sorted(range(count), key=lambda k: -float(text[k]))[: top or count]
         report = _report(text, order)
         show(report)
@@ -83,7 +83,6 @@ class RarestFirst(io.ComfyNode):
 
 
 def _advanced_inputs() -> list[io.Input]:
-    """Saved workflows keep widgets by position: append, never reorder."""
     return [
         io.Float.Input(
             "renoise",
@@ -92,37 +91,37 @@ def _advanced_inputs() -> list[io.Input]:
             max=1.0,
             step=0.05,
             tooltip=(
-                "How noisy a picture is made again, as a share of the noise schedule. High: its layout and colours "
+                "How noisy an image is made again, as a share of the noise schedule. High: its layout and colours "
                 "decide; low: its details."
             ),
         ),
         io.Int.Input(
-            "looks",
+            "noises",
             default=4,
             min=1,
             max=100,
             tooltip="Noises that the value is averaged over. Each costs half a sampling step with CFG.",
         ),
         io.Int.Input(
-            "chunk",
-            default=0,
-            min=0,
+            "chunk_size",
+            default=AUTO_NUMBER,
+            min=AUTO_NUMBER,
             max=4096,
-            tooltip="Pictures that go through the model at once. 0: all, and fewer when memory runs out.",
+            tooltip="Images that go through the model at once. -1: all, and fewer when memory runs out.",
         ),
     ]
 
 
 def _report(values: list[str], order: list[int]) -> str:
     if len(values) == 1:
-        return f"One picture, value {values[0]}: there is nothing to sort. Make a batch of 2 or more."
-    places = [f"{place}. picture {k}: {values[k]}" for place, k in enumerate(order, 1)]
-    head = f"Rarest first: {len(order)} of {len(values)} pictures (counted from 0)"
+        return f"One image, value {values[0]}: there is nothing to sort. Make a batch of 2 or more."
+    places = [f"{place}. image {k}: {values[k]}" for place, k in enumerate(order, 1)]
+    head = f"Rarest first: {len(order)} of {len(values)} images (counted from 0)"
     return "\n".join([head, *places])
 
 
 def _rows(latent: dict[str, Any], order: list[int]) -> dict[str, Any]:
-    """The latent's pictures in this order, with their places in the batch and their masks, as a new latent."""
+    """The latent's images in this order, with their places in the batch and their masks, as a new latent."""
     samples: Tensor = latent["samples"]
     places = latent.get("batch_index", range(len(samples)))
     sorted_latent = {**latent, "samples": samples[order], "batch_index": [places[k] for k in order]}

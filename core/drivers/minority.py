@@ -20,7 +20,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..hooks.carried import Payload, carrying, checked
-from ..hooks.chunks import Chunks
+from ..hooks.chunks import Chunks, check_chunk_size
 from ..hooks.gradients import gradients
 from ..hooks.noise_levels import percent_of, sigma_at
 from ..hooks.progress import show
@@ -39,6 +39,7 @@ from ..methods.minority import (
     noise_share,
 )
 from ..methods.schedule import step_position
+from ..require import require
 from .tpso import native_kappa
 
 logger = logging.getLogger("ComfyUI-Diversity")
@@ -66,16 +67,15 @@ class Learning:
     """What is learned, at which steps, and what becomes of it.
 
     clip, text, word, position, encoders: see `LearnableToken`.
-    settings: learning rate and bound are in standard deviations of each encoder's token embeddings; with `absolute`
-        they are in the embeddings' own unit (as published).
-    similarity: least cosine of the prompt with the token to the prompt with the word that it starts from, in CLIP's
-        projected pooled space, and what means the same in others. 0: none.
+    settings: the learning rate is in standard deviations of each encoder's token embeddings; with `absolute` it is in
+        the embeddings' own unit (as published).
+    similarity: lower bound of the cosine of the prompt with the token to the prompt with the word that it starts from,
+        in CLIP's projected pooled space, and what means the same in others. 0: none.
     renoise: see `noise_share`.
     keep_until: the share of the model's noise schedule after which the plain prompt takes over.
-    chunk: pictures that go through the models at once; 0 is all, and fewer when memory runs out.
-    checkpointing: keep what goes into each layer, and compute the layer again for the gradient; begins by itself when
-        memory runs out for one picture.
-    save: file of the learned token, for several pictures one each with its number; None for none.
+    chunk_size: images that go through the models at once; -1 is all, and fewer when memory runs out.
+    checkpointing: gradient checkpointing of every layer; begins by itself when memory runs out for a single image.
+    save: file of the learned token, for several images one each with its number; None for none.
 
     Raises ValueError for a value that is not allowed.
     """
@@ -89,9 +89,9 @@ class Learning:
     position: str = "end"
     encoders: str = "auto"
     similarity: float = 0.0
-    renoise: float = 0.0
+    renoise: float | None = None
     keep_until: float = 0.15
-    chunk: int = 0
+    chunk_size: int = -1
     checkpointing: bool = False
     absolute: bool = False
     save: Path | None = None
@@ -99,10 +99,8 @@ class Learning:
     def __post_init__(self) -> None:
         noise_share(self.renoise, 0.0)
         for name, value in (("similarity", self.similarity), ("keep_until", self.keep_until)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}; it must be from 0 to 1.")
-        if self.chunk < 0:
-            raise ValueError(f"chunk is {self.chunk}; it must be 0 (all pictures at once) or more.")
+            require(0 <= value <= 1, name, value, "from 0 to 1")
+        check_chunk_size(self.chunk_size)
 
     def token(self) -> LearnableToken:
         """The prompt with the token. Its CLIP must be loaded. Raises ValueError for a prompt that cannot have one."""
@@ -120,7 +118,7 @@ class _Mark(Payload):
 
     one_embedding_only = (
         "Minority Prompt encodes its prompt anew while the sampler runs, and does not know of an embedding for "
-        "each picture. Use unCLIPConditioning with it, which gives one to all pictures."
+        "each image. Use unCLIPConditioning with it, which gives one to all images."
     )
 
     learning: Learning
@@ -308,7 +306,7 @@ class _Run:
         learning = self.learning
         with gradients():
             if self._learned is None:
-                self.chunks = Chunks(len(x), learning.chunk)
+                self.chunks = Chunks(len(x), learning.chunk_size)
                 self.token = learning.token()
                 self.unit = dict.fromkeys(self.token.encoders, 1.0) if learning.absolute else self.token.deviations
                 self.start = self.token.start(len(x), _mixed(seed, "start"))
@@ -356,7 +354,7 @@ class _Run:
         show(f"Minority Prompt: learning at step {step + 1} of {len(self.sigmas) - 1}, {iteration} of {iterations}")
 
     def embeddings(self, offsets: Offsets, rows: slice = slice(None)) -> dict[str, Tensor]:
-        """Token embeddings of the pictures `rows`, whose offsets these are."""
+        """Token embeddings of the images `rows`, whose offsets these are."""
         return {
             name: self.start[name][rows] + self.unit[name] * offset.to(self.start[name])
             for name, offset in offsets.items()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ..require import require
 from .conditioning import conditioning_rows
 from .gradients import gradients
 
@@ -20,17 +21,20 @@ Pullback = Callable[[Tensor], Tensor]
 _Result = TypeVar("_Result")
 
 
+def check_chunk_size(size: int) -> None:
+    """Raises ValueError for a number of images at once that is neither -1 (auto) nor 1 or more."""
+    require(size == -1 or size >= 1, "chunk_size", size, "1 or more, or -1 (auto)")
+
+
 class Chunks:
     """How many of a batch's rows go through a model at once, halved whenever memory runs out.
 
-    size: 0 is all of them, and fewer when memory runs out. Raises ValueError for a negative one.
+    size: below 1 is all of them, and fewer when memory runs out.
     """
 
-    def __init__(self, count: int, size: int = 0) -> None:
-        if size < 0:
-            raise ValueError(f"chunk is {size}; it must be 0 (all pictures at once) or more.")
+    def __init__(self, count: int, size: int = -1) -> None:
         self.count = count
-        self.size = min(size or count, count)
+        self.size = count if size < 1 else min(size, count)
 
     @property
     def whole(self) -> bool:
@@ -72,7 +76,7 @@ class Chunks:
 class Batch(Chunks):
     """The images of a run, with the guider's conditioning cut to those of a chunk."""
 
-    def __init__(self, guider: comfy.samplers.CFGGuider, count: int, size: int = 0) -> None:
+    def __init__(self, guider: comfy.samplers.CFGGuider, count: int, size: int = -1) -> None:
         super().__init__(count, size)
         self._guider = guider
 

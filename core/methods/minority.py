@@ -4,7 +4,7 @@ Um and Ye, "Minority-Focused Text-to-Image Generation via Prompt Optimization", 
 
 One token is added to the prompt. At some sampling steps its embedding climbs an objective of the clean estimates: with
 `minority`, the estimate under the prompt with the token is to be one that the plain prompt would not lead back to.
-Published, nothing holds the token near where it started; here its distance and its effect on the prompt can be bounded.
+Published, nothing holds the token near where it started; here its effect on the prompt can be limited.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..require import require
 
-# How far the learned embeddings are from where they started, by encoder: [B, P, D] for B pictures and P tokens, in
+# How far the learned embeddings are from where they started, by encoder: [B, P, D] for B images and P tokens, in
 # whatever unit the encoder's embeddings are measured in.
 Offsets = dict[str, Tensor]
 # Offsets to clean estimates [B, C, ...] and their pullback: a gradient with respect to the estimates to one with
@@ -69,7 +69,7 @@ class Estimates:
 
 
 class Objective(Protocol):
-    """What the token is learned for: a value for each picture, `[B]`, that shall become large."""
+    """What the token is learned for: a value for each image, `[B]`, that shall become large."""
 
     def __call__(self, estimates: Estimates, /) -> Tensor: ...
 
@@ -78,8 +78,8 @@ def minority(estimates: Estimates, /, balance: float = 1.0) -> Tensor:
     """||sg(clean) - renoised|| + balance ||clean - sg(renoised)||, the length per image (equation 8; sg stops
     gradients).
 
-    Large where noising a picture again and denoising it under the plain prompt leads elsewhere: where the model holds
-    the picture for unlikely. The paper's formula squares the lengths, its released code does not.
+    Large where noising an image again and denoising it under the plain prompt leads elsewhere: where the model holds
+    the image for unlikely. The paper's formula squares the lengths, its released code does not.
     """
     clean, renoised = estimates.clean, estimates.renoised
     return _length(clean.detach() - renoised) + balance * _length(clean - renoised.detach())
@@ -99,7 +99,7 @@ def diversity(estimates: Estimates, /) -> Tensor:
     flat = estimates.clean.flatten(1)
     if len(flat) < 2:
         raise ValueError(
-            "The batch holds 1 picture: there is no other to differ from. Make a batch of 2 or more, or choose the "
+            "The batch holds 1 image: there is no other to differ from. Make a batch of 2 or more, or choose the "
             'objective "minority".'
         )
     # Not by matrix products: what they leave of a small distance is rounding.
@@ -125,8 +125,6 @@ class Settings:
 
     iterations: steps of Adam (K).
     learning_rate: how far a step moves an embedding value, in the unit of the offsets.
-    bound: furthest that a token may be from where it started: root mean square of its offset. 0: no bound.
-    held: keep the prompt within what the margin allows.
     typical: climb down instead, towards what the model holds for likely.
 
     Raises ValueError for a value that is not allowed.
@@ -134,15 +132,12 @@ class Settings:
 
     iterations: int = 10
     learning_rate: float = 0.7
-    bound: float = 0.0
-    held: bool = False
     typical: bool = False
 
     def __post_init__(self) -> None:
         require(self.iterations >= 0, "iterations", self.iterations, "0 or more")
         good_rate = math.isfinite(self.learning_rate) and self.learning_rate >= 0
         require(good_rate, "learning_rate", self.learning_rate, "0 or more")
-        require(math.isfinite(self.bound) and self.bound >= 0, "bound", self.bound, "0 (no bound) or more")
 
     @property
     def active(self) -> bool:
@@ -152,21 +147,42 @@ class Settings:
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings for a kind of model: `end` is the share of the noise schedule in which the token is learned.
+    """Settings for a kind of model.
 
-    The learning rate is in standard deviations of token embeddings: the paper's 0.01 and 0.001 are divided by the 0.014
-    of SD1.5's.
+    learning_rate: in standard deviations of token embeddings; with `absolute`, in the embeddings' own unit.
+    end: the share of the noise schedule in which the token is learned.
+    keep_until: the share after which the plain prompt takes over.
     """
 
     iterations: int
     learning_rate: float
     end: float
+    keep_until: float
+    absolute: bool = False
 
 
-PUBLISHED = {"base model": Preset(10, 0.7, 0.1), "few-step model": Preset(3, 0.07, 1.0)}
-# A few-step model that learns at every step loses the prompt; one that learns at its first step alone does not. On base
-# models half as many steps of twice the size are as good, and cost half (docs/minority.md).
-PRESETS = {"base model": Preset(5, 1.4, 0.1), "few-step model": Preset(10, 0.7, 0.1)}
+# The paper's; its 0.01 is about 0.7 standard deviations of SD1.5's token embeddings.
+PUBLISHED = {
+    "base model": Preset(10, 0.01, 0.1, 1.0, absolute=True),
+    "few-step model": Preset(3, 0.001, 1.0, 1.0, absolute=True),
+}
+# A token that is learned at every step of a few-step model, or kept to the end of any, loses the prompt. On base models
+# half as many iterations of twice the size are as good, and cost half. Both were measured: see docs.
+RECOMMENDED = {"base model": Preset(5, 1.4, 0.1, 0.15), "few-step model": Preset(10, 0.7, 0.1, 0.15)}
+PRESETS = {"recommended": RECOMMENDED, "published": PUBLISHED}
+
+
+def check_published(objective: str, keep_until: float, similarity: float, typical: bool) -> None:
+    """Raises ValueError for settings that the paper and its code do not have.
+
+    Theirs are: one objective at a time, a token that is kept to the end or dropped as soon as it is not learned, and
+    nothing that restrains it.
+    """
+    require(objective != "both", "objective", objective, 'minority or diversity with mode "published"')
+    kept = "1 (to the end), 0 (dropped after learning) or -1 (auto)"
+    require(keep_until in (0, 1), "keep_until", keep_until, f'{kept} with mode "published"')
+    require(similarity == 0, "similarity", similarity, '0 (off) with mode "published"')
+    require(not typical, "typical", typical, 'off with mode "published"')
 
 
 @dataclass(frozen=True)
@@ -193,15 +209,15 @@ class Steps:
         return tuple(inside[:: self.every])
 
 
-def noise_share(share: float, after: float) -> float:
+def noise_share(share: float | None, after: float) -> float:
     """To which share of the noise schedule, 0..1 (0 is pure noise), clean estimates are noised again.
 
-    share: how noisy, as a share of all timesteps; 0 anneals it: as noisy as the run has left behind when this step is
-    done (`after`), so little at first and much at the end. Published: t = 999, 749, 499, 249 of 1000 are noised again
-    to 250, 500, 750, 1000. Raises ValueError for a share that is not within 0..1.
+    share: how noisy, as a share of all timesteps. None anneals it: as noisy as the run has left behind when this step
+    is done (`after`), so little at first and much at the end. Published: t = 999, 749, 499, 249 of 1000 are noised
+    again to 250, 500, 750, 1000. Raises ValueError for a share that is not within 0..1, or is 0.
     """
-    require(0 <= share <= 1, "renoise", share, "from 0 (annealed) to 1")
-    return 1 - (share if share > 0 else after)
+    require(share is None or 0 < share <= 1, "renoise", share, "above 0, to 1, or -1 (auto)")
+    return 1 - (after if share is None else share)
 
 
 @dataclass(frozen=True)
@@ -221,14 +237,14 @@ def learn(
     margin: Margin | None = None,
     after_step: Callable[[], None] = lambda: None,
 ) -> Learned:
-    """Tokens after one round of learning from `offsets`, one token (or several) for each picture and encoder.
+    """Tokens after one round of learning from `offsets`, one token (or several) for each image and encoder.
 
-    Where a restraint is broken, a picture's tokens are drawn back along the straight line to where they started before
-    the first round (zero offsets), which keeps within any restraint. `after_step` is called after every step of Adam,
+    Where the margin is broken, an image's tokens are drawn back along the straight line to where they started before
+    the first round (zero offsets), which keeps within any margin. `after_step` is called after every step of Adam,
     whose state does not outlive the round (published).
 
     Must run where gradients can be taken. Raises ValueError for an objective that does not give one number for each
-    picture, and for a gradient that is zero everywhere or not finite.
+    image, and for a gradient that is zero everywhere or not finite.
     """
     current = {name: offset.detach().float().clone() for name, offset in offsets.items()}
     optimiser = torch.optim.Adam(list(current.values()), lr=settings.learning_rate, maximize=not settings.typical)
@@ -239,7 +255,7 @@ def learn(
         with torch.enable_grad():
             estimates = Estimates(clean, renoised_estimate)
             scores = objective(estimates)
-            numbers = f"one number for each of {len(clean)} pictures"
+            numbers = f"one number for each of {len(clean)} images"
             require(scores.shape == (len(clean),), "shape of the objective", list(scores.shape), numbers)
             gradient = estimates.gradient(scores.sum())
         history.append(scores.detach())
@@ -250,18 +266,16 @@ def learn(
             offset.grad = gradients[name].float() / scales[name]
         optimiser.step()
         with torch.no_grad():
-            for name, offset in restrained(current, settings, margin).items():
+            for name, offset in restrained(current, margin).items():
                 current[name].copy_(offset)
         after_step()
     found = {name: offset.detach() for name, offset in current.items()}
     return Learned(found, torch.stack(history) if history else torch.zeros(0, 0))
 
 
-def restrained(offsets: Offsets, settings: Settings, margin: Margin | None = None) -> Offsets:
-    """Offsets within the settings' bound and, where they are held, with a margin that is not negative."""
-    if settings.bound > 0:
-        offsets = {name: _bounded(offset, settings.bound) for name, offset in offsets.items()}
-    if not settings.held or margin is None:
+def restrained(offsets: Offsets, margin: Margin | None = None) -> Offsets:
+    """Offsets with a margin that is not negative, by bisection; without a margin, as they are."""
+    if margin is None:
         return offsets
     outside = margin(offsets) < 0
     if not bool(outside.any()):
@@ -275,12 +289,8 @@ def restrained(offsets: Offsets, settings: Settings, margin: Margin | None = Non
 
 
 def distances(offsets: Offsets) -> Tensor:
-    """How far each picture's tokens are from where they started, `[B]`: the largest root mean square of any."""
+    """How far each image's tokens are from where they started, `[B]`: the largest root mean square of any."""
     return torch.stack([_spread(offset).flatten(1).amax(1).cpu() for offset in offsets.values()]).amax(0)
-
-
-def _bounded(offset: Tensor, bound: float) -> Tensor:
-    return offset * (bound / _spread(offset).clamp(min=bound))
 
 
 def _spread(offset: Tensor) -> Tensor:
@@ -299,7 +309,7 @@ def _checked_scales(gradients: Offsets) -> dict[str, float]:
     if not any(scales.values()):
         raise ValueError(
             "The gradient of the token is zero: nothing says which way to move it. Either the objective cannot tell "
-            "pictures apart, or the mask lets nothing change, or a part of the model (compiled, quantised, or with an "
+            "images apart, or the mask lets nothing change, or a part of the model (compiled, quantised, or with an "
             "attention of its own) passes no gradient on: switch that off."
         )
     # An encoder that this model does not read has nothing to learn, and stays where it is.

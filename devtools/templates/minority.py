@@ -1,4 +1,4 @@
-"""Templates of rare pictures: a token learned with KSampler, on a fast model, and one that is kept and used again."""
+"""Templates of rare images: a token learned with KSampler, on a fast model, and one that is kept and used again."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ NOTES = {
 between model and sampler. Prompt, seed and noise are the same.
 
 Press **Run** and compare: look for colours, sizes, places and backgrounds that the ten hearts of the baseline do not \
-show, and see whether all are hearts still.
+show, and check that all are still hearts.
 
 **strength** is the knob: 0 is the baseline again.""",
     "minority_mmdit": """**On a flow-matching transformer**, which draws hearts that are all much alike. Prompt, seed \
 and noise are those of *baseline_mmdit*.
 
-Press **Run** and compare. Beside **strength**, **keep_until** is a knob: from there on the plain prompt has the last \
-word.""",
+Press **Run** and compare. Beside **strength**, *keep_until* in *Minority Prompt Options* is a knob: from there on the \
+plain prompt has the last word.""",
     "minority_distilled": """**On a fast model:** four steps at cfg 1. With the preset *few-step model* all is \
 learned at the first step.
 
 Press **Run** and compare with *baseline_distilled*.""",
-    "minority_keep": f"""**A learned token, kept.** One picture; what it learns is saved as **{TOKEN}**, an ordinary \
-embedding that every ComfyUI reads, with or without this pack.
+    "minority_keep": f"""**A learned token, saved.** One image; *Minority Prompt Options* saves what it learns as \
+**{TOKEN}**, an \
+ordinary embedding that every ComfyUI reads, with or without this pack.
 
 Press **Run**. The token is now in *embeddings/diversity*. Then open *baseline_unet* and write the prompt \
-**a heart embedding:{TOKEN}**: all ten pictures get it.""",
+**a heart embedding:{TOKEN}**: all ten images get it.""",
 }
 
 
@@ -46,7 +47,7 @@ def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
     nodes["minority"] = Node(
         "DiversityMinorityPrompt",
         (360, 0),
-        (320, 640),
+        (320, 330),
         values={"text": PROMPT, **settings},
         inputs={"model": source, "clip": ("world", 1)},
         color=BLUE,
@@ -60,7 +61,12 @@ def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
 
 def with_token_kept(model: str) -> dict[str, Node]:
     """One picture, whose token is kept."""
-    nodes = with_sampler(model, save_as=TOKEN)
+    nodes = with_sampler(model)
+    nodes["options"] = Node(
+        "DiversityMinorityPromptOptions", (360, 400), (320, 400), values={"save_as": TOKEN}, color=BLUE
+    )
+    own = nodes["minority"]
+    nodes["minority"] = replace(own, inputs={**own.inputs, "options": ("options", 0)})
     nodes["latent"] = replace(nodes["latent"], values={**nodes["latent"].values, "batch_size": 1})
     return nodes
 

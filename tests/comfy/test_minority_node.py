@@ -13,37 +13,40 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import BasicGuider, CFGGuider, RandomNoise, SamplerCustomAdvanced
 from comfyui_diversity.core.drivers import minority as hook
-from comfyui_diversity.nodes import NODES
-from comfyui_diversity.nodes.minority import MinorityPrompt
+from comfyui_diversity.core.methods.minority import Settings
+from comfyui_diversity.nodes.minority import MinorityPrompt, MinorityPromptOptions
 from torch import Tensor
 
 from devtools.small_encoders import small_encoder
 from devtools.small_models import small_model
 
 TEXT, SEED, STEPS, BATCH = "a red fish", 7, 3, 2
-OPTIONS: dict[str, Any] = {
+MAIN: dict[str, Any] = {
     "text": TEXT,
     "preset": "base model",
     "strength": 1.0,
     "initial_word": "cool",
     "objective": "minority",
-    "iterations": 2,
-    "learning_rate": 0.0,
+    "mode": "recommended",
+}
+OPTIONS: dict[str, Any] = {
+    "iterations": -1,
+    "learning_rate": -1.0,
     "start_percent": 0.0,
-    "end_percent": 0.0,
-    "every": 1,
-    "keep_until": 0.15,
-    "bound": 0.0,
+    "end_percent": -1.0,
+    "keep_until": -1.0,
     "similarity": 0.0,
-    "renoise": 0.0,
+    "renoise": -1.0,
+    "save_as": "",
+}
+RARE: dict[str, Any] = {
+    "every": 1,
     "position": "end",
     "encoders": "auto",
     "typical": False,
-    "chunk": 0,
-    "save_as": "",
+    "chunk_size": -1,
+    "checkpointing": False,
 }
-LATER = {"checkpointing": False}  # added behind what saved workflows hold, and so optional
-ADVANCED = [*list(OPTIONS)[4:], *LATER]
 
 
 class Graph:
@@ -53,8 +56,11 @@ class Graph:
         self.model, self.clip = small_model("eps"), small_encoder("sd1")
 
     @torch.inference_mode()
-    def node(self, **changed: Any) -> tuple[Any, list]:
-        return MinorityPrompt.execute(self.model, self.clip, **{**OPTIONS, **changed}).args
+    def node(self, positive: list | None = None, **changed: Any) -> tuple[Any, list]:
+        """The outputs; the options node is connected where one of its widgets is named."""
+        main = {name: changed.pop(name, value) for name, value in MAIN.items()}
+        options = MinorityPromptOptions.execute(**{**OPTIONS, **RARE, **changed}).args[0] if changed else None
+        return MinorityPrompt.execute(self.model, self.clip, **main, positive=positive, options=options).args
 
     @torch.inference_mode()
     def plain(self, text: str = TEXT) -> list:
@@ -103,8 +109,9 @@ def learning(positive: list) -> Any:
     return positive[0][1][hook.KEY].learning
 
 
+@pytest.mark.fast
 def test_ksampler_and_guiders_give_one_result(graph: Graph) -> None:
-    model, positive = graph.node()
+    model, positive = graph.node(iterations=2)
     expected = graph.simple(model, positive)
     assert not torch.equal(expected, graph.simple(graph.model, graph.plain()))
     guided = CFGGuider.execute(model, positive, graph.plain(""), 3.0).args[0]
@@ -113,30 +120,46 @@ def test_ksampler_and_guiders_give_one_result(graph: Graph) -> None:
     assert torch.isfinite(graph.advanced(model, basic)).all()
 
 
-def test_strength_0_is_the_plain_prompt(graph: Graph) -> None:
-    model, positive = graph.node(strength=0.0)
+@pytest.mark.parametrize("off", [{"strength": 0.0}, {"iterations": 0}, {"learning_rate": 0.0}])
+def test_off_is_the_plain_prompt(graph: Graph, off: dict[str, Any]) -> None:
+    model, positive = graph.node(**off)
     assert model is graph.model
     assert torch.equal(positive[0][0], graph.plain()[0][0])
     given = graph.plain()
-    assert graph.node(strength=0.0, positive=given)[1] is given
+    assert graph.node(positive=given, **off)[1] is given
 
 
-def test_what_it_hands_out_is_the_plain_prompt_until_it_is_sampled(graph: Graph) -> None:
-    _, positive = graph.node()
-    assert torch.equal(positive[0][0], graph.plain()[0][0])
-    assert torch.equal(positive[0][1]["pooled_output"], graph.plain()[0][1]["pooled_output"])
-
-
-def test_presets_fill_in_what_is_0(graph: Graph) -> None:
-    base = learning(graph.node(iterations=0)[1])
-    assert (base.settings.iterations, base.settings.learning_rate, base.steps.end) == (5, 1.4, 0.1)
-    few = learning(graph.node(iterations=0, preset="few-step model", strength=2.0)[1])
+def test_presets_fill_in_what_is_auto(graph: Graph) -> None:
+    base = learning(graph.node()[1])
+    assert (base.settings, base.steps.end, base.keep_until) == (Settings(5, 1.4), 0.1, 0.15)
+    assert (base.renoise, base.absolute) == (None, False)
+    few = learning(graph.node(preset="few-step model", strength=2.0)[1])
     assert (few.settings.iterations, few.steps.end) == (10, 0.1)
     assert few.settings.learning_rate == pytest.approx(1.4)
-    own = learning(graph.node(iterations=5, learning_rate=0.2, end_percent=0.3, similarity=0.8)[1])
-    assert (own.settings.iterations, own.settings.learning_rate, own.steps.end) == (5, 0.2, 0.3)
-    assert own.settings.held
-    assert not base.settings.held
+    own = learning(graph.node(iterations=3, learning_rate=0.2, end_percent=0.3, keep_until=0.0, renoise=0.75)[1])
+    assert (own.settings, own.steps.end, own.keep_until, own.renoise) == (Settings(3, 0.2), 0.3, 0.0, 0.75)
+    rare = learning(graph.node(similarity=0.8, chunk_size=2, every=2, typical=True)[1])
+    assert (rare.similarity, rare.chunk_size, rare.steps.every, rare.settings.typical) == (0.8, 2, 2, True)
+
+
+def test_published_is_the_papers(graph: Graph) -> None:
+    base = learning(graph.node(mode="published")[1])
+    assert (base.settings, base.steps.end, base.keep_until) == (Settings(10, 0.01), 0.1, 1.0)
+    few = learning(graph.node(mode="published", preset="few-step model")[1])
+    assert (few.settings, few.steps.end, few.keep_until) == (Settings(3, 0.001), 1.0, 1.0)
+    assert base.absolute
+    assert few.absolute
+    with pytest.raises(ValueError, match=r"similarity is 0\.9; it must be 0"):
+        graph.node(mode="published", similarity=0.9)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [({"chunk_size": 0}, "chunk_size is 0"), ({"renoise": 0.0}, "renoise is 0"), ({"keep_until": -0.5}, "from 0 to 1")],
+)
+def test_values_that_mean_nothing_are_named(graph: Graph, changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        graph.node(**changed)
 
 
 def test_a_positive_of_another_text_is_refused(graph: Graph) -> None:
@@ -166,7 +189,7 @@ def test_a_kept_token_is_an_embedding_for_stock_nodes(graph: Graph, embeddings: 
             used.append(text.clone())
         return executor(x, t, concat, text, *rest, **named)
 
-    model, positive = graph.node(save_as="rare", keep_until=1.0)
+    model, positive = graph.node(save_as="rare", keep_until=1.0, iterations=2)
     assert list(embeddings.rglob("*")) == []
     watched = model.clone()
     watched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "spy", spy)
@@ -183,7 +206,7 @@ def test_a_kept_token_is_an_embedding_for_stock_nodes(graph: Graph, embeddings: 
     graph.node(save_as="rare")  # its own file is no obstacle
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "c:d", "two words", "x" * 65])
+@pytest.mark.parametrize("name", ["../up", "two words"])
 def test_names_that_are_no_file_names_are_refused(graph: Graph, embeddings: Path, name: str) -> None:
     with pytest.raises(ValueError, match="letters, digits"):
         graph.node(save_as=name)
@@ -200,17 +223,12 @@ def test_the_embedding_of_another_is_not_overwritten(graph: Graph, embeddings: P
 # --- schema -----------------------------------------------------------------------------------------------------------
 
 
-def test_widgets_keep_their_order_and_the_defaults_are_the_methods() -> None:
+def test_widgets_and_their_defaults() -> None:
     given = MinorityPrompt.GET_NODE_INFO_V1()["input"]
-    inputs = {**given["required"], **given["optional"]}
-    assert list(inputs) == ["model", "clip", *OPTIONS, "positive", *LATER]
-    assert list(given["optional"]) == ["positive", *LATER]
-    assert [name for name, entry in inputs.items() if entry[1].get("advanced")] == ADVANCED
-    expected = {**OPTIONS, **LATER}
-    defaults = {name: inputs[name][1].get("default") for name in expected if name not in ("text", "iterations")}
-    assert defaults == {name: value for name, value in expected.items() if name in defaults}
-    assert all(entry[1].get("tooltip") for entry in inputs.values())
-
-
-def test_it_is_registered() -> None:
-    assert MinorityPrompt in NODES
+    assert list(given["required"]) == ["model", "clip", *MAIN]
+    assert list(given["optional"]) == ["positive", "options"]
+    options = MinorityPromptOptions.GET_NODE_INFO_V1()["input"]["required"]
+    assert {name: entry[1]["default"] for name, entry in options.items()} == {**OPTIONS, **RARE}
+    assert [name for name, entry in options.items() if entry[1].get("advanced")] == list(RARE)
+    main = {name: given["required"][name][1].get("default") for name in MAIN if name not in ("text", "mode")}
+    assert main == {name: MAIN[name] for name in main}
