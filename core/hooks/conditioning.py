@@ -1,4 +1,4 @@
-"""Conditioning of some pictures of a batch."""
+"""Conditioning of some images of a batch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .carried import Payload
 
 
 def conditioning_rows(conds: dict[str, list[dict[str, Any]]], rows: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
-    """A guider's processed conditioning for the pictures at positions `rows` of the batch; the input is left as it is.
+    """A guider's processed conditioning for the images at positions `rows` of the batch; the input is left as it is.
 
-    Picture k reads row k of a conditioning with several rows, and row k modulo their number where they are fewer.
-    Raises ValueError for a ControlNet with several hint pictures, which keeps its place in the batch to itself.
+    Image k reads row k of a conditioning with several rows, and row k modulo their number where they are fewer.
+    Raises ValueError for a ControlNet with several hint images, which keeps its place in the batch to itself.
     """
     return {name: [_entry_rows(entry, rows) for entry in entries] for name, entries in conds.items()}
 
@@ -26,8 +26,8 @@ def _entry_rows(entry: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         hint = getattr(control, "cond_hint_original", None)
         if isinstance(hint, Tensor) and len(hint) > 1:
             raise ValueError(
-                f"A ControlNet has {len(hint)} hint pictures, one for each picture of the batch, so the batch cannot "
-                "be cut into chunks: set the chunk to 0 and use a batch that fits in memory, or use one hint picture."
+                f"A ControlNet has {len(hint)} hint images, one for each image of the batch, so the batch cannot be "
+                "cut into chunks: use a batch that fits in memory at once (chunk_size -1), or one hint image."
             )
         control = getattr(control, "previous_controlnet", None)
     payloads = {name: value.for_rows(rows) for name, value in entry.items() if isinstance(value, Payload)}

@@ -159,7 +159,7 @@ def test_a_model_that_reads_no_embeddings_says_so() -> None:
 def test_minority_prompt_is_refused() -> None:
     clip = small_encoder("sd1")
     text = attach(to_learn(Learning(clip, "a fish")), [output()])
-    with pytest.raises(ValueError, match="does not know of an embedding for each picture"):
+    with pytest.raises(ValueError, match="does not know of an embedding for each image"):
         sample(with_learning(small_unclip()), random_latent("eps", 1), text, conditioning("eps", seed=1))
 
 
