@@ -50,7 +50,7 @@ def test_a_controlnet_with_several_hints_is_refused() -> None:
     last = comfy.controlnet.ControlBase()
     last.set_cond_hint(torch.zeros(1, 3, 8, 8))
     last.set_previous_controlnet(control)
-    with pytest.raises(ValueError, match="3 hint images"):
+    with pytest.raises(ValueError, match="3 hint"):
         conditioning_rows({"positive": [{"model_conds": {}, "control": last}]}, range(2))
     alone = comfy.controlnet.ControlBase()
     alone.set_cond_hint(torch.zeros(1, 3, 8, 8))
