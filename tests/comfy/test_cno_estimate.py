@@ -17,9 +17,8 @@ from comfyui_diversity.core.hooks.denoise import CleanEstimate
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.sampling import SamplerRun, changed_noise
 from comfyui_diversity.core.methods.cno import Settings, contrastive_loss, optimise_noise, pool
+from small.models import FAMILIES, conditioning, random_latent, small_model
 from torch import Tensor
-
-from devtools.small_models import FAMILIES, conditioning, random_latent, small_model
 
 BATCH = 3
 every_family = pytest.mark.parametrize("family", list(FAMILIES))

@@ -17,9 +17,8 @@ from comfyui_diversity.nodes.cno import (
     DiverseNoiseModel,
 )
 from comfyui_diversity.nodes.kept_noise import NoiseFromLatent, UseNoise
+from small.models import FAMILIES, conditioning, small_model
 from torch import Tensor
-
-from devtools.small_models import FAMILIES, conditioning, small_model
 
 OPTIONS: dict[str, Any] = {
     "strength": 0.5,

@@ -12,9 +12,8 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfyui_diversity.nodes.cno import DiverseNoiseModel
+from small.models import FAMILIES, Counter, conditioning, random_latent, small_model
 from torch import Tensor
-
-from devtools.small_models import FAMILIES, Counter, conditioning, random_latent, small_model
 
 OPTIONS: dict[str, Any] = {
     "strength": 0.5,

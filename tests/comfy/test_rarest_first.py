@@ -14,10 +14,9 @@ from comfyui_diversity.core.drivers.rarity import rarity_of
 from comfyui_diversity.core.methods.minority import Estimates, Settings, minority
 from comfyui_diversity.nodes.cno import DiverseNoiseModel
 from comfyui_diversity.nodes.rarest import RarestFirst
+from small.encoders import small_encoder
+from small.models import FAMILIES, Counter, conditioning, random_latent, small_model
 from torch import Tensor
-
-from devtools.small_encoders import small_encoder
-from devtools.small_models import FAMILIES, Counter, conditioning, random_latent, small_model
 
 COUNT = 4
 OPTIONS: dict[str, Any] = {"seed": 0, "top": 0, "renoise": 0.5, "looks": 2, "chunk": 0}
