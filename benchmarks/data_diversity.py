@@ -25,7 +25,7 @@ from comfyui_diversity.demo.world.attributes import sample_scene  # noqa: E402
 from comfyui_diversity.demo.world.draw import draw  # noqa: E402
 from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, Prompt  # noqa: E402
 
-from devtools.measure import Group, measure  # noqa: E402
+from benchmarks.measure import Group, measure  # noqa: E402
 
 PICTURES, DRAWS = 10, 20
 

@@ -18,7 +18,7 @@ from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_OBJECTS, T
 from rich.console import Console
 from torch import Tensor
 
-from devtools.measure import measure
+from benchmarks.measure import measure
 from devtools.places import HERE
 
 OUTPUT = HERE.root / ".dev" / "benchmarks"

@@ -23,7 +23,7 @@ import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 from comfyui_diversity.demo import loader  # noqa: E402
 
-from devtools.measure import Group  # noqa: E402
+from benchmarks.measure import Group  # noqa: E402
 
 NoiseMaker = Callable[[Tensor], Tensor]
 

@@ -63,7 +63,7 @@ def run_demo(_: argparse.Namespace, arguments: Sequence[str]) -> int:
     """All shipped workflows on the demo world."""
     check_weights(HERE.weights)
     set_up(HERE)
-    return _in_environment("python", "-m", "devtools.demo", *arguments)
+    return _in_environment("python", "-m", "benchmarks.demo", *arguments)
 
 
 def run_tests(_: argparse.Namespace, arguments: Sequence[str]) -> int:

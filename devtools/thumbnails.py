@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from .base import prepare_base
-from .demo import decode
 from .graph import only_node, shipped_prompt
+from .images import decode, grid
 from .places import HERE
 from .server import Server
-from .sheet import grid
 
 LEAST = 256  # pixels a side
 SHOWN = 9  # a square fits the front end's cards

@@ -1,4 +1,6 @@
-"""Shared by all tests: the pack as `comfyui_diversity`, the tools as `devtools` and `benchmarks`, a real server."""
+"""Shared by all tests: the pack as `comfyui_diversity`, the tools as `devtools` and `benchmarks`, `small` models, a
+real server.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
     from devtools.server import Client, Server
 
 
-def _load_package(name: str) -> None:
+def _load_package(folder: Path) -> None:
     # By path: the pack's root must stay off sys.path, where its `nodes` would hide ComfyUI's own.
-    folder = ROOT / name
+    name = folder.name
     spec = importlib.util.spec_from_file_location(
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
@@ -36,8 +38,9 @@ def _load_package(name: str) -> None:
     spec.loader.exec_module(module)
 
 
-_load_package("devtools")
-_load_package("benchmarks")
+_load_package(ROOT / "devtools")
+_load_package(ROOT / "benchmarks")
+_load_package(ROOT / "tests" / "small")
 
 from devtools.pack import load_pack  # noqa: E402
 from devtools.places import HERE, ONE_THREAD  # noqa: E402

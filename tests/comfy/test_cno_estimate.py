@@ -19,7 +19,7 @@ from comfyui_diversity.core.hooks.sampling import SamplerRun, changed_noise
 from comfyui_diversity.core.methods.cno import Settings, optimise_noise
 from torch import Tensor
 
-from devtools.small_models import FAMILIES, conditioning, random_latent, small_model
+from small.models import FAMILIES, conditioning, random_latent, small_model
 
 BATCH = 3
 # One family of each prediction type and rank, and one of each architecture that gradients pass through.

@@ -22,7 +22,7 @@ from comfyui_diversity.nodes.cno import (
 from comfyui_diversity.nodes.kept_noise import KeptNoiseForCustomSampler, UseKeptNoise
 from torch import Tensor
 
-from devtools.small_models import FAMILIES, Counter, conditioning, small_model
+from small.models import FAMILIES, Counter, conditioning, small_model
 
 SETTINGS: dict[str, Any] = {"strength": 0.5, "iterations": 3, "mode": "recommended"}
 SEED, BATCH, STEPS, CFG = 7, 4, 3, 3.0

@@ -15,7 +15,7 @@ from comfyui_diversity.nodes._inputs import RECOMMENDED
 from comfyui_diversity.nodes.cno import DiverseNoise, DiverseNoiseOptions
 from torch import Tensor
 
-from devtools.small_models import FAMILIES, Counter, conditioning, random_latent, small_model
+from small.models import FAMILIES, Counter, conditioning, random_latent, small_model
 
 STEPS = 3
 

@@ -17,8 +17,8 @@ from comfyui_diversity.core.methods.minority import Settings
 from comfyui_diversity.nodes.minority import MinorityPrompt, MinorityPromptOptions
 from torch import Tensor
 
-from devtools.small_encoders import small_encoder
-from devtools.small_models import small_model
+from small.encoders import small_encoder
+from small.models import small_model
 
 TEXT, SEED, STEPS, BATCH = "a red fish", 7, 3, 2
 MAIN: dict[str, Any] = {

@@ -18,8 +18,8 @@ from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.methods.minority import OBJECTIVES, RECOMMENDED, Estimates, Settings, Steps
 from torch import Tensor
 
-from devtools.small_encoders import small_encoder
-from devtools.small_models import FAMILIES, Counter, small_model, small_sdxl
+from small.encoders import small_encoder
+from small.models import FAMILIES, Counter, small_model, small_sdxl
 
 STEPS, BATCH, ITERATIONS = 4, 2, 2
 TEXT = "a red fish"

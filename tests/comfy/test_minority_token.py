@@ -10,10 +10,9 @@ import torch
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.prompt import text_encoders
 from comfyui_diversity.core.hooks.tokens import Embeddings, LearnableToken, check_embedding_names, save_embedding
+from small.encoders import ENCODERS, small_encoder
 from torch import Tensor
 from torch.nn import functional as F
-
-from devtools.small_encoders import ENCODERS, small_encoder
 
 PROMPTS = {
     "short": "a red fish",

@@ -17,12 +17,11 @@ from comfyui_diversity.core.methods.image_bank import ImageBank
 from comfyui_diversity.nodes.image_bank import LoadImageBank, MakeImageBank, SaveImageBank
 from comfyui_diversity.nodes.ovi import TextAsVision, TextToVision
 from comfyui_diversity.nodes.tpso import DiversePrompts
+from small.encoders import small_encoder
+from small.models import WIDTH, _randomise, conditioning
+from small.vision import SIZES, small_cascade, small_unclip, small_vision
 from torch import Tensor
 from torch.nn import functional as F
-
-from devtools.small_encoders import small_encoder
-from devtools.small_models import WIDTH, _randomise, conditioning
-from devtools.small_vision import SIZES, small_cascade, small_unclip, small_vision
 
 stock = importlib.import_module("nodes")  # ComfyUI's, not the pack's
 

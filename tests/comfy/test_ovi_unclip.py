@@ -16,11 +16,10 @@ from comfyui_diversity.core.drivers.schedule import scheduled
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.methods.schedule import Window
 from comfyui_diversity.nodes.ovi import UnclipPerPicture
+from small.encoders import small_encoder
+from small.models import WIDTH, conditioning, random_latent, small_model
+from small.vision import small_cascade, small_unclip
 from torch import Tensor
-
-from devtools.small_encoders import small_encoder
-from devtools.small_models import WIDTH, conditioning, random_latent, small_model
-from devtools.small_vision import small_cascade, small_unclip
 
 stock = importlib.import_module("nodes")  # ComfyUI's, not the pack's
 

@@ -18,12 +18,11 @@ from comfyui_diversity.core.hooks.vision import VisionTower
 from comfyui_diversity.core.methods.image_bank import ImageBank
 from comfyui_diversity.core.methods.ovi import Settings, initial_tokens
 from comfyui_diversity.demo import loader
+from small.encoders import small_encoder
+from small.models import WIDTH
+from small.vision import small_vision
 from torch import Tensor
 from torch.nn import functional as F
-
-from devtools.small_encoders import small_encoder
-from devtools.small_models import WIDTH
-from devtools.small_vision import small_vision
 
 FIELDS = ("image_embeds", "last_hidden_state", "penultimate_hidden_states")
 

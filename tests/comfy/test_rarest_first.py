@@ -16,8 +16,8 @@ from comfyui_diversity.core.methods.minority import Estimates, Settings, minorit
 from comfyui_diversity.nodes.rarest import RarestFirst
 from torch import Tensor
 
-from devtools.small_encoders import small_encoder
-from devtools.small_models import Counter, conditioning, random_latent, small_model
+from small.encoders import small_encoder
+from small.models import Counter, conditioning, random_latent, small_model
 
 COUNT = 4
 OPTIONS: dict[str, Any] = {"seed": 0, "top": 0, "renoise": 0.5, "noises": 2, "chunk_size": -1}

@@ -20,9 +20,8 @@ from comfyui_diversity.core.drivers.schedule import PAYLOAD
 from comfyui_diversity.core.hooks.noise_levels import percent_of
 from comfyui_diversity.nodes.cno import DiverseNoiseModel
 from comfyui_diversity.nodes.schedule import ScheduleConditioning
+from small.models import FAMILIES, WIDTH, conditioning, random_latent, small_model
 from torch import Tensor
-
-from devtools.small_models import FAMILIES, WIDTH, conditioning, random_latent, small_model
 
 stock = importlib.import_module("nodes")  # ComfyUI's, not the pack's
 

@@ -14,7 +14,7 @@ from comfyui_diversity.core.drivers.shared_noise import _SEED_OFFSET
 from comfyui_diversity.nodes.shared_noise import SharedNoiseForCustomSampler, UseSharedNoise
 from torch import Tensor
 
-from devtools.small_models import FAMILIES, conditioning, small_model
+from small.models import FAMILIES, conditioning, small_model
 
 BATCH, CFG, SEED = 3, 3.0, 5
 both_kinds = pytest.mark.parametrize("family", [pytest.param("eps", marks=pytest.mark.fast), "sd3"])

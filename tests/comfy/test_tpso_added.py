@@ -8,9 +8,8 @@ import pytest
 import torch
 from comfyui_diversity.core.drivers.schedule import PAYLOAD
 from comfyui_diversity.core.hooks.text import prompt_encoders
-
-from devtools.small_encoders import ENCODERS, small_encoder
-from devtools.small_models import random_latent, small_model
+from small.encoders import ENCODERS, small_encoder
+from small.models import random_latent, small_model
 
 from .test_tpso_nodes import PROMPTS, VARIANTS, assert_same, run, sample, stock_encode
 

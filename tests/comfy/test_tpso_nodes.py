@@ -22,10 +22,9 @@ from comfyui_diversity.demo import loader
 from comfyui_diversity.nodes.schedule import ScheduleConditioning
 from comfyui_diversity.nodes.tpso import DiversePrompts
 from safetensors.torch import save_file
+from small.encoders import ENCODERS, small_encoder
+from small.models import random_latent, small_model
 from torch import Tensor
-
-from devtools.small_encoders import ENCODERS, small_encoder
-from devtools.small_models import random_latent, small_model
 
 stock = importlib.import_module("nodes")  # ComfyUI's, not the pack's
 

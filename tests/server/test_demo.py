@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from devtools.demo import PICTURES, Plan, RowError, carry_out, make_plan
+from benchmarks.demo import PICTURES, Plan, RowError, carry_out, make_plan
 from devtools.places import HERE
 from devtools.server import Server
 
@@ -98,7 +98,7 @@ def test_a_failing_row_is_named(plan: Plan, server: Server) -> None:
 
 
 def demo(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "devtools.demo", *arguments]
+    command = [sys.executable, "-m", "benchmarks.demo", *arguments]
     return subprocess.Popen(command, cwd=HERE.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

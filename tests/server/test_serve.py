@@ -56,7 +56,7 @@ ONLY_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a chi
         (SERVE, "SIGTERM", "ComfyUI is ready", 143),
         (SERVE, "SIGHUP", "Starting ComfyUI", 129),  # a closed terminal
         (DEMO, "SIGTERM", "Starting ComfyUI", 143),
-        (("-m", "devtools.demo", *DEMO[2:]), "SIGINT", "Starting ComfyUI", 130),  # Ctrl-C reaches it, not only dev.py
+        (("-m", "benchmarks.demo", *DEMO[2:]), "SIGINT", "Starting ComfyUI", 130),  # Ctrl-C reaches it, not only dev.py
         pytest.param(SERVE, "SIGKILL", "Starting ComfyUI", -9, marks=ONLY_LINUX),
     ],
 )

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from devtools.demo import decode
 from devtools.graph import SAMPLERS, only_node, shipped_prompt, with_values
+from devtools.images import decode
 from devtools.places import HERE
 from devtools.server import Client, Server
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from devtools import before_after as tool
-from devtools.demo import picture_name
-from devtools.sheet import BLOCK_GAP, GAP, HEAD_HEIGHT, LABEL_WIDTH, MARGIN
+from benchmarks import before_after as tool
+from benchmarks.demo import picture_name
+from benchmarks.demo_sheet import BLOCK_GAP, GAP, HEAD_HEIGHT, LABEL_WIDTH, MARGIN
 
 COLOURS = {"baseline_cfg6": (200, 30, 30), "cno_cfg6": (30, 30, 200)}
 

@@ -9,7 +9,7 @@ from comfyui_diversity.demo.world.attributes import VALUES, Scene, rare_values, 
 from comfyui_diversity.demo.world.draw import draw
 from comfyui_diversity.demo.world.prompts import make_prompt
 
-from devtools.measure import Group, measure
+from benchmarks.measure import Group, measure
 
 HEART = {"object": "heart", "colour": "red", "size": "medium", "place": "centre", "background": "white"}
 

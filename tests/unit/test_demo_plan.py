@@ -11,10 +11,10 @@ import pytest
 from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS
 from rich.console import Console
 
-from devtools.demo import OUTPUT, PICTURES, make_plan, overview, run
-from devtools.measure import Group
+from benchmarks.demo import OUTPUT, PICTURES, make_plan, overview, run
+from benchmarks.demo_rows import RUNS
+from benchmarks.measure import Group
 from devtools.places import HERE
-from devtools.runs import RUNS
 
 
 def test_whole_plan() -> None:
@@ -82,5 +82,5 @@ def test_refuses_two_rows_of_one_name() -> None:
 
 def test_the_server_does_not_wait_for_torch() -> None:
     """Which takes seconds to import: the demo starts ComfyUI first."""
-    check = "import sys, devtools.demo; sys.exit('torch' in sys.modules)"
+    check = "import sys, benchmarks.demo; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=HERE.root).returncode == 0

@@ -8,8 +8,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from devtools.sheet import BLOCK_GAP, GAP, HEAD_HEIGHT, LABEL_WIDTH, MARGIN, PAPER, Block, caption, contact_sheet, table
-from devtools.sheet import grid as make_grid
+from benchmarks.demo_sheet import (
+    BLOCK_GAP,
+    GAP,
+    HEAD_HEIGHT,
+    LABEL_WIDTH,
+    MARGIN,
+    PAPER,
+    Block,
+    caption,
+    contact_sheet,
+    table,
+)
+from devtools.images import grid as make_grid
 
 SIDE, COLUMNS = 32, 3
 ROW = {

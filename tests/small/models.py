@@ -1,4 +1,4 @@
-"""Small diffusion models of many families, from ComfyUI's own classes, with random weights. For tests and measurements.
+"""Small diffusion models of many families, from ComfyUI's own classes, with random weights.
 
 Call `devtools.pack.load_comfyui()` before importing this module.
 """

@@ -1,4 +1,4 @@
-"""The demo's figures as a Markdown table, for the README and the model card: `python -m devtools.markdown`."""
+"""The demo's figures as a Markdown table, for the README and the model card: `python -m benchmarks.demo_markdown`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .places import HERE
+from devtools.places import HERE
 
 FIGURES = HERE.root / "demo" / "output" / "figures.json"
 ATTRIBUTES = ("colour", "size", "place", "background")

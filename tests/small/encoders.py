@@ -1,4 +1,4 @@
-"""Small text encoders of many kinds, from ComfyUI's own classes, with random weights. For tests and measurements.
+"""Small text encoders of many kinds, from ComfyUI's own classes, with random weights.
 
 Call `devtools.pack.load_comfyui()` before importing this module.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from devtools.markdown import markdown
+from benchmarks.demo_markdown import markdown
 
 ROW = {
     "model": "unet",

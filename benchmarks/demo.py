@@ -1,4 +1,4 @@
-"""Runs every row of `runs.RUNS` through a real ComfyUI server, measures the pictures, and shows them.
+"""Runs every row of `demo_rows.RUNS` through a real ComfyUI server, measures the pictures, and shows them.
 
 Writes below demo/output: pictures and a contact sheet per row, an overview per model, figures.json with one row each.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import shutil
 import sys
@@ -21,16 +20,18 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .errors import SetupError
-from .graph import only_node, shipped_prompt, with_settings, with_values
+from devtools.errors import SetupError
+from devtools.graph import only_node, shipped_prompt, with_settings, with_values
+from devtools.images import decode
+from devtools.pack import load_pack
+from devtools.places import HERE
+from devtools.server import Client, PromptError, Server, ServerError
+from devtools.setup import ensure_writable
+from devtools.signals import end_in_order
+
+from .demo_rows import RUNS, Run
+from .demo_sheet import Block, caption, contact_sheet, table
 from .measure import Group, measure
-from .pack import load_pack
-from .places import HERE
-from .runs import RUNS, Run
-from .server import Client, PromptError, Server, ServerError
-from .setup import ensure_writable
-from .sheet import Block, caption, contact_sheet, table
-from .signals import end_in_order
 
 load_pack()
 
@@ -205,11 +206,6 @@ def _told(row: Run) -> Iterator[None]:
         # ComfyUI's traceback is in its log; the first lines say what is wrong.
         reason = "\n".join(str(error).splitlines()[:4])
         raise RowError(f"Row {row.model}/{row.name} (workflows/{row.template}.json): {reason}") from error
-
-
-def decode(picture: bytes) -> np.ndarray:
-    """A picture file as `uint8 [H, W, 3]`."""
-    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
 
 
 def _figures(row: Run, groups: Sequence[Group], seconds: float, scorer: Scorer) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The README's picture: the same prompts and seeds without and with a method, from what the demo wrote.
 
-    python -m devtools.before_after             # diverse prompts on the MMDiT
-    python -m devtools.before_after unet cno    # model and method of any row of the demo
+    python -m benchmarks.before_after             # diverse prompts on the MMDiT
+    python -m benchmarks.before_after unet cno    # model and method of any row of the demo
 
 Nothing in it is chosen: every object of the demo world by itself, and the first pictures of each.
 """
@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from devtools.pack import load_pack
+from devtools.places import HERE
+
 from .demo import OUTPUT, picture_name
-from .pack import load_pack
-from .places import HERE
-from .runs import RUNS, Run
-from .sheet import Block, contact_sheet
+from .demo_rows import RUNS, Run
+from .demo_sheet import Block, contact_sheet
 
 load_pack()
 
@@ -70,7 +71,7 @@ def _pictures(row: Run, output: Path) -> list[np.ndarray]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m devtools.before_after", description="Make the README's picture.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.before_after", description="Make the README's picture.")
     parser.add_argument("model", nargs="?", default="mmdit")
     parser.add_argument("method", nargs="?", default="tpso")
     options = parser.parse_args(arguments)

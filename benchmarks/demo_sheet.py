@@ -60,17 +60,6 @@ def contact_sheet(labels: Sequence[str], blocks: Sequence[Block], columns: int, 
     return sheet
 
 
-def grid(images: np.ndarray, columns: int, side: int = 128, gap: int = 4) -> Image.Image:
-    """Pictures `uint8 [N, H, W, 3]` in rows of `columns`, without words: a thumbnail."""
-    rows = -(-len(images) // columns)
-    step = side + gap
-    canvas = Image.new("RGB", (columns * step + gap, rows * step + gap), CARD)
-    for k, image in enumerate(images):
-        corner = (gap + k % columns * step, gap + k // columns * step)
-        canvas.paste(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS), corner)
-    return canvas
-
-
 def caption(row: dict[str, Any]) -> str:
     """A row's figures in one line."""
     colours = row["effective_number"].get("colour")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .pack import load_pack
+from devtools.pack import load_pack
 
 load_pack()
 

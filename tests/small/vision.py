@@ -20,7 +20,7 @@ from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from .small_models import CPU, WIDTH, _randomise
+from .models import CPU, WIDTH, _randomise
 
 SIZES: dict[str, Any] = {
     "model_type": "clip_vision_model",
