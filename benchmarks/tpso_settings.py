@@ -14,7 +14,7 @@ from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this mak
 import torch
 from comfyui_diversity.core.drivers.schedule import scheduled
 from comfyui_diversity.core.drivers.shared_noise import with_shared_noise
-from comfyui_diversity.core.drivers.tpso import vary_prompt
+from comfyui_diversity.core.drivers.tpso import Recipe, vary_prompt
 from comfyui_diversity.core.methods.schedule import Window
 from comfyui_diversity.core.methods.tpso import Settings
 from torch import Tensor
@@ -48,7 +48,7 @@ def tpso(
         )
 
         def conditioning(prompt: str) -> list:
-            variants, _ = vary_prompt(world.clip, prompt, BATCH, seed, settings, added=added, keep_words=keep)
+            variants, _ = vary_prompt(world.clip, prompt, BATCH, seed, Recipe(settings, added, keep))
             return scheduled(variants, world.conditioning(prompt), window)
 
         return world.latents(

@@ -24,7 +24,7 @@ import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models_base
 import torch
-from comfyui_diversity.core.drivers.tpso import PUBLISHED_RATE, SPREAD_RATE
+from comfyui_diversity.core.drivers.tpso import PUBLISHED_RATE, RECOMMENDED_RATE
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.text import PromptEncoder, prompt_encoders
 from comfyui_diversity.core.methods.tpso import Encode, Pullback, Settings, initial_offsets, optimise_variants
@@ -119,7 +119,7 @@ def row(name: str, clip: Any, count: int, spread: bool, steps: int) -> list[str]
     """One line of the table."""
     with torch.inference_mode(False):
         [encoder] = prompt_encoders(clip, clip.tokenize(PROMPT))
-        rate = SPREAD_RATE * encoder.deviation if spread else PUBLISHED_RATE
+        rate = RECOMMENDED_RATE * encoder.deviation if spread else PUBLISHED_RATE
         # Kappa out of reach: no variant stops early, so that all steps are compared.
         settings = Settings(0.0, steps=steps, learning_rate=rate, spread=spread)
         start = initial_offsets(count, encoder.positions, encoder.width, 0)

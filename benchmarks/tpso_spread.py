@@ -17,7 +17,7 @@ from typing import Any
 from . import world  # noqa: F401 # isort: skip - this makes ComfyUI and the pack importable
 
 import torch
-from comfyui_diversity.core.drivers.tpso import vary_prompt
+from comfyui_diversity.core.drivers.tpso import Recipe, vary_prompt
 from comfyui_diversity.core.methods.tpso import Settings, least_mean_pairwise
 from comfyui_diversity.demo import loader
 from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS
@@ -34,7 +34,7 @@ def line(clip: Any, added: int, keep: bool, kappa: float) -> list[str]:
     above, steps, missed, started = [], [], 0, time.perf_counter()
     prompts = (*TUNE_PROMPTS, *REPORT_PROMPTS)
     for seed, prompt in enumerate(prompts):
-        _, [outcome] = vary_prompt(clip, prompt.text, VARIANTS, seed, settings, added=added, keep_words=keep)
+        _, [outcome] = vary_prompt(clip, prompt.text, VARIANTS, seed, Recipe(settings, added, keep))
         found = outcome.variants
         above.append(found.spreads[-1].item() / least - 1)
         missed += outcome.missed

@@ -1,4 +1,4 @@
-"""Diverse prompts: many conditionings of one prompt (TPSO), one for each picture of a batch."""
+"""Diverse Prompts: conditionings of the variants of one prompt (TPSO), one for each image of a batch."""
 
 from __future__ import annotations
 
@@ -12,189 +12,176 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.drivers.schedule import can_blend, scheduled
-from ..core.drivers.tpso import Outcome, one_variant, plain_conditioning, unvaried, vary_prompt
+from ..core.drivers.tpso import (
+    Outcome,
+    Recipe,
+    one_variant,
+    plain_conditioning,
+    published,
+    recommended,
+    unvaried,
+    vary_prompt,
+)
 from ..core.hooks.progress import Progress, show
 from ..core.hooks.prompt import text_encoders
 from ..core.hooks.text import KINDS
 from ..core.methods.schedule import EASINGS, Window
 from ..core.methods.tpso import Settings
 from ..core.plot import variants_plot
-from ._inputs import advanced
+from ..core.require import require
+from ._inputs import (
+    AUTO_NUMBER,
+    OFF,
+    PUBLISHED,
+    RECOMMENDED,
+    CheckedNode,
+    Options,
+    advanced,
+    make_options,
+    mode_input,
+    options_input,
+    options_output,
+    read_options,
+)
 
-NO_SCHEDULE = "none"
-SCHEDULES = (*EASINGS, NO_SCHEDULE)
-# The negative's variants do not depend on the seed, so that one bank serves all runs; another number than people
-# choose, since equal seeds start the variants of both prompts off in the same direction.
+SCHEDULES = (*EASINGS, OFF)
+# The negative's variants do not depend on the seed, so that every run finds them on disk. A number that people do not
+# choose: with equal seeds the variants of both prompts would start in the same direction.
 _NEGATIVE_SEED = 0x7B50
 _DEFAULT, _WINDOW = Settings(), Window()
-# Chosen on the demo world: this keeps the prompt where words that are varied for longer lose it (docs/tpso.md).
-ADDED_TOKENS, RATIO = 4, 0.2
-# ComfyUI keeps folders with such a name to itself, even where several users share it.
+RATIO = 0.2  # chosen on the demo world (docs/use/tpso.md)
+# ComfyUI does not serve folders with such a name, and they are kept apart from users' own.
 _BANK = Path("__diversity", "variants")
 
 _Control = getattr(io, "ControlAfterGenerate", None)
 
 
-def _prompt_inputs() -> list[io.Input]:
-    return [
-        io.Clip.Input("clip", tooltip="Any text encoder."),
-        io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="The prompt, as in CLIP Text Encode."),
-        io.String.Input(
-            "negative_text",
-            multiline=True,
-            dynamic_prompts=True,
-            tooltip="The negative prompt. The same for all pictures, unless vary_negative is on.",
-        ),
-        io.Int.Input(
-            "variants", default=4, min=1, max=1024, tooltip="How many: as many as the batch of the latent has pictures."
-        ),
-        io.Float.Input(
-            "similarity",
-            default=_DEFAULT.kappa,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip=(
-                "Cosine of every variant to the prompt (kappa). Lower: more different pictures. Too low: they stop "
-                "following the prompt. 1: no difference."
-            ),
-        ),
-        io.Float.Input(
-            "ratio",
-            default=RATIO,
-            min=-1.0,
-            max=1.0,
-            step=0.05,
-            tooltip=(
-                "Share of the sampling steps over which the variants fade into the prompt itself. Higher: more "
-                "different pictures. 0: the variants are never in force. Negative: a window at the end, which harms "
-                "quality."
-            ),
-        ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            # Older versions of ComfyUI cannot say which.
-            control_after_generate=True if _Control is None else _Control.fixed,
-            tooltip="Which variants. Leave it on fixed: another seed for the sampler alone is quicker.",
-        ),
-    ]
+class DiversePromptsOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityTPSOOptions",
+            display_name="Diverse Prompts Options",
+            category="diversity/conditioning",
+            description="More settings for Diverse Prompts (TPSO): what is varied, how, and when it is in force.",
+            inputs=[
+                io.Int.Input(
+                    "added_tokens",
+                    default=AUTO_NUMBER,
+                    min=AUTO_NUMBER,
+                    max=64,
+                    tooltip=(
+                        "Number of tokens appended to the prompt; only these are varied, so that the prompt's own "
+                        "words keep their meaning. 0: the prompt's words themselves are varied, as in the paper. "
+                        "-1 (auto): 4 with mode recommended, 0 with published."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "keep_words",
+                    default=False,
+                    tooltip=(
+                        "Keeps the variants away from prompts in which a word is missing or is another one. Useful "
+                        "with added_tokens 0. Only with mode recommended."
+                    ),
+                ),
+                io.Combo.Input(
+                    "encoders",
+                    options=list(KINDS),
+                    default=KINDS[0],
+                    tooltip=(
+                        'Which text encoders of a CLIP with several are varied. "clip": those of the CLIP kind. '
+                        '"all": also T5, Qwen, Gemma, Llama ... "auto": those of the CLIP kind, or all where the model '
+                        "follows others (FLUX, Qwen-Image ...)."
+                    ),
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=list(SCHEDULES),
+                    default=_WINDOW.easing,
+                    tooltip=(
+                        'How the variants fade into the prompt over ratio: "linear", "smooth" (slowly at both ends), '
+                        '"hold" (fully in force, then not at all). "off": in force for the whole run; for Schedule '
+                        "Conditioning behind this node."
+                    ),
+                ),
+                io.Int.Input(
+                    "perturbed_steps",
+                    default=_WINDOW.steps,
+                    min=0,
+                    max=1000,
+                    tooltip=(
+                        "For few-step models: number of sampling steps in which the variants are in force, in place "
+                        "of ratio (whose sign still chooses the end). 0 (off): ratio decides."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "vary_negative",
+                    default=False,
+                    tooltip=(
+                        "Varies the negative prompt too, with the same similarity and schedule, as in the paper. Its "
+                        "variants are stored on disk: only the first run takes longer."
+                    ),
+                ),
+                io.Int.Input(
+                    "variant",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    tooltip="Gives this variant alone, to make one image of a batch again. 0: all variants.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=AUTO_NUMBER,
+                    min=AUTO_NUMBER,
+                    max=2000,
+                    tooltip=(
+                        "Maximum number of optimisation steps; it ends earlier when nothing is left to gain. 0: the "
+                        "variants are the prompt itself. -1 (auto): 60 with mode recommended, 50 with published."
+                    ),
+                ),
+                advanced(
+                    io.Float.Input(
+                        "tolerance",
+                        default=_DEFAULT.tolerance,
+                        min=0.001,
+                        max=0.5,
+                        step=0.001,
+                        tooltip="How far from similarity a variant may be.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "diversity",
+                        default=_DEFAULT.diversity,
+                        min=0.0,
+                        max=100.0,
+                        step=0.1,
+                        tooltip="Weight of the repulsion between variants. 0 (off): each is optimised by itself.",
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "learning_rate",
+                        default=float(AUTO_NUMBER),
+                        min=float(AUTO_NUMBER),
+                        max=10.0,
+                        step=0.0001,
+                        tooltip=(
+                            "Learning rate of the optimisation. -1 (auto): by the size of the encoder's token "
+                            "embeddings with mode recommended, 0.01 with published."
+                        ),
+                    )
+                ),
+            ],
+            outputs=[options_output("TPSO", "Diverse Prompts (TPSO)")],
+        )
+
+    @classmethod
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        return make_options("TPSO", values)
 
 
-def _advanced_inputs() -> list[io.Input]:
-    return [
-        io.Float.Input(
-            "tolerance",
-            default=_DEFAULT.tolerance,
-            min=0.001,
-            max=0.5,
-            step=0.001,
-            tooltip="How near similarity a variant must come: half the width of the band around it.",
-        ),
-        io.Float.Input(
-            "diversity",
-            default=_DEFAULT.diversity,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            tooltip=(
-                "Weight of the pull apart against the pull to similarity. With 0 the variants do not heed each other."
-            ),
-        ),
-        io.Int.Input(
-            "steps",
-            default=_DEFAULT.steps,
-            min=0,
-            max=2000,
-            tooltip="At most so many steps of optimisation; it stops by itself. 0: the variants are the prompt.",
-        ),
-        io.Float.Input(
-            "learning_rate",
-            default=0.0,
-            min=0.0,
-            max=10.0,
-            step=0.0001,
-            tooltip=(
-                "How far a step goes. 0 chooses it by the size of the encoder's token embeddings, or 0.01 (published) "
-                "where spread is off."
-            ),
-        ),
-        io.Boolean.Input(
-            "spread",
-            default=_DEFAULT.spread,
-            tooltip=(
-                "On: at the chosen similarity the variants go on moving apart, as far as is possible there. Off: each "
-                "stops where it first reaches it, as published."
-            ),
-        ),
-        io.Combo.Input(
-            "encoders",
-            options=list(KINDS),
-            default=KINDS[0],
-            tooltip=(
-                'Which text encoders of a CLIP with several are varied. "clip": those of the CLIP kind. "all": also '
-                'T5, Qwen, Gemma, Llama ... "auto": those of the CLIP kind, or all where the model follows others '
-                "(FLUX, Qwen-Image ...)."
-            ),
-        ),
-        io.Combo.Input(
-            "schedule",
-            options=list(SCHEDULES),
-            default=_WINDOW.easing,
-            tooltip=(
-                'How the variants fade over ratio: "linear", "smooth" (slowly at both ends), "hold" (fully in force, '
-                'then not at all). "none": in force for the whole run; for a Schedule Conditioning behind this node.'
-            ),
-        ),
-        io.Int.Input(
-            "perturbed_steps",
-            default=_WINDOW.steps,
-            min=0,
-            max=1000,
-            tooltip=(
-                "For few-step models: the number of sampling steps in which the variants have a share, in place of "
-                "ratio (whose sign still says which end). 0: ratio decides."
-            ),
-        ),
-        io.Boolean.Input(
-            "vary_negative",
-            default=False,
-            tooltip=(
-                "Varies the negative prompt too, with the same similarity and schedule (part of the published method). "
-                "Its variants are kept on disk: only the first run takes longer."
-            ),
-        ),
-        io.Int.Input(
-            "pick",
-            default=0,
-            min=0,
-            max=1024,
-            tooltip="0: all variants. k: variant k alone, to make picture k of a batch again by itself.",
-        ),
-        io.Int.Input(
-            "added_tokens",
-            default=ADDED_TOKENS,
-            min=0,
-            max=64,
-            tooltip=(
-                "So many tokens are put behind the prompt, and the variants differ in these alone: the prompt's own "
-                "words stay as they are, and are followed better. 0: the words themselves are varied, as published."
-            ),
-        ),
-        io.Boolean.Input(
-            "keep_words",
-            default=False,
-            tooltip=(
-                "On: variants are held back from directions in which a word of the prompt gets lost or changes. Helps "
-                "where the words themselves are varied (added_tokens 0). Off: any direction, as published."
-            ),
-        ),
-    ]
-
-
-class DiversePrompts(io.ComfyNode):
+class DiversePrompts(CheckedNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -202,14 +189,63 @@ class DiversePrompts(io.ComfyNode):
             display_name="Diverse Prompts (TPSO)",
             category="diversity/conditioning",
             description=(
-                "In place of CLIP Text Encode: a variant of the prompt for each picture of the batch, all equally "
+                "In place of CLIP Text Encode: a variant of the prompt for each image of the batch, all equally "
                 "near the prompt and as far apart from each other as that allows. Needs no patched model."
             ),
-            inputs=[*_prompt_inputs(), *(advanced(widget) for widget in _advanced_inputs())],
+            inputs=[
+                io.Clip.Input("clip", tooltip="Any text encoder."),
+                io.String.Input(
+                    "text", multiline=True, dynamic_prompts=True, tooltip="The prompt, as in CLIP Text Encode."
+                ),
+                io.String.Input(
+                    "negative_text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="The negative prompt. The same for all images, unless vary_negative is on in the options.",
+                ),
+                io.Int.Input("variants", default=4, min=1, max=1024, tooltip="How many: the batch size of the latent."),
+                io.Float.Input(
+                    "similarity",
+                    default=_DEFAULT.kappa,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip=(
+                        "Cosine of every variant to the prompt (the paper's kappa). Lower: more diverse images, which "
+                        "follow the prompt less. 1: the variants are the prompt itself."
+                    ),
+                ),
+                io.Float.Input(
+                    "ratio",
+                    default=RATIO,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip=(
+                        "Share of the sampling steps over which the variants fade into the prompt itself (the paper: "
+                        "0.4). Higher: more diverse images. 0 (off): the variants are never in force. Negative: at "
+                        "the end of the run, which harms quality."
+                    ),
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    # Older versions of ComfyUI cannot say which.
+                    control_after_generate=True if _Control is None else _Control.fixed,
+                    tooltip="Which variants. Leave it fixed and change the sampler's seed: then the variants are kept.",
+                ),
+                mode_input(
+                    "the paper's rule, which varies the prompt's own words and stops each variant where it first "
+                    "reaches similarity. The paper also has ratio 0.4 and vary_negative on."
+                ),
+                options_input("TPSO", "Diverse Prompts Options"),
+            ],
             outputs=[
                 io.Conditioning.Output(
                     display_name="positive",
-                    tooltip="Variant k for picture k of the batch, fading into the prompt by its own schedule.",
+                    tooltip="Variant k for image k of the batch, fading into the prompt by its own schedule.",
                 ),
                 io.Conditioning.Output(display_name="negative", tooltip="The negative prompt; varied if so chosen."),
                 io.Conditioning.Output(
@@ -217,7 +253,9 @@ class DiversePrompts(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="plot",
-                    tooltip="Cosines between the variants, and their way to the chosen similarity; one for an encoder.",
+                    tooltip=(
+                        "For each encoder the cosines between the variants, and their cosine to the prompt by step."
+                    ),
                 ),
                 io.String.Output(display_name="report", tooltip="What was done and reached, in words."),
             ],
@@ -233,31 +271,22 @@ class DiversePrompts(io.ComfyNode):
         similarity: float,
         ratio: float,
         seed: int,
-        tolerance: float,
-        diversity: float,
-        steps: int,
-        learning_rate: float,
-        spread: bool,
-        encoders: str,
-        schedule: str,
-        perturbed_steps: int,
-        vary_negative: bool,
-        pick: int,
-        added_tokens: int = ADDED_TOKENS,
-        keep_words: bool = False,
+        mode: str = RECOMMENDED,
+        options: Options | None = None,
     ) -> io.NodeOutput:
         if clip is None:
             raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
-        if pick > variants:
-            raise ValueError(f"pick is {pick}; it must be 0 (all) or 1 to {variants}, the number of variants.")
-        settings = Settings(similarity, tolerance, diversity, steps, spread=spread)
-        window = None if schedule == NO_SCHEDULE else Window(ratio, 0.0, schedule, perturbed_steps)
-        varied = partial(
-            _varied, clip, variants, settings, encoders, learning_rate or None, window, pick, added_tokens, keep_words
-        )
+        chosen = read_options(DiversePromptsOptions, options)
+        variant = chosen["variant"]
+        require(variant <= variants, "variant", variant, f"0 (all) or 1 to {variants}, the number of variants")
+        recipe = _recipe(mode, similarity, chosen)
+        easing = chosen["schedule"]
+        window = None if easing == OFF else Window(ratio, 0.0, easing, chosen["perturbed_steps"])
+        encoders = chosen["encoders"]
+        varied = partial(_varied, clip, variants, recipe, encoders, window, variant)
 
         positive, plain, outcomes = varied(text, seed)
-        if vary_negative:
+        if chosen["vary_negative"]:
             bank = Path(folder_paths.get_user_directory()) / _BANK
             try:
                 negative, _, negative_outcomes = varied(negative_text, _NEGATIVE_SEED, bank)
@@ -266,44 +295,54 @@ class DiversePrompts(io.ComfyNode):
         else:
             negative, negative_outcomes = plain_conditioning(clip, clip.tokenize(negative_text)), []
 
-        report = _report(clip, outcomes, negative_outcomes, encoders, similarity, window, variants, pick)
-        if keep_words and not spread:
-            report += "\nkeep_words does nothing where spread is off: the published rule keeps none."
+        report = _report(clip, outcomes, negative_outcomes, encoders, similarity, window, variants, variant)
         show(report)
         return io.NodeOutput(positive, negative, plain, _plots([*outcomes, *negative_outcomes]), report)
+
+
+def _recipe(mode: str, similarity: float, options: dict[str, Any]) -> Recipe:
+    choose = published if mode == PUBLISHED else recommended
+    return choose(
+        similarity,
+        options["tolerance"],
+        options["diversity"],
+        _unless_auto(options["steps"]),
+        _unless_auto(options["learning_rate"]),
+        _unless_auto(options["added_tokens"]),
+        options["keep_words"],
+    )
+
+
+def _unless_auto(value: Any) -> Any:
+    return None if value == AUTO_NUMBER else value
 
 
 def _varied(
     clip: Any,
     count: int,
-    settings: Settings,
+    recipe: Recipe,
     encoders: str,
-    learning_rate: float | None,
     window: Window | None,
-    pick: int,
-    added: int,
-    keep_words: bool,
+    variant: int,
     text: str,
     seed: int,
     bank: Path | None = None,
 ) -> tuple[list, list, list[Outcome]]:
-    """Scheduled variants, the prompt itself, and what was found."""
+    """Scheduled variants, the prompt itself, and what came out in each encoder."""
     plain = plain_conditioning(clip, clip.tokenize(text))
-    bar = _Bar(settings.steps)
-    found, outcomes = vary_prompt(
-        clip, text, count, seed, settings, encoders, learning_rate, bar, bank, added, keep_words
-    )
-    if pick:
-        found = one_variant(found, pick - 1)
+    found, outcomes = vary_prompt(clip, text, count, seed, recipe, encoders, _Bar(recipe.settings.steps), bank)
+    if variant:
+        found = one_variant(found, variant - 1)
     if window is None:
         return found, plain, outcomes
-    # Encoders that do not fill every text up to one length.
+    # Encoders that do not pad every text to one length need a prompt of the variants' length to fade into.
+    added = recipe.added_tokens
     between = unvaried(clip, text, encoders, added) if added and not can_blend(found, plain) else None
     return scheduled(found, plain, window, between=between), plain, outcomes
 
 
 class _Bar:
-    """A progress bar that begins anew with each text encoder."""
+    """A progress bar that starts again with each text encoder."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
@@ -338,7 +377,7 @@ def _report(
     similarity: float,
     window: Window | None,
     variants: int,
-    pick: int,
+    variant: int,
 ) -> str:
     lines = [outcome.report for outcome in outcomes]
     varied = {outcome.encoder for outcome in outcomes}
@@ -348,10 +387,10 @@ def _report(
     if similarity >= 1:
         lines.append("similarity is 1: all variants are the prompt itself.")
     lines.append(_schedule_line(window))
-    if pick:
-        lines.append(f"Variant {pick} of {variants} alone.")
+    if variant:
+        lines.append(f"Variant {variant} of {variants} alone.")
     elif variants > 1:
-        lines.append(f"For a batch of {variants} pictures.")
+        lines.append(f"For a batch of {variants} images.")
     return "\n".join(lines)
 
 
@@ -361,10 +400,10 @@ def _schedule_line(window: Window | None) -> str:
     if window.steps:
         length = f"{window.steps} {'step' if window.steps == 1 else 'steps'}"
     elif window.ratio == 0:
-        return "ratio is 0: the variants are never in force, and every picture gets the prompt itself."
+        return "ratio is 0: the variants are never in force, and every image gets the prompt itself."
     else:
         length = f"{abs(window.ratio):.0%} of the steps"
     return f"In force over the {'last' if window.ratio < 0 else 'first'} {length} ({window.easing})."
 
 
-NODES = [DiversePrompts]
+NODES = [DiversePrompts, DiversePromptsOptions]

@@ -1,4 +1,7 @@
-"""A prompt and a CLIP in, conditioning of N variants out: TPSO on each text encoder in turn."""
+"""TPSO at run time: from a prompt and a CLIP to the conditioning of N variants, by each text encoder in turn.
+
+What differs between the recommended settings and the paper's is in `recommended` and `published`.
+"""
 
 from __future__ import annotations
 
@@ -19,54 +22,122 @@ from ..hooks.gradients import gradients
 from ..hooks.progress import Progress
 from ..hooks.text import PromptEncoder, encode_variants, prompt_encoders
 from ..methods.tpso import (
-    HOLD_MARGIN,
-    HOLD_WEIGHT,
     INITIAL_DEVIATION,
+    KEEP_MARGIN,
+    KEEP_WEIGHT,
     LEAST_CHANGE,
     Settings,
     Variants,
     calibrated_kappa,
-    directions_to_hold,
+    directions_to_keep,
     initial_offsets,
     least_mean_pairwise,
     optimise_variants,
 )
+from ..require import require
 
-# Mean cosine between unrelated prompts where kappa is at home, the projected pooled vectors of the released CLIPs;
-# every other space is calibrated to it. Chosen, not measured on those: with it a kappa of 0.8 is as far from the prompt
-# as one swapped word is on the demo CLIP, 0.29 of the way to unrelated prompts (docs/tpso.md).
+# Mean cosine between unrelated prompts in the space for which kappa was chosen, the projected pooled vectors of the
+# released CLIPs; every other space is calibrated to it. An assumption, not a measurement: with it a kappa of 0.8 is as
+# far from the prompt as one exchanged word on the demo CLIP, 0.29 of the distance to unrelated ones (docs/use/tpso.md).
 UNRELATED_COSINE = 0.3
 # Adam's rate as a share of the deviation of the token embeddings, which differs a thousandfold between encoders.
-SPREAD_RATE = 2.0
+RECOMMENDED_RATE = 2.0
 PUBLISHED_RATE = 0.01
-# Where offsets start when variants spread, as a share of the same. At the published 1e-4 a variant is as near to the
-# prompt as float32 can tell, so that rounding would choose the direction in which it leaves.
-SPREAD_START = 0.1
-# One token in every encoder, and next to no meaning.
+PUBLISHED_STEPS = 50  # SD1.5 and SD2.1
+# Standard deviation of the offsets at the start, as a share of the same. At the published 1e-4 a variant is so near to
+# the prompt that rounding in float32 would choose the direction in which it leaves.
+RECOMMENDED_START = 0.1
+# Chosen on the demo world: the prompt's own words keep their meaning (docs/use/tpso.md).
+ADDED_TOKENS = 4
+# One token in every encoder, with next to no meaning.
 NEUTRAL_WORD = "the"
-# Of the vocabulary, to exchange a word for: among the nearest are its opposite and its kind (right: left; red: orange).
+# How many tokens of the vocabulary a word is exchanged for: its opposite and its kind are among the nearest (right:
+# left; red: orange).
 NEIGHBOURS = 6
 _PROMPTS_AT_ONCE = 64
-_TABLE_VALUES = 2**24  # of the vocabulary, 64 MiB as float32
+_TABLE_VALUES = 2**24  # of the vocabulary at once, 64 MiB as float32
 
 OnStep = Callable[[str, Tensor, "Tensor | None"], None]
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How a prompt is varied.
+
+    settings: of the optimisation; its learning rate is replaced by the one below.
+    added_tokens: so many neutral tokens are appended to the prompt, and only those are varied; 0 varies its own words.
+    keep_words: variants are kept away from the prompt with one of its words left out or exchanged.
+    learning_rate: None chooses one for each encoder.
+
+    Raises ValueError for a negative number of tokens and a learning rate that is not above 0.
+    """
+
+    settings: Settings
+    added_tokens: int = 0
+    keep_words: bool = False
+    learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.added_tokens >= 0, "added_tokens", self.added_tokens, "0 (vary the prompt's own words) or more")
+        rate = self.learning_rate
+        require(rate is None or (math.isfinite(rate) and rate > 0), "learning_rate", rate, "above 0, or chosen (auto)")
+
+
+def recommended(
+    kappa: float = Settings.kappa,
+    tolerance: float = Settings.tolerance,
+    diversity: float = Settings.diversity,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    added_tokens: int | None = None,
+    keep_words: bool = False,
+) -> Recipe:
+    """The settings chosen by measurement; None takes their value. Raises ValueError as `Settings` and `Recipe` do."""
+    settings = Settings(kappa, tolerance, diversity, Settings.steps if steps is None else steps, spread=True)
+    return Recipe(settings, ADDED_TOKENS if added_tokens is None else added_tokens, keep_words, learning_rate)
+
+
+def published(
+    kappa: float = Settings.kappa,
+    tolerance: float = Settings.tolerance,
+    diversity: float = Settings.diversity,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    added_tokens: int | None = None,
+    keep_words: bool = False,
+) -> Recipe:
+    """The paper's settings for SD1.5 and SD2.1; None takes their value. The paper varies the prompt's own words by
+    RMSprop, and stops a variant where it first comes within the tolerance.
+
+    Raises ValueError for what the paper does not have, and as `Settings` and `Recipe` do.
+    """
+    allowed = "-1 (auto) or 0 with mode published, which varies the prompt's own words; or choose mode recommended"
+    require(added_tokens in (None, 0), "added_tokens", added_tokens, allowed)
+    allowed = "off with mode published, which does not have it; or choose mode recommended"
+    require(not keep_words, "keep_words", "on", allowed)
+    settings = Settings(kappa, tolerance, diversity, PUBLISHED_STEPS if steps is None else steps, spread=False)
+    return Recipe(settings, 0, False, learning_rate)
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What became of a prompt in one encoder. `kappa` is the cosine aimed at in this encoder's space, `tolerance` half
-    the width of the band around it; `kept` says that the variants were found on disk, `added` how many tokens behind
-    the prompt are varied in place of its words, `held` against how many changes of a word the prompt was held: None
-    where that was not asked for."""
+    """What came out of varying a prompt in one encoder.
+
+    vector: which vector of a prompt was used.
+    kappa: the cosine aimed at in this encoder's space, and `tolerance` half the width of the band around it.
+    from_disk: the variants were found on disk.
+    added_tokens: how many tokens were varied in place of the prompt's own words; 0 for its words.
+    words_kept: from how many changes of a word the variants were kept away; None where that was not asked for.
+    """
 
     encoder: str
     vector: str
     kappa: float
     variants: Variants
     tolerance: float
-    kept: bool = False
-    added: int = 0
-    held: int | None = None
+    from_disk: bool = False
+    added_tokens: int = 0
+    words_kept: int | None = None
 
     @property
     def missed(self) -> int:
@@ -83,24 +154,25 @@ class Outcome:
             f"{cosines.max():.3f}, aim {self.kappa:.3f}"
         )
         if len(cosines) > 1:
-            least = least_mean_pairwise(self.kappa, len(cosines))
-            text += f"; mean pairwise cosine {self.variants.spreads[-1]:.3f}, least possible {least:.3f}"
-            text += " were no words kept" if self.held else ""
+            bound = least_mean_pairwise(self.kappa, len(cosines))
+            text += f"; mean pairwise cosine {self.variants.spreads[-1]:.3f}, "
+            text += f"lower bound {'without keep_words ' if self.words_kept else ''}{bound:.3f}"
         else:
-            text += "; one variant: it has no other to differ from, and only moves away from the prompt"
-        if self.held == 0:
-            text += "; keep_words does nothing here: there is no word to keep"
-        elif self.held:
-            text += f"; words kept against {self.held} changes of one of them"
-        text += "; kept from an earlier run" if self.kept else f"; {len(self.variants.cosines) - 1} steps"
+            text += "; a single variant only moves away from the prompt"
+        if self.words_kept == 0:
+            text += "; keep_words has no effect: there is no word to keep"
+        elif self.words_kept:
+            text += f"; kept away from {self.words_kept} prompts with another word"
+        text += "; loaded from an earlier run" if self.from_disk else f"; {len(self.variants.cosines) - 1} steps"
         if self.missed:
             text += ". The aim was NOT reached: try more steps, another learning_rate or less diversity"
-            text += ", or switch keep_words off" if self.held else ""
+            text += ", or switch keep_words off" if self.words_kept else ""
         return text
 
     @property
     def _what(self) -> str:
-        return f", {self.added} added {'token' if self.added == 1 else 'tokens'}" if self.added else ""
+        count = self.added_tokens
+        return f", {count} added {'token' if count == 1 else 'tokens'}" if count else ""
 
 
 def check_clip(clip: Any) -> None:
@@ -125,8 +197,7 @@ def one_variant(conditioning: list, index: int) -> list:
     found = []
     for cond, extras in conditioning:
         count = len(cond)
-        if not 0 <= index < count:
-            raise ValueError(f"pick is {index + 1}; it must be 0 (all) or 1 to {count}, the number of variants.")
+        require(0 <= index < count, "variant", index + 1, f"0 (all) or 1 to {count}, the number of variants")
         rows = slice(index, index + 1)
         own = {name: value[rows] if _has_rows(value, count) else value for name, value in extras.items()}
         found.append([cond[rows], own])
@@ -142,101 +213,89 @@ def vary_prompt(
     text: str,
     count: int,
     seed: int,
-    settings: Settings,
+    recipe: Recipe,
     which: str = "auto",
-    learning_rate: float | None = None,
     on_step: OnStep | None = None,
     cache: Path | None = None,
-    added: int = 0,
-    keep_words: bool = False,
 ) -> tuple[list, list[Outcome]]:
-    """CONDITIONING whose row k is variant k of the prompt, and what was found in each encoder.
+    """CONDITIONING whose row k is variant k of the prompt, and what came out in each encoder.
 
-    added: 0 varies the prompt's own words; otherwise so many words are put behind it, and only those are varied.
-    learning_rate: None chooses one; it takes the place of the one in `settings`.
-    cache: a folder in which the offsets are looked up, and kept for the next time.
-    keep_words: variants are held back from the prompt with one of its words left out or exchanged. The published rule
-        (`settings.spread` False) has no such thing.
+    which: the encoders, see `prompt_encoders`.
+    on_step: called after every step with the encoder's name, the cosines `[N]` and the mean pairwise cosine.
+    cache: a folder in which offsets are looked up, and stored for the next time.
 
-    Raises ValueError for bad settings and for a prompt or CLIP that cannot be varied.
+    Raises ValueError for a prompt or CLIP that cannot be varied.
     """
     check_clip(clip)
-    tokens, encoders = _to_vary(clip, text, which, added)
+    tokens, encoders = _to_vary(clip, text, which, recipe.added_tokens)
     needed = max(encoder.memory(count) for encoder in encoders)
     comfy.model_management.load_models_gpu([clip.patcher], memory_required=needed)
-    outcomes, offsets = [], {}
-    for encoder in encoders:
-        outcome = _vary(encoder, count, seed, settings, learning_rate, on_step, cache, keep_words and settings.spread)
-        outcomes.append(replace(outcome, added=encoder.positions if added else 0))
-        offsets[encoder.name] = outcome.variants.offsets
+    outcomes = [_vary(encoder, count, seed, recipe, on_step, cache) for encoder in encoders]
+    offsets = {outcome.encoder: outcome.variants.offsets for outcome in outcomes}
     chunk = min(encoder.chunk or count for encoder in encoders)
     with torch.no_grad():
         return encode_variants(clip, tokens, offsets, encoders, chunk), outcomes
 
 
-def unvaried(clip: Any, text: str, which: str, added: int) -> list:
-    """CONDITIONING of the prompt with the words that `vary_prompt` adds, as they are."""
-    return plain_conditioning(clip, _to_vary(clip, text, which, added)[0])
+def unvaried(clip: Any, text: str, which: str, added_tokens: int) -> list:
+    """CONDITIONING of the prompt with the tokens that `vary_prompt` appends, as they are."""
+    return plain_conditioning(clip, _to_vary(clip, text, which, added_tokens)[0])
 
 
 def _to_vary(clip: Any, text: str, which: str, added: int) -> tuple[dict[str, Any], list[PromptEncoder]]:
     plain = clip.tokenize(text)
-    longer = clip.tokenize(_with_words(text, added)) if added else plain
+    longer = clip.tokenize(_with_neutral_words(text, added)) if added else plain
     encoders = prompt_encoders(clip, longer, which, plain if added else None)
     # Encoders that are not varied read the prompt as it is.
     return {**plain, **{encoder.key: longer[encoder.key] for encoder in encoders}}, encoders
 
 
-def _with_words(text: str, added: int) -> str:
-    """The prompt with so many neutral words behind it."""
-    if added < 0:
-        raise ValueError(f"added_tokens is {added}; it must be 0 (vary the prompt's own words) or more.")
+def _with_neutral_words(text: str, count: int) -> str:
     # A blank at the end is a token of its own for some encoders.
-    return " ".join([text.rstrip(), *[NEUTRAL_WORD] * added]).lstrip()
+    return " ".join([text.rstrip(), *[NEUTRAL_WORD] * count]).lstrip()
 
 
 def _vary(
-    encoder: PromptEncoder,
-    count: int,
-    seed: int,
-    settings: Settings,
-    learning_rate: float | None,
-    on_step: OnStep | None,
-    cache: Path | None,
-    keep_words: bool,
+    encoder: PromptEncoder, count: int, seed: int, recipe: Recipe, on_step: OnStep | None, cache: Path | None
 ) -> Outcome:
-    kappa = native_kappa(encoder, settings.kappa)
-    rate = learning_rate or (SPREAD_RATE * encoder.deviation if settings.spread else PUBLISHED_RATE)
-    settings = replace(settings, kappa=kappa, learning_rate=rate)
-    if kappa == 1:  # the prompt itself, and no way to go
-        settings = replace(settings, steps=0)
-    still = settings.steps == 0
-    keep_words = keep_words and not still
+    settings = _calibrated(encoder, recipe)
+    unmoved = settings.steps == 0
+    keep_words = recipe.keep_words and settings.spread and not unmoved
     reference = encoder.reference()
     name = _key(encoder, reference, count, seed, settings, keep_words)
     path = None if cache is None else cache / f"{name}.safetensors"
     # Offsets are divided by the number of positions before they are added.
-    deviation = SPREAD_START * encoder.deviation * encoder.positions if settings.spread else INITIAL_DEVIATION
-    start = initial_offsets(count, encoder.positions, encoder.width, seed, 0.0 if still else deviation)
-    known = None if path is None else files.load(path, {"offsets": tuple(start.shape), "held": (1,)})
-    if known is not None:
-        variants, held = _again(encoder, reference, known["offsets"]), int(known["held"].item())
+    deviation = RECOMMENDED_START * encoder.deviation * encoder.positions if settings.spread else INITIAL_DEVIATION
+    start = initial_offsets(count, encoder.positions, encoder.width, seed, 0.0 if unmoved else deviation)
+    stored = None if path is None else files.load(path, {"offsets": tuple(start.shape), "words_kept": (1,)})
+    if stored is not None:
+        variants, kept = _measured(encoder, reference, stored["offsets"]), int(stored["words_kept"].item())
     else:
-        variants, held = _anew(encoder, reference, start, settings, on_step, keep_words)
+        variants, kept = _optimised(encoder, reference, start, settings, on_step, keep_words)
         if path is not None:
-            files.store(path, {"offsets": variants.offsets, "held": torch.tensor([held])})
+            files.store(path, {"offsets": variants.offsets, "words_kept": torch.tensor([kept])})
     return Outcome(
         encoder.name,
         encoder.vector_name,
-        kappa,
+        settings.kappa,
         variants,
         settings.tolerance,
-        kept=known is not None,
-        held=held if keep_words else None,
+        from_disk=stored is not None,
+        added_tokens=encoder.positions if recipe.added_tokens else 0,
+        words_kept=kept if keep_words else None,
     )
 
 
-def _anew(
+def _calibrated(encoder: PromptEncoder, recipe: Recipe) -> Settings:
+    """The settings as they are meant for this encoder."""
+    settings = recipe.settings
+    kappa = native_kappa(encoder, settings.kappa)
+    chosen = RECOMMENDED_RATE * encoder.deviation if settings.spread else PUBLISHED_RATE
+    steps = 0 if kappa == 1 else settings.steps  # with a kappa of 1 variants are the prompt itself
+    return replace(settings, kappa=kappa, learning_rate=recipe.learning_rate or chosen, steps=steps)
+
+
+def _optimised(
     encoder: PromptEncoder,
     reference: Tensor,
     start: Tensor,
@@ -244,28 +303,28 @@ def _anew(
     on_step: OnStep | None,
     keep_words: bool,
 ) -> tuple[Variants, int]:
-    """Variants, and against how many changes of a word they were held."""
+    """Variants, and from how many changes of a word they were kept away."""
 
     def after(cosines: Tensor, spread: Tensor | None) -> None:
         if on_step is not None:
             on_step(encoder.name, cosines, spread)
 
     with gradients():
-        held = None
+        keep = None
         if keep_words:
             changed = changed_prompts(encoder, encoder.embedding(NEUTRAL_WORD))
-            held = directions_to_hold(reference.clone(), changed)
-        variants = optimise_variants(start.to(encoder.device), reference.clone(), encoder, settings, after, held)
-    return variants, 0 if held is None else len(held)
+            keep = directions_to_keep(reference.clone(), changed)
+        variants = optimise_variants(start.to(encoder.device), reference.clone(), encoder, settings, after, keep)
+    return variants, 0 if keep is None else len(keep)
 
 
-def _again(encoder: PromptEncoder, reference: Tensor, offsets: Tensor) -> Variants:
-    """Known offsets, measured as an optimisation of no steps would."""
+def _measured(encoder: PromptEncoder, reference: Tensor, offsets: Tensor) -> Variants:
+    """Given offsets, measured as an optimisation of no steps would."""
     with gradients():
-        still = optimise_variants(
+        measured = optimise_variants(
             (offsets * encoder.positions).to(encoder.device), reference.clone(), encoder, Settings(steps=0)
         )
-    return replace(still, offsets=offsets.to(encoder.device))
+    return replace(measured, offsets=offsets.to(encoder.device))
 
 
 def _key(encoder: PromptEncoder, reference: Tensor, count: int, seed: int, settings: Settings, keep_words: bool) -> str:
@@ -273,8 +332,8 @@ def _key(encoder: PromptEncoder, reference: Tensor, count: int, seed: int, setti
     embeds = [section.embeds[: section.end + 1] for section in encoder.sections]
     # The last digits of what was measured on the encoder differ with the number of threads.
     settings = replace(settings, kappa=round(settings.kappa, 3), learning_rate=float(f"{settings.learning_rate:.3g}"))
-    # With the constants that decide what is found: what an older version kept must not pass for this one's.
-    constants = (SPREAD_START, keep_words and (NEUTRAL_WORD, NEIGHBOURS, LEAST_CHANGE, HOLD_WEIGHT, HOLD_MARGIN))
+    # The constants too, so that variants of an older version are not taken for this one's.
+    constants = (RECOMMENDED_START, keep_words and (NEUTRAL_WORD, NEIGHBOURS, LEAST_CHANGE, KEEP_WEIGHT, KEEP_MARGIN))
     return files.key([reference, *embeds], encoder.name, encoder.vector_name, count, seed, settings, constants)
 
 
@@ -286,10 +345,10 @@ def native_kappa(encoder: PromptEncoder, kappa: float) -> float:
 
 
 def changed_prompts(encoder: PromptEncoder, neutral: Tensor) -> Tensor:
-    """Prompt vectors `[M, E]` of the encoder's prompt with one of its own tokens changed, for each in turn: `neutral`
-    `[D]`, the embedding of a word that says nothing, in its place, and each of the nearest tokens of the vocabulary.
+    """Prompt vectors `[M, E]` of the encoder's prompt with one of its own tokens replaced, for each token in turn:
+    by `neutral` `[D]`, the embedding of a word with next to no meaning, and by the nearest tokens of the vocabulary.
 
-    What is added behind a prompt is not changed. M is 0 for a prompt without words.
+    Tokens appended to the prompt are not replaced. M is 0 for a prompt without words.
     """
     whole = copy.copy(encoder)
     whole.sections = [replace(section, fixed=0) for section in encoder.sections]
@@ -297,7 +356,7 @@ def changed_prompts(encoder: PromptEncoder, neutral: Tensor) -> Tensor:
     at = _positions_of_words(encoder)
     if not at:
         return torch.zeros(0, len(encoder.reference()), device=encoder.device)
-    with gradients():  # out of inference mode
+    with gradients():  # leaves inference mode
         near = nearest_tokens(encoder.module, own[at])
         rows = [(p, other) for p, others in zip(at, near, strict=True) for other in (neutral.to(own), *others)]
         found, progress = [], Progress(math.ceil(len(rows) / _PROMPTS_AT_ONCE))
@@ -313,7 +372,7 @@ def _positions_of_words(encoder: PromptEncoder) -> list[int]:
     for section in encoder.sections:
         end = section.last - section.first
         words = section.fixed if encoder.is_continued else end
-        if encoder.is_clip and section.first == section.end:  # the end of a blank prompt is no word
+        if encoder.is_clip and section.first == section.end:  # the end of a blank prompt is not a word
             words = 0
         found += range(before, before + words)
         before += end
@@ -338,5 +397,5 @@ def nearest_tokens(module: Any, embeds: Tensor) -> Tensor:
 
 
 def _in_parts(table: Tensor) -> Iterator[Tensor]:
-    """A vocabulary may have 250,000 rows, in any type of number: never all of them as float32 at once."""
+    """A vocabulary may have 250,000 rows of any type: never all of them as float32 at once."""
     return iter(table.split(max(1, _TABLE_VALUES // table.shape[1])))

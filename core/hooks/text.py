@@ -1,4 +1,4 @@
-"""Token embeddings in, prompt vectors or conditioning of N variants out, for every text encoder of ComfyUI."""
+"""From offsets on a prompt's token embeddings to prompt vectors or conditioning, for every text encoder of ComfyUI."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ UNRELATED = (
 class PromptEncoder(InChunks):
     """One text encoder with one prompt: offsets on the prompt's token embeddings to prompt vectors `[N, E]`.
 
-    CLIP's vector is the pooled output of the final layer norm, projected where the projection is real (see
-    `projection_is_real`). Other encoders (T5, Qwen, Gemma, Llama ...) have none; theirs is a surrogate: the mean of the
-    output over the prompt's positions, less the same mean over unrelated prompts, because all of these outputs point
-    much the same way. A prompt of several chunks has the unit vectors of its chunks side by side.
+    CLIP's vector is the pooled output of the final layer norm, projected where the projection is trained (see
+    `projection_is_real`). Other encoders (T5, Qwen, Gemma, Llama ...) have none and use a surrogate: the mean of the
+    output over the prompt's positions, minus the same mean over unrelated prompts, since all of these outputs have
+    nearly the same direction. For a prompt of several chunks the unit vectors of its chunks are concatenated.
 
-    plain: a tokenized prompt of which `tokens` is a continuation; only what was added is varied then.
+    plain: a tokenized prompt of which `tokens` is a continuation; then only what was added is varied.
     """
 
     def __init__(self, clip: Any, name: str, key: str, tokens: Tokens, plain: Tokens | None = None) -> None:
@@ -89,7 +89,7 @@ class PromptEncoder(InChunks):
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of the prompt's token embeddings: what a small or a large offset is measured by."""
+        """Standard deviation of the prompt's token embeddings, the unit in which offsets are measured."""
         own = [section.embeds[section.first : section.last] for section in self.sections]
         return torch.cat(own).std().item()
 

@@ -1,4 +1,4 @@
-"""Token-Prompt Space Optimization (TPSO): N variants of one prompt, apart from one another, equally near the prompt.
+"""Token-Prompt Space Optimization (TPSO): N variants of one prompt, far from each other and equally near the prompt.
 
 "Training-Free Generation of Diverse and High-Fidelity Images via Prompt Semantic Space Optimization",
 arXiv 2511.19811. Each variant is the prompt plus a small offset on its token embeddings; the offsets are optimised so
@@ -21,15 +21,15 @@ from torch.nn import functional as F
 from ..require import require
 
 Pullback = Callable[[Tensor], Tensor]
-# Offsets [N, P, D] to prompt vectors [N, E] and the pullback of those: a gradient with respect to the vectors to one
-# with respect to the offsets.
+# From offsets [N, P, D] to prompt vectors [N, E], and their pullback: from a gradient with respect to the vectors to
+# the gradient with respect to the offsets.
 Encode = Callable[[Tensor], tuple[Tensor, Pullback]]
 
 INITIAL_DEVIATION = 1e-4
-# Chosen on the demo world (docs/tpso.md). The margin, a share of how far variants are from the prompt's axis, holds
-# them before they move at all.
-HOLD_WEIGHT, HOLD_MARGIN = 5.0, 0.04
-LEAST_CHANGE = 0.03  # of the largest: what changes less says next to nothing that could be lost
+# Chosen on the demo world (docs/use/tpso.md). The margin is a share of the distance of the variants from the prompt's
+# axis; the hinge is therefore active before a variant moves.
+KEEP_WEIGHT, KEEP_MARGIN = 5.0, 0.04
+LEAST_CHANGE = 0.03  # of the largest: a word that changes the prompt less has no meaning that could be lost
 _CONVERGED = 0.005  # mean pairwise cosine this near its least value, on the scale of 1 - cosine
 _POLISH_STEPS = 8
 
@@ -38,11 +38,11 @@ _POLISH_STEPS = 8
 class Settings:
     """How variants are optimised.
 
-    kappa: cosine of every variant to the prompt, -1..1 (published: 0.8).
-    tolerance: half the width of the band around kappa that counts as there.
-    diversity: weight of the pull apart against the pull to the surface.
-    steps: at most so many gradient steps.
-    learning_rate: how far an offset's value moves in a step, before it is divided by the number of positions.
+    kappa: cosine of every variant to the prompt, above -1 and at most 1 (published: 0.8).
+    tolerance: half the width of the band around kappa in which a variant has arrived, 0..1.
+    diversity: weight of the repulsion between variants (lambda); 0 disables it.
+    steps: maximum number of gradient steps.
+    learning_rate: of the optimiser, on offsets that are not yet divided by the number of positions.
     spread: keep spreading along the surface cosine = kappa; False is the published stopping rule.
 
     Raises ValueError for a value that is not allowed.
@@ -71,7 +71,7 @@ class Variants:
     offsets: `[N, P, D]`, to be added to the token embeddings as they are.
     vectors: prompt vectors of the variants, `[N, E]`, unit length.
     cosines: cosine of every variant to the prompt after 0, 1, ... steps, `[S + 1, N]`.
-    spreads: mean pairwise cosine after 0, 1, ... steps, `[S + 1]`; empty for one variant, which has no pair.
+    spreads: mean pairwise cosine after 0, 1, ... steps, `[S + 1]`; empty for one variant.
     """
 
     offsets: Tensor
@@ -158,14 +158,14 @@ def optimise_variants(
     encode: Encode,
     settings: Settings,
     after_step: Callable[[Tensor, Tensor | None], None] | None = None,
-    held: Tensor | None = None,
+    keep: Tensor | None = None,
 ) -> Variants:
     """Variants of a prompt with vector `reference` `[E]`, from the offsets `start` `[N, P, D]`.
 
     Offsets are divided by the number of positions P before they are encoded (published), and so are those in the
-    result. `after_step(cosines [N], mean pairwise cosine or None)` is called after every step. With one variant there
-    is no pair to push apart: it only moves to cosine kappa. `held` `[M, E]` are directions of `directions_to_hold`; the
-    published rule knows none. Raises ValueError for vectors that are not finite.
+    result. `after_step(cosines [N], mean pairwise cosine or None)` is called after every step. A single variant has no
+    other to be pushed away from: it only moves to cosine kappa. `keep` `[M, E]` are directions of `directions_to_keep`;
+    the published rule ignores them. Raises ValueError for vectors that are not finite.
     """
     reference = F.normalize(reference, dim=0)
     positions = start.shape[1]
@@ -187,7 +187,7 @@ def optimise_variants(
     history = _History()
     after = after_step or (lambda *_: None)
     if settings.spread:
-        offsets, unit = _on_the_surface(start.clone(), reference, scaled, settings, history, after, held)
+        offsets, unit = _on_the_surface(start.clone(), reference, scaled, settings, history, after, keep)
     else:
         offsets, unit = _published(start.clone(), reference, scaled, settings, history, after)
     spreads = torch.stack(history.spreads) if history.spreads else reference.new_zeros(0)
@@ -233,18 +233,18 @@ def _on_the_surface(
     settings: Settings,
     history: _History,
     after: _AfterStep,
-    held: Tensor | None,
+    keep: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Adam along the field of `surface_field`, with a rate that falls to 0, then straight back onto the surface."""
+    """Adam along `surface_field` with a cosine schedule of the rate, then Newton steps back onto the surface."""
     optimiser = torch.optim.Adam([offsets], lr=settings.learning_rate, betas=(0.9, 0.99))
     unit, pull_back = encode(offsets)
     cosines = history.add(unit, reference)
     for step in range(settings.steps):
-        if _arrived(unit, cosines, settings, held):
+        if _arrived(unit, cosines, settings, keep):
             break
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        offsets.grad = pull_back(-surface_field(unit, reference, settings.kappa, settings.diversity, held))
+        offsets.grad = pull_back(-surface_field(unit, reference, settings.kappa, settings.diversity, keep))
         optimiser.step()
         unit, pull_back = encode(offsets)
         cosines = history.add(unit, reference)
@@ -252,12 +252,12 @@ def _on_the_surface(
     return _onto_surface(offsets.detach(), unit, pull_back, reference, encode, settings, history)
 
 
-def directions_to_hold(reference: Tensor, changed: Tensor) -> Tensor:
+def directions_to_keep(reference: Tensor, changed: Tensor) -> Tensor:
     """Unit directions `[K, E]` from changed prompts towards the prompt, along the surface of one cosine to the prompt.
 
     reference: the prompt's vector `[E]`. changed: vectors `[M, E]` of the prompt with a word left out or exchanged. A
-    variant that moves against such a direction begins to say the changed prompt. Changes that change next to nothing
-    are left out; without any the result is empty.
+    variant that moves against such a direction takes on the meaning of the changed prompt. Changes that hardly move the
+    prompt's vector are left out; K may be 0.
     """
     reference, changed = F.normalize(reference, dim=0), F.normalize(changed, dim=1)
     distance = 1 - changed @ reference
@@ -267,13 +267,13 @@ def directions_to_hold(reference: Tensor, changed: Tensor) -> Tensor:
 
 
 def surface_field(
-    unit: Tensor, reference: Tensor, kappa: float, diversity: float = 1.0, held: Tensor | None = None
+    unit: Tensor, reference: Tensor, kappa: float, diversity: float = 1.0, keep: Tensor | None = None
 ) -> Tensor:
     """Where unit vectors `[N, E]` should move, `[N, E]`, at right angles to each of them.
 
-    Two parts at right angles to each other: towards cosine kappa, as far as that is away; and, along the surface on
-    which the cosine to `reference` stays what it is, apart from the other vectors and back from where these have moved
-    against the directions `held` `[M, E]`. Without those it is zero only where every cosine is kappa and the vectors
+    The sum of two orthogonal parts: one towards cosine kappa, as long as the angle that is missing; and one along the
+    surface of constant cosine to `reference`, away from the other vectors and back from where a vector has moved
+    against the directions `keep` `[M, E]`. Without `keep` it is zero only where every cosine is kappa and the vectors
     are as far apart as they can be (or exactly balanced).
     """
     cosines = (unit @ reference)[:, None]
@@ -282,19 +282,19 @@ def surface_field(
     along = torch.zeros_like(unit)
     if len(unit) > 1:
         along = diversity * (unit - unit.sum(0)) / (len(unit) - 1)
-    if held is not None:
-        # The slope of half the squared hinge: what moved too far is pulled back in proportion.
-        margin = HOLD_MARGIN * math.sqrt(1 - kappa**2)
-        along = along + HOLD_WEIGHT * (margin - unit @ held.T).clamp(min=0) @ held
+    if keep is not None:
+        # The gradient of half the squared hinge.
+        margin = KEEP_MARGIN * math.sqrt(1 - kappa**2)
+        along = along + KEEP_WEIGHT * (margin - unit @ keep.T).clamp(min=0) @ keep
     along = along - (along * unit).sum(1, keepdim=True) * unit
     along = along - (along * towards).sum(1, keepdim=True) * towards
     return angle * towards + along
 
 
-def _arrived(unit: Tensor, cosines: Tensor, settings: Settings, held: Tensor | None) -> bool:
+def _arrived(unit: Tensor, cosines: Tensor, settings: Settings, keep: Tensor | None) -> bool:
     if bool(((cosines - settings.kappa).abs() > settings.tolerance / 2).any()):
         return False
-    if held is not None and bool((unit @ held.T < 0).any()):
+    if keep is not None and bool((unit @ keep.T < 0).any()):
         return False
     if len(unit) < 2 or settings.diversity == 0:
         return True
@@ -310,7 +310,7 @@ def _onto_surface(
     settings: Settings,
     history: _History,
 ) -> tuple[Tensor, Tensor]:
-    """Newton's steps on each variant's cosine alone, at most a handful, until all are well within the band."""
+    """Newton steps on each variant's cosine alone, at most `_POLISH_STEPS`, until all are well within the band."""
     cosines = unit @ reference
     for _ in range(_POLISH_STEPS if settings.steps else 0):
         off = settings.kappa - cosines
@@ -326,7 +326,7 @@ def _onto_surface(
         if not bool(better.any()):
             break
         if not bool(better.all()):
-            # A step too long for the curvature of some: they stay where they were.
+            # The step was too long for the curvature of some variants, which stay where they were.
             moved = torch.where(better[:, None, None], moved, offsets)
             new_unit, new_pull_back = encode(moved)
             new_cosines = new_unit @ reference
@@ -338,9 +338,11 @@ def _onto_surface(
 def calibrated_kappa(kappa: float, unrelated: float, unrelated_reference: float) -> float:
     """The cosine in one space of prompt vectors that means what `kappa` means in another.
 
-    Cosines are no common currency: unrelated prompts have cosine 0.9 in one space and 0.3 in another. What is carried
-    over is the share of the way from the prompt itself (cosine 1) to unrelated prompts, whose mean cosine is
-    `unrelated` here and `unrelated_reference` where kappa is at home. Raises ValueError for a mean cosine of 1 or more.
+    Cosines of different spaces cannot be compared: unrelated prompts have cosine 0.9 in one space and 0.3 in another.
+    What is kept is the share of the distance from the prompt itself (cosine 1) to unrelated prompts, whose mean cosine
+    is `unrelated` here and `unrelated_reference` in the space for which kappa was chosen.
+
+    Raises ValueError for a mean cosine of 1 or more.
     """
     for name, value in (("unrelated", unrelated), ("unrelated_reference", unrelated_reference)):
         require(-1 <= value < 1, name, value, "at least -1 and below 1")

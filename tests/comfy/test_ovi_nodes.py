@@ -133,12 +133,7 @@ def test_match_length() -> None:
 
 def test_variants_of_diverse_prompts() -> None:
     clip, vision = small_encoder("sdxl"), small_vision(projection_dim=96)
-    options: dict[str, Any] = {
-        "negative_text": "", "variants": 3, "similarity": 0.7, "ratio": 0.4, "seed": 0, "tolerance": 0.01,
-        "diversity": 1.0, "steps": 20, "learning_rate": 0.0, "spread": True, "encoders": "auto", "schedule": "linear",
-        "perturbed_steps": 0, "vary_negative": False, "pick": 0,
-    }  # fmt: skip
-    prompts = DiversePrompts.execute(clip, "a red fish", **options).args[0]
+    prompts = DiversePrompts.execute(clip, "a red fish", "", 3, 0.7, 0.4, 0).args[0]
     outputs, _, _, report = run(clip, vision, variants=1, prompts=prompts, steps=40)
     assert len(outputs) == 3
     assert "3 pooled vectors of prompts" in report

@@ -8,10 +8,11 @@ import pytest
 import torch
 from comfyui_diversity.core.drivers.schedule import PAYLOAD
 from comfyui_diversity.core.hooks.text import prompt_encoders
-from small.encoders import ENCODERS, small_encoder
+
+from small.encoders import small_encoder
 from small.models import random_latent, small_model
 
-from .test_tpso_nodes import PROMPTS, VARIANTS, assert_same, run, sample, stock_encode
+from .test_tpso_nodes import VARIANTS, run, sample
 
 ADDED = 4
 
@@ -21,20 +22,7 @@ def words(clip: Any, text: str) -> int:
     return next(e for e in prompt_encoders(clip, clip.tokenize(text), "all")).sections[0].last
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("kind", ENCODERS)
-def test_plain_stays_the_stock_nodes_and_variants_differ(kind: str, prompt: str) -> None:
-    clip = small_encoder(kind)
-    before = stock_encode(clip, PROMPTS[prompt])
-    positive, _, plain, *_ = run(clip, PROMPTS[prompt], encoders="all", steps=3, added_tokens=ADDED)
-    assert_same(plain, before)
-    assert_same(stock_encode(clip, PROMPTS[prompt]), before)
-    assert len(positive[0][0]) == VARIANTS
-    assert torch.isfinite(positive[0][0]).all()
-    assert (positive[0][0][0] - positive[0][0][1]).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("kind", ["sd1", "sdxl", "qwen3"])
+@pytest.mark.parametrize("kind", [pytest.param("sdxl", marks=pytest.mark.fast), "qwen3"])
 def test_the_prompts_own_words_stay_as_they_are(kind: str) -> None:
     """These encoders are causal: what comes later cannot change what the words became."""
     clip, text = small_encoder(kind), "a red fish"
@@ -47,18 +35,12 @@ def test_the_prompts_own_words_stay_as_they_are(kind: str) -> None:
     assert (varied[:, :own] - plain[0][0][:, :own]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
-def test_every_encoder_reaches_the_similarity(kind: str) -> None:
-    *_, report = run(small_encoder(kind), encoders="all", steps=100, added_tokens=ADDED)
-    assert "NOT" not in report, report
-    assert "4 added tokens" in report
-
-
 def test_encoders_that_are_not_varied_read_the_plain_prompt() -> None:
     """SD3's T5 beside its two CLIPs: no word more."""
     clip = small_encoder("sd3")
     positive, _, plain, _, report = run(clip, added_tokens=ADDED)
     assert "t5xxl: as it is" in report
+    assert report.count("as it is") == 1
     of_t5 = slice(77, None)
     assert torch.equal(positive[0][0][0, of_t5], plain[0][0][0, of_t5])
     assert not torch.equal(positive[0][0][0, :77], plain[0][0][0, :77])
@@ -81,19 +63,10 @@ def test_texts_of_another_length_fade_too_and_end_at_the_plain_prompt() -> None:
     assert schedule.between[0].shape[1] == longer
 
 
-@pytest.mark.parametrize(("kind", "family"), [("sd1", "eps"), ("flux", "flux"), ("qwen3", "eps")])
-def test_pictures_differ_and_a_window_of_nothing_is_the_plain_run(kind: str, family: str) -> None:
-    clip, model, noise = small_encoder(kind), small_model(family), random_latent(family, VARIANTS)
+def test_images_differ_and_ratio_0_gives_the_plain_ones() -> None:
+    clip, model, noise = small_encoder("qwen3"), small_model("eps"), random_latent("eps", VARIANTS)
     positive, negative, plain, *_ = run(clip, added_tokens=ADDED, ratio=0.6)
     without = sample(model, noise, plain, negative)
-    pictures = sample(model, noise, positive, negative)
-    assert (pictures - without).abs().max() > 1e-2
+    assert (sample(model, noise, positive, negative) - without).abs().max() > 1e-2
     never = run(clip, added_tokens=ADDED, ratio=0.0)[0]
     assert torch.equal(sample(model, noise, never, negative), without)
-
-
-def test_0_varies_the_words_themselves() -> None:
-    clip = small_encoder("sd1")
-    assert "added" not in run(clip, added_tokens=0)[4]
-    with pytest.raises(ValueError, match="added_tokens is -1; it must be 0"):
-        run(clip, added_tokens=-1)

@@ -9,11 +9,11 @@ from comfyui_diversity.core.hooks import text as hook
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.prompt import text_encoders
 from comfyui_diversity.core.hooks.text import encode_variants, projection_is_real, prompt_encoders
-from small.encoders import ENCODERS, small_encoder
 from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import tpso_speed
+from small.encoders import small_encoder
 
 PROMPTS = {
     "short": "a red fish",
@@ -27,13 +27,10 @@ def offsets_for(encoder, count: int, seed: int = 0, size: float = 0.05) -> Tenso
     return size * torch.randn(count, encoder.positions, encoder.width, generator=generator)
 
 
-@pytest.fixture(scope="module", params=ENCODERS)
-def clip(request: pytest.FixtureRequest):
-    return small_encoder(request.param)
-
-
 @torch.inference_mode()
-def test_gradients_agree_with_finite_differences(clip):
+@pytest.mark.parametrize("kind", [pytest.param("sdxl", marks=pytest.mark.fast), "flux", "qwen3"])
+def test_gradients_agree_with_finite_differences(kind: str):
+    clip = small_encoder(kind)
     before = {name: value.clone() for name, value in clip.cond_stage_model.state_dict().items()}
     for encoder in prompt_encoders(clip, clip.tokenize(PROMPTS["short"]), "all"):
         with gradients():
@@ -55,8 +52,19 @@ def test_gradients_agree_with_finite_differences(clip):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("prompt", PROMPTS)
-def test_no_offsets_give_the_stock_conditioning_and_rows_are_single_encodings(clip, prompt: str):
+@pytest.mark.parametrize(
+    ("kind", "prompt"),
+    [
+        pytest.param("sd1", "weights", marks=pytest.mark.fast),
+        ("sd2", "short"),
+        ("sdxl", "long"),
+        ("flux", "weights"),
+        ("t5", "long"),
+        ("qwen3", "weights"),
+    ],
+)
+def test_no_offsets_give_the_stock_conditioning_and_rows_are_single_encodings(kind: str, prompt: str):
+    clip = small_encoder(kind)
     tokens = clip.tokenize(PROMPTS[prompt])
     encoders = prompt_encoders(clip, tokens, "all")
     stock = clip.encode_from_tokens_scheduled(tokens)
@@ -80,8 +88,7 @@ def test_no_offsets_give_the_stock_conditioning_and_rows_are_single_encodings(cl
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
-@pytest.mark.parametrize("prompt", ["short", "weights"])
+@pytest.mark.parametrize(("kind", "prompt"), [("sd2", "short"), ("sdxl", "weights")])
 def test_positions_up_to_the_end_give_the_full_lengths_pooled_vector(kind: str, prompt: str):
     """What the losses see is what the stock encoding of all 77 positions gives, variant by variant."""
     clip = small_encoder(kind)
@@ -109,28 +116,14 @@ def test_losses_equal_one_by_one_at_full_length_step_for_step(spread: bool):
 
 
 @torch.inference_mode()
-def test_chunks_give_the_same_vectors_and_gradients():
-    clip = small_encoder("sd1")
-    encoder = prompt_encoders(clip, clip.tokenize(PROMPTS["short"]))[0]
-    offsets = offsets_for(encoder, 5)
-    found = []
-    for chunk in (5, 2, 1):
-        encoder.chunk = chunk
-        with gradients():
-            vectors, pull_back = encoder(offsets)
-            found.append((vectors, pull_back(torch.ones_like(vectors))))
-    for vectors, gradient in found[1:]:
-        assert torch.allclose(vectors, found[0][0], atol=1e-6)
-        assert torch.allclose(gradient, found[0][1], atol=1e-5)
-
-
-@torch.inference_mode()
-def test_running_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.fast
+def test_running_out_of_memory_halves_the_chunk_and_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     clip = small_encoder("sd1")
     encoder = prompt_encoders(clip, clip.tokenize(PROMPTS["short"]))[0]
     offsets = offsets_for(encoder, 4)
     with gradients():
-        expected = encoder(offsets)[0]
+        expected, pull_back = encoder(offsets)
+        slope = pull_back(torch.ones_like(expected))
     real = hook.clip_vector
 
     def small_memory(module, embeds, projected):
@@ -142,7 +135,7 @@ def test_running_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch)
     encoder.chunk = 0
     with gradients():
         vectors, pull_back = encoder(offsets)
-        assert pull_back(torch.ones_like(vectors)).shape == offsets.shape
+        assert torch.allclose(pull_back(torch.ones_like(vectors)), slope, atol=1e-5)
     assert encoder.chunk == 2
     assert torch.allclose(vectors, expected, atol=1e-6)
 
@@ -192,16 +185,6 @@ def test_which_encoders_take_part():
         prompt_encoders(t5, t5.tokenize("a fish"), "clip")
     with pytest.raises(ValueError, match="encoders is 'some'"):
         prompt_encoders(clip, tokens, "some")
-
-
-@torch.inference_mode()
-def test_models_that_read_clip_beside_t5_have_clip_varied():
-    clip = small_encoder("sd3")
-    tokens = clip.tokenize(PROMPTS["short"])
-    stock = clip.encode_from_tokens_scheduled(tokens)
-    assert sorted(e.name for e in prompt_encoders(clip, tokens)) == ["clip_g", "clip_l"]
-    assert sorted(e.name for e in prompt_encoders(clip, tokens, "all")) == ["clip_g", "clip_l", "t5xxl"]
-    assert torch.equal(clip.encode_from_tokens_scheduled(tokens)[0][0], stock[0][0])
 
 
 @torch.inference_mode()

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from comfyui_diversity.core.methods.tpso import (
-    HOLD_MARGIN,
-    HOLD_WEIGHT,
+    KEEP_MARGIN,
+    KEEP_WEIGHT,
     Settings,
     Variants,
     calibrated_kappa,
-    directions_to_hold,
+    directions_to_keep,
     diversity_loss,
     initial_offsets,
     least_mean_pairwise,
@@ -96,7 +96,7 @@ def test_published_gradient_is_the_slope_of_the_losses():
         assert (found[k] @ direction).item() == pytest.approx(slope, rel=1e-6)
 
 
-@pytest.mark.parametrize(("kappa", "count"), [(0.8, 10), (0.6, 4), (0.0, 3), (1.0, 5)])
+@pytest.mark.parametrize(("kappa", "count"), [(0.8, 10), (0.0, 3), (1.0, 5)])
 def test_bound_is_reached_by_a_simplex_and_by_nothing_lower(kappa: float, count: int):
     corners = torch.eye(count, dtype=torch.float64) - 1 / count  # their differences from the centre: a simplex
     around = F.normalize(corners, dim=1)
@@ -187,25 +187,25 @@ def test_surface_field_has_two_parts_at_right_angles():
     assert torch.allclose(arrived @ prompt, torch.full((5,), 0.5).double(), atol=1e-12)
 
 
-def test_directions_to_hold_lead_along_the_surface_and_away_from_each_change():
+def test_directions_to_keep_lead_along_the_surface_and_away_from_each_change():
     prompt, changed = unit_vectors(1, 9)[0], unit_vectors(6, 4)
     next_to_nothing = F.normalize(prompt + 0.01 * changed[0], dim=0)
-    held = directions_to_hold(prompt, torch.cat([changed, next_to_nothing[None]]))
-    assert held.shape == (6, SPACE)
-    assert torch.allclose(held.norm(dim=1), torch.ones(6).double(), atol=1e-12)
-    assert torch.allclose(held @ prompt, torch.zeros(6).double(), atol=1e-12)
-    moved = F.normalize(prompt + 1e-3 * held, dim=1)
+    keep = directions_to_keep(prompt, torch.cat([changed, next_to_nothing[None]]))
+    assert keep.shape == (6, SPACE)
+    assert torch.allclose(keep.norm(dim=1), torch.ones(6).double(), atol=1e-12)
+    assert torch.allclose(keep @ prompt, torch.zeros(6).double(), atol=1e-12)
+    moved = F.normalize(prompt + 1e-3 * keep, dim=1)
     assert ((moved * changed).sum(1) < changed @ prompt).all()
-    assert directions_to_hold(prompt, changed[:0]).shape == (0, SPACE)
+    assert directions_to_keep(prompt, changed[:0]).shape == (0, SPACE)
 
 
-def test_holding_is_the_slope_of_half_the_squared_hinge():
+def test_keeping_is_the_slope_of_half_the_squared_hinge():
     unit, prompt = unit_vectors(4), unit_vectors(1, 9)[0]
-    held, margin = directions_to_hold(prompt, unit_vectors(5, 4)), HOLD_MARGIN * math.sqrt(0.75)
-    pull = surface_field(unit, prompt, 0.5, 0.7, held) - surface_field(unit, prompt, 0.5, 0.7)
+    keep, margin = directions_to_keep(prompt, unit_vectors(5, 4)), KEEP_MARGIN * math.sqrt(0.75)
+    pull = surface_field(unit, prompt, 0.5, 0.7, keep) - surface_field(unit, prompt, 0.5, 0.7)
 
     def energy(vector: Tensor) -> float:
-        return sum(HOLD_WEIGHT / 2 * max(0.0, margin - float(vector @ way)) ** 2 for way in held)
+        return sum(KEEP_WEIGHT / 2 * max(0.0, margin - float(vector @ way)) ** 2 for way in keep)
 
     for k in range(4):
         # a way along the sphere on which the cosine to the prompt stays
@@ -219,16 +219,16 @@ def test_holding_is_the_slope_of_half_the_squared_hinge():
 
 
 @pytest.mark.parametrize("count", [1, 8])
-def test_what_is_held_is_not_lost(count: int):
+def test_directions_are_kept(count: int):
     encode, reference = toy_encoder()
     changes = 0.1 * torch.randn(4, POSITIONS, WIDTH, generator=torch.Generator().manual_seed(2)).double()
-    held = directions_to_hold(reference, encode(changes)[0])
+    keep = directions_to_keep(reference, encode(changes)[0])
     start, settings = initial_offsets(count, POSITIONS, WIDTH, 0, 0.1).double(), Settings(kappa=0.7, learning_rate=0.5)
     free = optimise_variants(start, reference, encode, settings)
-    kept = optimise_variants(start, reference, encode, settings, held=held)
+    kept = optimise_variants(start, reference, encode, settings, keep=keep)
     assert (kept.cosines[-1] - 0.7).abs().max() <= 0.01
-    assert (free.vectors @ held.T).min() < -0.2
-    assert (kept.vectors @ held.T).min() > -0.1
+    assert (free.vectors @ keep.T).min() < -0.2
+    assert (kept.vectors @ keep.T).min() > -0.1
     if count > 1:
         assert mean_pairwise(kept.vectors) < 0.7
 
