@@ -17,9 +17,8 @@ from comfyui_diversity.core.hooks.denoise import CleanEstimate
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.sampling import SamplerRun, changed_noise
 from comfyui_diversity.core.methods.cno import Settings, optimise_noise
-from torch import Tensor
-
 from small.models import FAMILIES, conditioning, random_latent, small_model
+from torch import Tensor
 
 BATCH = 3
 # One family of each prediction type and rank, and one of each architecture that gradients pass through.

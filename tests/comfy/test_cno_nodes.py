@@ -20,9 +20,8 @@ from comfyui_diversity.nodes.cno import (
     DiverseNoiseToLatent,
 )
 from comfyui_diversity.nodes.kept_noise import KeptNoiseForCustomSampler, UseKeptNoise
-from torch import Tensor
-
 from small.models import FAMILIES, Counter, conditioning, small_model
+from torch import Tensor
 
 SETTINGS: dict[str, Any] = {"strength": 0.5, "iterations": 3, "mode": "recommended"}
 SEED, BATCH, STEPS, CFG = 7, 4, 3, 3.0

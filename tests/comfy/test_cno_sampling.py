@@ -13,9 +13,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfyui_diversity.nodes._inputs import RECOMMENDED
 from comfyui_diversity.nodes.cno import DiverseNoise, DiverseNoiseOptions
-from torch import Tensor
-
 from small.models import FAMILIES, Counter, conditioning, random_latent, small_model
+from torch import Tensor
 
 STEPS = 3
 

@@ -15,10 +15,9 @@ from comfy_extras.nodes_custom_sampler import BasicGuider, CFGGuider, RandomNois
 from comfyui_diversity.core.drivers import minority as hook
 from comfyui_diversity.core.methods.minority import Settings
 from comfyui_diversity.nodes.minority import MinorityPrompt, MinorityPromptOptions
-from torch import Tensor
-
 from small.encoders import small_encoder
 from small.models import small_model
+from torch import Tensor
 
 TEXT, SEED, STEPS, BATCH = "a red fish", 7, 3, 2
 MAIN: dict[str, Any] = {

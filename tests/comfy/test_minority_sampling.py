@@ -16,10 +16,9 @@ from comfyui_diversity.core.drivers.minority import Learning, to_learn, with_lea
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.methods.minority import OBJECTIVES, RECOMMENDED, Estimates, Settings, Steps
-from torch import Tensor
-
 from small.encoders import small_encoder
 from small.models import FAMILIES, Counter, small_model, small_sdxl
+from torch import Tensor
 
 STEPS, BATCH, ITERATIONS = 4, 2, 2
 TEXT = "a red fish"

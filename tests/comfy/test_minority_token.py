@@ -11,10 +11,9 @@ import torch
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.prompt import text_encoders
 from comfyui_diversity.core.hooks.tokens import Embeddings, LearnableToken, check_embedding_names, save_embedding
+from small.encoders import small_encoder
 from torch import Tensor
 from torch.nn import functional as F
-
-from small.encoders import small_encoder
 
 PROMPTS = {
     "short": "a red fish",

@@ -14,10 +14,9 @@ from comfyui_diversity.core.drivers.rarity import rarity_of
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.methods.minority import Estimates, Settings, minority
 from comfyui_diversity.nodes.rarest import RarestFirst
-from torch import Tensor
-
 from small.encoders import small_encoder
 from small.models import Counter, conditioning, random_latent, small_model
+from torch import Tensor
 
 COUNT = 4
 OPTIONS: dict[str, Any] = {"seed": 0, "top": 0, "renoise": 0.5, "noises": 2, "chunk_size": -1}

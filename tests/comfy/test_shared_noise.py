@@ -12,9 +12,8 @@ from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_custom_sampler import RandomNoise, SamplerCustomAdvanced
 from comfyui_diversity.core.drivers.shared_noise import _SEED_OFFSET
 from comfyui_diversity.nodes.shared_noise import SharedNoiseForCustomSampler, UseSharedNoise
-from torch import Tensor
-
 from small.models import FAMILIES, conditioning, small_model
+from torch import Tensor
 
 BATCH, CFG, SEED = 3, 3.0, 5
 both_kinds = pytest.mark.parametrize("family", [pytest.param("eps", marks=pytest.mark.fast), "sd3"])

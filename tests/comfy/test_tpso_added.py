@@ -8,7 +8,6 @@ import pytest
 import torch
 from comfyui_diversity.core.drivers.schedule import PAYLOAD
 from comfyui_diversity.core.hooks.text import prompt_encoders
-
 from small.encoders import small_encoder
 from small.models import random_latent, small_model
 

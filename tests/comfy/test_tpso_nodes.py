@@ -23,10 +23,9 @@ from comfyui_diversity.nodes._inputs import Options, read_options
 from comfyui_diversity.nodes.schedule import ScheduleConditioning
 from comfyui_diversity.nodes.tpso import DiversePrompts, DiversePromptsOptions
 from safetensors.torch import save_file
-from torch import Tensor
-
 from small.encoders import small_encoder
 from small.models import random_latent, small_model
+from torch import Tensor
 
 stock = importlib.import_module("nodes")  # ComfyUI's, not the pack's
 

@@ -9,11 +9,11 @@ from comfyui_diversity.core.hooks import text as hook
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.prompt import text_encoders
 from comfyui_diversity.core.hooks.text import encode_variants, projection_is_real, prompt_encoders
+from small.encoders import small_encoder
 from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import tpso_speed
-from small.encoders import small_encoder
 
 PROMPTS = {
     "short": "a red fish",

@@ -13,10 +13,9 @@ from comfyui_diversity.core.drivers.tpso import NEIGHBOURS, NEUTRAL_WORD, change
 from comfyui_diversity.core.hooks.text import PromptEncoder, prompt_encoders
 from comfyui_diversity.core.methods.tpso import directions_to_keep
 from comfyui_diversity.demo import loader
+from small.encoders import small_encoder
 from torch import Tensor
 from torch.nn import functional as F
-
-from small.encoders import small_encoder
 
 from .test_tpso_nodes import PROMPTS, run
 
