@@ -19,13 +19,13 @@ both prompts: *Diverse Prompts (TPSO)*. Seed and noise are the same.
 Press **Run** and compare: other colours, sizes, places and backgrounds, and all of them hearts.
 
 **similarity** and **ratio** are the knobs: a lower similarity and a higher ratio give more different pictures. Here \
-the prompt's own words are varied (**added_tokens** 0) and kept (**keep_words**). The plot shows how far apart the \
+the options have the prompt's own words varied (**added_tokens** 0) and kept (**keep_words**). The plot shows how far apart the \
 variants are.""",
     "tpso_mmdit": """**On a flow-matching transformer, with the schedule as a node of its own:** *Diverse Prompts* has \
-its schedule set to none; *Schedule Conditioning* turns its variants into the plain prompt.
+its schedule switched off; *Schedule Conditioning* turns its variants into the plain prompt.
 
 Press **Run** and compare with *baseline_mmdit*: the same prompt and seed. Then try **start** and **easing**.""",
-    "tpso_distilled": """**On a fast model:** four steps at cfg 1. **perturbed_steps** says in how many of the four \
+    "tpso_distilled": """**On a fast model:** four steps at cfg 1. **perturbed_steps**, an option, says in how many of the four \
 the variants have a share: the first.
 
 Press **Run** and compare with *baseline_distilled*.""",
@@ -40,15 +40,18 @@ def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
     """Diverse Prompts in place of both prompts, and its plot."""
     nodes = baseline(model)
     del nodes["positive"], nodes["negative"]
+    main = {name: settings.pop(name) for name in ("similarity", "ratio") if name in settings}
     chosen = {"text": PROMPT, "negative_text": "", "variants": PICTURES, "seed": SEED}
     nodes["tpso"] = Node(
         "DiversityTPSO",
         (360, 0),
-        (320, 650),
-        values={**chosen, "control_after_generate": "fixed", **settings},
-        inputs={"clip": ("world", 1)},
+        (320, 420),
+        values={**chosen, "control_after_generate": "fixed", **main},
+        inputs={"clip": ("world", 1), **({"options": ("options", 0)} if settings else {})},
         color=BLUE,
     )
+    if settings:
+        nodes["options"] = Node("DiversityTPSOOptions", (360, 470), (320, 310), values=settings, color=BLUE)
     nodes["latent"] = replace(nodes["latent"], pos=(740, 450), size=(290, 106))
     nodes["plot"] = Node("PreviewImage", (1090, 110), (200, 246), "How far apart", inputs={"images": ("tpso", 3)})
     return _sampling(nodes, ("tpso", 0), ("tpso", 1))
@@ -56,7 +59,7 @@ def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
 
 def with_schedule(model: str, **settings: Any) -> dict[str, Node]:
     """The schedule as a node of its own."""
-    nodes = with_sampler(model, schedule="none")
+    nodes = with_sampler(model, schedule="off")
     nodes = moved(nodes, _WIDTH, ("sampler", "vae", "latent", "decode", "plot", "save"))
     nodes["schedule"] = _schedule((740, 0), ("tpso", 0), ("tpso", 2), settings)
     return _sampling(nodes, ("schedule", 0), ("tpso", 1))
