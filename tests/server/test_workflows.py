@@ -14,6 +14,7 @@ from devtools.places import HERE
 from devtools.server import Client, Server
 
 TEMPLATES = sorted(path.stem for path in HERE.workflows.glob("*.json"))
+RELOADED = ["cno_unet", "tpso_mmdit", "minority_distilled", "ovi"]  # each method and each model once
 BATCH = 2
 SCRATCH = "tests"
 
@@ -68,6 +69,7 @@ def test_the_seed_alone_decides(client: Client, prompt: dict[str, Any]) -> None:
     assert again == first
 
 
+@pytest.mark.parametrize("prompt", RELOADED, indirect=True)
 def test_same_after_the_models_are_loaded_again(client: Client, prompt: dict[str, Any]) -> None:
     first, _ = run(client, prompt)
     client.request("/free", {"unload_models": True, "free_memory": True})
