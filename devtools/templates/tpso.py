@@ -19,14 +19,14 @@ both prompts: *Diverse Prompts (TPSO)*. Seed and noise are the same.
 Press **Run** and compare: other colours, sizes, places and backgrounds, and all of them hearts.
 
 **similarity** and **ratio** are the knobs: a lower similarity and a higher ratio give more different pictures. Here \
-the options have the prompt's own words varied (**added_tokens** 0) and kept (**keep_words**). The plot shows how far apart the \
-variants are.""",
+the options have the prompt's own words varied (**added_tokens** 0) and kept (**keep_words**). The plot \
+shows how far apart the variants are.""",
     "tpso_mmdit": """**On a flow-matching transformer, with the schedule as a node of its own:** *Diverse Prompts* has \
 its schedule switched off; *Schedule Conditioning* turns its variants into the plain prompt.
 
 Press **Run** and compare with *baseline_mmdit*: the same prompt and seed. Then try **start** and **easing**.""",
-    "tpso_distilled": """**On a fast model:** four steps at cfg 1. **perturbed_steps**, an option, says in how many of the four \
-the variants have a share: the first.
+    "tpso_distilled": """**On a fast model:** four steps at cfg 1. The option **perturbed_steps** says in how many \
+of the four the variants have a share: the first.
 
 Press **Run** and compare with *baseline_distilled*.""",
     "prompt_morph": """**One prompt that turns into another** while the pictures are made: what comes first decides \

@@ -55,6 +55,23 @@ def test_every_node_is_registered(nodes: dict[str, Any]):
     assert "DiversityLoadDemoWorld" in nodes
 
 
+def widgets(node: dict[str, Any]) -> list[str]:
+    """Names of the inputs in one node's `/object_info` that have a widget other than a text box."""
+    inputs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+    return [
+        name
+        for name, (kind, *options) in inputs.items()
+        if isinstance(kind, list)
+        or kind in ("INT", "FLOAT", "BOOLEAN", "COMBO")
+        or (kind == "STRING" and not options[0].get("multiline"))
+    ]
+
+
+def test_main_nodes_show_at_most_six_widgets(nodes: dict[str, Any]):
+    crowded = {name: widgets(node) for name, node in nodes.items() if not name.endswith("Options")}
+    assert {name: found for name, found in crowded.items() if len(found) > 6} == {}
+
+
 def test_every_node_explains_itself(nodes: dict[str, Any]):
     for name, node in nodes.items():
         assert name.startswith("Diversity"), f"{name} could be the name of another pack's node"
