@@ -25,13 +25,13 @@ what the text says, each near to one of 1,000 real pictures.
 Press **Run** and look at the **plot**: how near each one gets. Then set **constraint** to *none*: nearer to the text, \
 and worse pictures.
 
-*unCLIP per Picture* gives each picture of the batch its own embedding.""",
+*unCLIP per Image* gives each picture of the batch its own embedding.""",
     "ovi_text_directly": """**The same without any optimisation:** the text's own vector in place of an image \
 embedding. It costs nothing, and all ten pictures have the same one.
 
 Press **Run** and compare with *ovi*.""",
     "ovi_real_pictures": """**The mark for *ovi*:** the embeddings of ten real pictures of a heart. *Demo World \
-Pictures* draws them by a program; *CLIP Vision Encode* reads them.
+Images* draws them by a program; *CLIP Vision Encode* reads them.
 
 Press **Run**: each picture below is made after one of those.""",
 }
@@ -46,7 +46,7 @@ def drawn(embeddings: tuple[str, int], negative: tuple[str, int] | None) -> dict
     nodes["empty"] = replace(nodes.pop("negative"), pos=(740, 0), title="Empty prompt")
     nodes["latent"] = replace(nodes["latent"], pos=(1120, 330))
     nodes["unclip"] = Node(
-        "DiversityUnclipPerPicture",
+        "DiversityUnclipPerImage",
         (1120, 0),
         (320, 102),
         inputs={"conditioning": ("empty", 0), "clip_vision_output": embeddings},
@@ -117,7 +117,7 @@ def from_real_pictures() -> dict[str, Node]:
 
 def _pictures(pos: tuple[int, int], text: str, count: int, title: str) -> Node:
     values = {"text": text, "count": count, "control_after_generate": "fixed"}
-    return Node("DiversityDemoPictures", pos, (320, 180), title, values)
+    return Node("DiversityDemoImages", pos, (320, 180), title, values)
 
 
 OVI_TEMPLATES: dict[str, dict[str, Node]] = {
