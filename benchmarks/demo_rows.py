@@ -48,7 +48,7 @@ RUNS: tuple[Run, ...] = (
     Run("tpso_distilled", "distilled", "tpso", 1, 4),
     Run("minority_mmdit", "mmdit", "minority", 6, 20),
     Run("minority_distilled", "distilled", "minority", 1, 4),
-    Run("ovi_real_pictures", "unclip", "baseline", 3, 10, variant="real", text="DiversityDemoPictures.text", every=2),
+    Run("ovi_real_images", "unclip", "baseline", 3, 10, variant="real", text="DiversityDemoImages.text", every=2),
     Run("ovi_text_directly", "unclip", "baseline", 3, 10, variant="text", text="DiversityTextAsVision.text", every=2),
     Run("ovi", "unclip", "ovi", 3, 10, text="DiversityOVI.text", every=2),
 )

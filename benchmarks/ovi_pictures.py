@@ -19,7 +19,7 @@ from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this mak
 import numpy as np
 import torch
 from comfyui_diversity.core.drivers.ovi import invert_text, natural_length, rescaled, text_as_output, text_target
-from comfyui_diversity.core.drivers.unclip import per_picture
+from comfyui_diversity.core.drivers.unclip import per_image
 from comfyui_diversity.core.hooks.vision import VisionTower
 from comfyui_diversity.core.methods.image_bank import ImageBank
 from comfyui_diversity.core.methods.ovi import Settings
@@ -45,7 +45,7 @@ def seen(text: str, count: int, seed: int) -> Tensor:
     stated, rng = stated_in(text), np.random.default_rng(seed)
     scenes = [replace(sample_scene(rng, stated.get("object")), **stated) for _ in range(count)]
     images = np.stack([draw(scene, rng) for scene in scenes])
-    return tower().encode_pictures(torch.from_numpy(images).float() / 255, crop=True)
+    return tower().encode_images(torch.from_numpy(images).float() / 255, crop=True)
 
 
 @cache
@@ -56,7 +56,7 @@ def bank() -> ImageBank:
 def told(world: World, seed: int, text: str, outputs: Sequence[Any]) -> Tensor:
     """Pictures of these CLIP vision outputs, one each; the negative is the embedding of no picture."""
     empty = world.conditioning("")
-    positive, negative = per_picture(empty, outputs), per_picture(empty, [tower().negative])
+    positive, negative = per_image(empty, outputs), per_image(empty, [tower().negative])
     return world.latents(text, seed, BATCH, positive=positive, negative=negative)
 
 
@@ -92,8 +92,8 @@ def optimised(constraint: str, strength: float = 1.0, tokens: int = TOKENS, matc
 ROWS: dict[str, Make] = {
     "real pictures": real,
     "text directly": directly,
-    "none": optimised("none"),
-    "none, length matched": optimised("none", match=True),
+    "none": optimised("off"),
+    "none, length matched": optimised("off", match=True),
     "mahalanobis": optimised("mahalanobis"),
     "nearest": optimised("nearest neighbour"),
     "nearest, length matched": optimised("nearest neighbour", match=True),

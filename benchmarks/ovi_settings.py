@@ -39,7 +39,7 @@ HEAD = ["row", "text cosine", "nearest of the bank", "neighbours that fit", "Mah
 class Row:
     """One way to an embedding; `weight` is a multiple of the calibrated one. Names of rows have it as it is."""
 
-    constraint: str = "none"
+    constraint: str = "off"
     weight: float = 1.0
     tokens: int = 16
     steps: int = 500
@@ -75,7 +75,7 @@ def pictures(scenes: Sequence[Scene], rng: np.random.Generator) -> Tensor:
 def make_bank(tower: VisionTower, count: int = BANK, seed: int = 7) -> ImageBank:
     """Embeddings of pictures drawn as the training pictures are."""
     rng = np.random.default_rng(seed)
-    embeddings = tower.encode_pictures(pictures([sample_scene(rng) for _ in range(count)], rng), True)
+    embeddings = tower.encode_images(pictures([sample_scene(rng) for _ in range(count)], rng), True)
     return ImageBank(embeddings, tower.negative.image_embeds[0].float().cpu())
 
 
@@ -85,7 +85,7 @@ class Others:
     def __init__(self, tower: VisionTower, count: int = OTHERS, seed: int = 11) -> None:
         rng = np.random.default_rng(seed)
         self.scenes = [sample_uniform_scene(rng) for _ in range(count)]
-        self.unit = F.normalize(tower.encode_pictures(pictures(self.scenes, rng), True), dim=1)
+        self.unit = F.normalize(tower.encode_images(pictures(self.scenes, rng), True), dim=1)
 
     def fitting(self, embeddings: Tensor, prompts: Sequence[Prompt]) -> float:
         """Of each embedding's nearest pictures, the share that show all that its prompt states."""
@@ -105,7 +105,7 @@ def drawn(tower: VisionTower, prompts: Sequence[Prompt]) -> Tensor:
     for prompt in prompts:
         scene = sample_scene(rng, prompt.object)
         scenes.append(Scene(**{**vars(scene), **prompt.stated}))
-    return tower.encode_pictures(pictures(scenes, rng), True)
+    return tower.encode_images(pictures(scenes, rng), True)
 
 
 @torch.inference_mode()

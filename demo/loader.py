@@ -72,7 +72,7 @@ def load_unet() -> comfy.model_patcher.ModelPatcher:
 
 
 def load_unclip() -> comfy.model_patcher.ModelPatcher:
-    """The same UNet, led by the embedding of a picture: for the stock unCLIPConditioning node, with an empty prompt."""
+    """The same UNet, led by the embedding of an image: for the stock unCLIPConditioning node, with an empty prompt."""
     # The file holds what was learned for that; all other weights are the UNet's.
     weights = {**_read(UNET_FILE), **_read(UNCLIP_FILE)}
     return _unet(_DemoUnclip({**architectures.UNCLIP_UNET}), weights, UNCLIP_FILE)
@@ -94,7 +94,7 @@ class _DemoSD15(comfy.supported_models.SD15):
     latent_format = comfy.latent_formats.SD3
 
     def inpaint_model(self) -> bool:
-        return False  # ComfyUI takes more than 4 latent channels for an inpainting model's mask and masked picture
+        return False  # ComfyUI takes more than 4 latent channels for an inpainting model's mask and masked image
 
 
 class _DemoUnclip(_DemoSD15):

@@ -1,4 +1,4 @@
-"""The unCLIP-style UNet: the demo UNet, told by the embedding of a picture instead of by words.
+"""The unCLIP-style UNet: the demo UNet, told by the embedding of an image instead of by words.
 
 As in Kandinsky 2.2's decoder, the embedding is added to the time embedding and also read by cross-attention. For the
 latter it is turned into what the words of a full caption would have added to the hidden states of an empty prompt.
@@ -18,7 +18,7 @@ from .architectures import TEXT, UNCLIP_NOISE, UNCLIP_UNET, UNCLIP_WORDS
 
 
 class PictureWords(nn.Module):
-    """What a picture adds to the hidden states of an empty prompt: `[N, 2 E]` (embedding, noise level) to
+    """What an image adds to the hidden states of an empty prompt: `[N, 2 E]` (embedding, noise level) to
     `[N, 77, W]`. The positions behind the longest caption share one vector."""
 
     def __init__(self, operations: Any, dtype: Any = None, device: Any = None) -> None:

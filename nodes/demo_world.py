@@ -62,7 +62,7 @@ class LoadDemoUnclip(io.ComfyNode):
             inputs=[],
             outputs=[
                 io.Model.Output(
-                    display_name="MODEL", tooltip="Noise-predicting UNet led by a picture's embedding, 128 px."
+                    display_name="MODEL", tooltip="Noise-predicting UNet led by an image's embedding, 128 px."
                 ),
             ],
         )
@@ -77,35 +77,35 @@ class LoadDemoUnclip(io.ComfyNode):
         return io.NodeOutput(loader.load_unclip())
 
 
-class DemoPictures(io.ComfyNode):
+class DemoImages(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DiversityDemoPictures",
-            display_name="Demo World Pictures",
+            node_id="DiversityDemoImages",
+            display_name="Demo World Images",
             category="diversity",
             description=(
-                "Draws pictures of the demo world, as its models were shown them: what the text says, and everything "
-                "else as often as the world has it. Drawn by a program, not by a model: real pictures to compare with, "
+                "Draws images of the demo world, as its models were shown them: what the text says, and everything "
+                "else as often as the world has it. Drawn by a program, not by a model: real images to compare with, "
                 "or to make an image embedding bank of."
             ),
             inputs=[
                 io.String.Input(
                     "text",
                     multiline=True,
-                    tooltip='What all pictures show, such as "a heart on the left". Empty: any object.',
+                    tooltip='What all images show, such as "a heart on the left". Empty: any object.',
                 ),
-                io.Int.Input("count", default=10, min=1, max=4096, tooltip="How many pictures."),
+                io.Int.Input("count", default=10, min=1, max=4096, tooltip="How many images."),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True if _Control is None else _Control.fixed,
-                    tooltip="Which pictures.",
+                    tooltip="Which images.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="IMAGE", tooltip="A batch of pictures, 128 x 128.")],
+            outputs=[io.Image.Output(display_name="IMAGE", tooltip="A batch of images, 128 x 128.")],
         )
 
     @classmethod
@@ -121,4 +121,4 @@ def _changes(*files: str) -> str:
     return " ".join(f"{path.name}:{path.stat().st_mtime_ns if path.exists() else None}" for path in paths)
 
 
-NODES = [LoadDemoWorld, LoadDemoUnclip, DemoPictures]
+NODES = [LoadDemoWorld, LoadDemoUnclip, DemoImages]

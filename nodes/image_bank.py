@@ -1,4 +1,4 @@
-"""Banks of real image embeddings: what pictures look like to a CLIP, for OVI to stay near to."""
+"""Banks of real image embeddings: what images look like to a CLIP, for OVI to stay near to."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class MakeImageBank(io.ComfyNode):
             display_name="Image Embedding Bank",
             category=CATEGORY,
             description=(
-                "What your own pictures look like to a CLIP: their embeddings, for Text to Vision Embedding (OVI) to "
-                "stay near to. A few hundred pictures of the kind that you want are a good bank."
+                "What your own images look like to a CLIP: their embeddings, for Text to Vision Embedding (OVI) to "
+                "stay near to. A few hundred images of the kind that you want are a good bank."
             ),
             is_input_list=True,
             inputs=[
-                io.Image.Input("images", tooltip="Pictures, as a batch or as a list (then of any sizes)."),
+                io.Image.Input("images", tooltip="Images, as a batch or as a list (then of any sizes)."),
                 io.ClipVision.Input("clip_vision", tooltip="The CLIP vision tower that OVI will use."),
                 advanced(
                     io.Combo.Input(
@@ -61,11 +61,11 @@ class MakeImageBank(io.ComfyNode):
                         tooltip='As in CLIP Vision Encode. "center": the middle square. "none": squeezed to a square.',
                     )
                 ),
-                Bank.Input("bank", optional=True, tooltip="A bank that these pictures are added to."),
+                Bank.Input("bank", optional=True, tooltip="A bank that these images are added to."),
             ],
             outputs=[
                 Bank.Output(display_name="bank", tooltip="For Text to Vision Embedding (OVI), or Save Image Bank."),
-                io.Int.Output(display_name="count", tooltip="How many pictures the bank holds."),
+                io.Int.Output(display_name="count", tooltip="How many images the bank holds."),
             ],
         )
 
@@ -79,12 +79,12 @@ class MakeImageBank(io.ComfyNode):
             tower.check_bank(found)
         total = sum(len(batch) for batch in images)
         if total == 0:
-            raise ValueError("images is empty; a bank needs one picture or more.")
+            raise ValueError("images is empty; a bank needs one image or more.")
         bar = _Bar(total)
         for batch in images:
             if len(batch) == 0:
                 continue
-            embeddings = tower.encode_pictures(batch, crop[0] == CROPS[0], bar)
+            embeddings = tower.encode_images(batch, crop[0] == CROPS[0], bar)
             origin = tower.negative.image_embeds[0].float().cpu()
             found = ImageBank(embeddings, origin) if found is None else found.extended(embeddings)
         assert found is not None
@@ -96,10 +96,10 @@ class _Bar:
         self._total, self._done = total, 0
         self._progress = Progress(total)
 
-    def __call__(self, pictures: int) -> None:
-        for _ in range(pictures):
+    def __call__(self, images: int) -> None:
+        for _ in range(images):
             self._done += 1
-            self._progress.step(f"picture {self._done} of {self._total}")
+            self._progress.step(f"image {self._done} of {self._total}")
 
 
 class SaveImageBank(io.ComfyNode):
@@ -111,7 +111,7 @@ class SaveImageBank(io.ComfyNode):
             category=CATEGORY,
             description="Keeps an image embedding bank in a file. One of the same name is replaced.",
             inputs=[Bank.Input("bank", tooltip="From Image Embedding Bank."), _name()],
-            outputs=[io.Int.Output(display_name="count", tooltip="How many pictures the bank holds.")],
+            outputs=[io.Int.Output(display_name="count", tooltip="How many images the bank holds.")],
             is_output_node=True,
         )
 
@@ -132,7 +132,7 @@ class LoadImageBank(io.ComfyNode):
             inputs=[_name()],
             outputs=[
                 Bank.Output(display_name="bank", tooltip="For Text to Vision Embedding (OVI), or to be extended."),
-                io.Int.Output(display_name="count", tooltip="How many pictures the bank holds."),
+                io.Int.Output(display_name="count", tooltip="How many images the bank holds."),
             ],
         )
 

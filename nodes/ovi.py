@@ -1,4 +1,4 @@
-"""Text in, CLIP vision outputs out: optimised (OVI), or the text's own vector; and one of them for each picture."""
+"""Text in, CLIP vision outputs out: optimised (OVI), or the text's own vector; and one of them for each image."""
 
 from __future__ import annotations
 
@@ -10,25 +10,45 @@ from torch import Tensor
 from ..core.drivers.ovi import (
     CONSTRAINTS,
     Outcome,
+    Plan,
     Target,
     conditioning_targets,
     invert_text,
     natural_length,
+    published,
+    recommended,
     rescaled,
     text_as_output,
     text_target,
 )
-from ..core.drivers.unclip import per_picture
+from ..core.drivers.unclip import per_image
 from ..core.hooks.progress import Progress, show
 from ..core.hooks.vision import VisionTower
 from ..core.methods.image_bank import ImageBank
-from ..core.methods.ovi import Settings
 from ..core.plot import curves_plot
-from ._inputs import advanced
+from ._inputs import (
+    AUTO,
+    AUTO_NUMBER,
+    OFF,
+    PUBLISHED,
+    CheckedNode,
+    Options,
+    make_options,
+    mode_input,
+    options_input,
+    options_output,
+    read_options,
+)
 from .image_bank import CATEGORY, Bank
 
-_DEFAULT = Settings()
-_TOKENS = 16
+_METHOD = "ovi"
+_NAME, _OPTIONS_NAME = "Text to Vision Embedding (OVI)", "Text to Vision Embedding Options"
+_AUTOMATIC = {
+    "tokens": AUTO_NUMBER,
+    "steps": AUTO_NUMBER,
+    "learning_rate": AUTO_NUMBER,
+    "match_length": AUTO,
+}
 _Control = getattr(io, "ControlAfterGenerate", None)
 
 
@@ -38,75 +58,104 @@ def _text_inputs() -> list[io.Input]:
             "clip", tooltip="The text encoder of the same CLIP as clip_vision, for instance a stand-alone clip_l file."
         ),
         io.ClipVision.Input("clip_vision", tooltip="The vision tower whose embeddings the model reads."),
-        io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="What the pictures should show."),
+        io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="What the images should show."),
     ]
 
 
-def _advanced_inputs() -> list[io.Input]:
-    """Saved workflows keep widgets by position: append, never reorder."""
-    return [
-        io.Float.Input(
-            "weight",
-            default=1.0,
-            min=0.0,
-            max=100.0,
-            step=0.05,
-            tooltip=(
-                "Weight of the constraint, as a multiple of the one that gives the paper's cosines. Higher: nearer to "
-                "the bank and further from the text. Far too high: every text gives the same."
-            ),
-        ),
-        io.Int.Input(
-            "tokens",
-            default=_TOKENS,
-            min=1,
-            max=4096,
-            tooltip=(
-                "Pseudo-tokens that stand for the patches of a picture, at most as many as the tower has patches. "
-                "More: nearer to the text (published: 1 to 6)."
-            ),
-        ),
-        io.Int.Input(
-            "steps",
-            default=_DEFAULT.steps,
-            min=0,
-            max=10_000,
-            tooltip="At most so many steps; a variant that gets no nearer stops by itself. 0: the random start.",
-        ),
-        io.Float.Input(
-            "learning_rate",
-            default=_DEFAULT.learning_rate,
-            min=0.0001,
-            max=10.0,
-            step=0.001,
-            tooltip="How far a step moves a token's values. Published: 0.02.",
-        ),
-        io.Float.Input(
-            "target_cosine",
-            default=_DEFAULT.target,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="A variant stops as soon as its cosine to the text is this. 0: no target.",
-        ),
-        io.Boolean.Input(
-            "match_length",
-            default=True,
-            tooltip=(
-                "On: the embedding is rescaled to the mean length of the bank's (without a bank: to the negative's), "
-                "which keeps the prompt better. Off: as the tower gives it, often shorter than a picture's. Hidden "
-                "states stay as they are."
-            ),
-        ),
-    ]
+class TextToVisionOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityOVIOptions",
+            display_name="Text to Vision Embedding Options",
+            category=CATEGORY,
+            description="More settings for Text to Vision Embedding (OVI), which works without it.",
+            # Saved workflows keep widgets by position: append, never reorder.
+            inputs=[
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.05,
+                    tooltip=(
+                        "Weight of the constraint, as a multiple of the one that gives the paper's cosines. Higher: "
+                        "nearer to the bank and further from the text. Far too high: every text gives the same "
+                        "embedding. 0: off."
+                    ),
+                ),
+                io.Int.Input(
+                    "tokens",
+                    default=AUTO_NUMBER,
+                    min=AUTO_NUMBER,
+                    max=4096,
+                    tooltip=(
+                        "Pseudo-tokens that take the place of an image's patches, at most as many as the tower has "
+                        "patches. More tokens come nearer to the text. -1: auto, 16, or 6 in published mode (which "
+                        "has 1 to 6)."
+                    ),
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=AUTO_NUMBER,
+                    min=AUTO_NUMBER,
+                    max=10_000,
+                    tooltip=(
+                        "Optimisation steps. -1: auto, at most 500, fewer for a variant that no longer improves; in "
+                        "published mode always 1000. 0: off, the random start."
+                    ),
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=float(AUTO_NUMBER),
+                    min=float(AUTO_NUMBER),
+                    max=10.0,
+                    step=0.001,
+                    tooltip="How far a step moves a token's values. -1: auto, 0.02 as published.",
+                ),
+                io.Float.Input(
+                    "target_cosine",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="A variant stops as soon as its cosine to the text reaches this. 0: off.",
+                ),
+                io.Combo.Input(
+                    "match_length",
+                    options=[AUTO, "on", OFF],
+                    default=AUTO,
+                    tooltip=(
+                        '"on": the embedding is rescaled to the mean length of the bank\'s (without a bank: to the '
+                        'negative\'s), which keeps the prompt better. "off": as the tower gives it, often shorter '
+                        'than an image\'s. "auto": on, and off in published mode. Hidden states are not rescaled.'
+                    ),
+                ),
+            ],
+            outputs=[options_output(_METHOD, _NAME)],
+        )
+
+    @classmethod
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        return make_options(_METHOD, values)
 
 
-class TextToVision(io.ComfyNode):
+def _plan(mode: str, options: Options | None) -> Plan:
+    """Raises ValueError for an option that the mode does not have."""
+    values = read_options(TextToVisionOptions, options)
+    chosen = {name: value for name, value in values.items() if value != _AUTOMATIC.get(name)}
+    if "match_length" in chosen:
+        chosen["match_length"] = chosen["match_length"] != OFF
+    make = published if mode == PUBLISHED else recommended
+    return make(**chosen)
+
+
+class TextToVision(CheckedNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiversityOVI",
-            display_name="Text to Vision Embedding (OVI)",
+            display_name=_NAME,
             category=CATEGORY,
             description=(
                 "An image embedding from text alone, for whatever reads one (unCLIP, Stable Cascade, style models, "
@@ -127,10 +176,10 @@ class TextToVision(io.ComfyNode):
                     options=list(CONSTRAINTS),
                     default=next(iter(CONSTRAINTS)),
                     tooltip=(
-                        'What holds the embedding near those of real pictures; both need a bank. "nearest neighbour": '
-                        "near to that picture of the bank which fits the text best, another one for each variant "
-                        '(best). "mahalanobis": near to their mean, by their covariance. "none": nothing; it goes '
-                        "where no picture is."
+                        'What holds the embedding near those of real images; both need a bank. "nearest neighbour": '
+                        "near to that image of the bank which fits the text best, another one for each variant "
+                        '(best). "mahalanobis": near to their mean, by their covariance. "off": nothing; it goes '
+                        "where no image is."
                     ),
                 ),
                 io.Int.Input(
@@ -142,8 +191,11 @@ class TextToVision(io.ComfyNode):
                     control_after_generate=True if _Control is None else _Control.fixed,
                     tooltip="Which random starts. Leave it on fixed: another seed for the sampler alone is quicker.",
                 ),
-                *(advanced(widget) for widget in _advanced_inputs()),
-                Bank.Input("bank", optional=True, tooltip="Embeddings of real pictures, from Image Embedding Bank."),
+                mode_input(
+                    "the paper's 6 tokens and fixed number of steps (1000), of which the last result is kept; the "
+                    "embedding's own length."
+                ),
+                Bank.Input("bank", optional=True, tooltip="Embeddings of real images, from Image Embedding Bank."),
                 io.Conditioning.Input(
                     "prompts",
                     optional=True,
@@ -152,6 +204,7 @@ class TextToVision(io.ComfyNode):
                         "variants."
                     ),
                 ),
+                options_input(_METHOD, _OPTIONS_NAME),
             ],
             outputs=[
                 io.ClipVisionOutput.Output(
@@ -177,34 +230,33 @@ class TextToVision(io.ComfyNode):
         variants: int,
         constraint: str,
         seed: int,
-        weight: float,
-        tokens: int,
-        steps: int,
-        learning_rate: float,
-        target_cosine: float,
-        match_length: bool,
+        mode: str,
         bank: ImageBank | None = None,
         prompts: list | None = None,
+        options: Options | None = None,
     ) -> io.NodeOutput:
-        settings = Settings(steps, learning_rate, target=target_cosine)
+        plan = _plan(mode, options)
+        settings = plan.settings
         tower = VisionTower(clip_vision)
         if prompts is None:
             target = text_target(clip, text, tower.width)
         else:
             target = conditioning_targets(clip, text, prompts, tower.width)
             variants = len(target.vectors)
-        progress = Progress(max(steps, 1))
+        progress = Progress(max(settings.steps, 1))
 
         def after(cosines: Tensor, going_on: int) -> None:
-            progress.step(f"cosine to the text {cosines.mean():.3f}, {going_on} of {variants} go on")
+            progress.step(f"cosine to the text {cosines.mean():.3f}, {going_on} of {variants} variants go on")
 
-        outcome = invert_text(tower, target, variants, tokens, seed, settings, constraint, weight, bank, after)
+        outcome = invert_text(
+            tower, target, variants, plan.tokens, seed, settings, constraint, plan.weight, bank, after
+        )
         length = natural_length(tower, bank)
-        report = _report(outcome, target, constraint, weight, bank, length, match_length)
+        report = _report(outcome, target, constraint, plan, bank, length)
         show(report)
-        outputs = [rescaled(output, length) for output in outcome.outputs] if match_length else outcome.outputs
+        outputs = [rescaled(output, length) for output in outcome.outputs] if plan.match_length else outcome.outputs
         cosines = outcome.inversion.cosines.cpu()
-        plot = curves_plot(cosines, target_cosine or None, f"cosine to the text ({target.source})")
+        plot = curves_plot(cosines, settings.target or None, f"cosine to the text ({target.source})")
         return io.NodeOutput(outputs, tower.negative, plot, report)
 
 
@@ -212,33 +264,33 @@ def _report(
     outcome: Outcome,
     target: Target,
     constraint: str,
-    weight: float,
+    plan: Plan,
     bank: ImageBank | None,
     length: float,
-    match_length: bool,
 ) -> str:
     inversion = outcome.inversion
+    kept = "last step" if plan.settings.keep_last else "lowest loss"
     lines = [f"Text: {target.source}."]
     for k, cosine in enumerate(outcome.cosines.tolist()):
-        why = "target reached" if bool(inversion.reached[k]) else "least loss"
+        why = "target reached" if bool(inversion.reached[k]) else kept
         line = f"Variant {k + 1}: cosine to the text {cosine:.3f} after {int(inversion.steps[k])} steps ({why})"
         if CONSTRAINTS[constraint] is not None:
             before, after = inversion.distances[:, k].tolist()
             line += f"; {constraint}: {before:.3f} to {after:.3f}"
         if outcome.nearest is not None:
-            line += f"; nearest picture of the bank: cosine {outcome.nearest[k]:.3f}"
+            line += f"; nearest image of the bank: cosine {outcome.nearest[k]:.3f}"
         lines.append(line + ".")
     if bank is not None:
-        lines.append(f"The bank holds {len(bank)} pictures.")
+        lines.append(f"The bank holds {len(bank)} images.")
         if CONSTRAINTS[constraint] is None:
-            lines.append('constraint is "none": the bank is measured against, and holds nothing back.')
-    if CONSTRAINTS[constraint] is not None and weight == 0:
-        lines.append("weight is 0: the constraint is measured, and holds nothing back.")
+            lines.append('constraint is "off": distances to the bank are only measured.')
+    if CONSTRAINTS[constraint] is not None and plan.weight == 0:
+        lines.append("weight is 0: the constraint is only measured.")
     own = sum(output.image_embeds.float().norm().item() for output in outcome.outputs) / len(outcome.outputs)
-    whose = "that of the negative" if bank is None else "the mean of the bank"
-    done = ", to which they are rescaled" if match_length else ""
+    whose = "that of the negative" if bank is None else "the mean of the bank's"
+    done = ", to which they are rescaled" if plan.match_length else ""
     lines.append(f"Mean length of the embeddings {own:.2f}; {whose} is {length:.2f}{done}.")
-    lines.append("That clip and clip_vision are of one CLIP is known by their width alone.")
+    lines.append("Whether clip and clip_vision belong to one CLIP is checked by their width alone.")
     return "\n".join(lines)
 
 
@@ -286,15 +338,15 @@ class TextAsVision(io.ComfyNode):
         return io.NodeOutput(text_as_output(tower, target, length), tower.negative, report)
 
 
-class UnclipPerPicture(io.ComfyNode):
+class UnclipPerImage(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DiversityUnclipPerPicture",
-            display_name="unCLIP per Picture",
+            node_id="DiversityUnclipPerImage",
+            display_name="unCLIP per Image",
             category="diversity/conditioning",
             description=(
-                "In place of unCLIPConditioning, which gives all pictures the sum of its embeddings: picture k of the "
+                "In place of unCLIPConditioning, which gives all images the sum of its embeddings: image k of the "
                 "batch gets embedding k. Needs no patched model."
             ),
             is_input_list=True,
@@ -303,7 +355,7 @@ class UnclipPerPicture(io.ComfyNode):
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",
                     tooltip=(
-                        "Embeddings, as a list (as OVI gives them) or of a batch of pictures. A larger batch uses them "
+                        "Embeddings, as a list (as OVI gives them) or of a batch of images. A larger batch uses them "
                         "again from the first."
                     ),
                 ),
@@ -326,7 +378,7 @@ class UnclipPerPicture(io.ComfyNode):
             ],
             outputs=[
                 io.Conditioning.Output(
-                    display_name="CONDITIONING", tooltip="The prompt with an embedding for each picture."
+                    display_name="CONDITIONING", tooltip="The prompt with an embedding for each image."
                 )
             ],
         )
@@ -341,7 +393,7 @@ class UnclipPerPicture(io.ComfyNode):
     ) -> io.NodeOutput:
         if len(conditioning) != 1:
             raise ValueError(f"conditioning is a list of {len(conditioning)}; it must be one conditioning.")
-        return io.NodeOutput(per_picture(conditioning[0], clip_vision_output, strength[0], noise_augmentation[0]))
+        return io.NodeOutput(per_image(conditioning[0], clip_vision_output, strength[0], noise_augmentation[0]))
 
 
-NODES = [TextToVision, TextAsVision, UnclipPerPicture]
+NODES = [TextToVision, TextToVisionOptions, TextAsVision, UnclipPerImage]

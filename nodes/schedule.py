@@ -1,4 +1,4 @@
-"""One conditioning that turns into another while the picture is made."""
+"""One conditioning that turns into another while the image is made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from comfy_api.latest import io
 
 from ..core.drivers.schedule import CLOCKS, scheduled
 from ..core.methods.schedule import EASINGS, Window
-from ._inputs import advanced
 
 _DEFAULT = Window()
 
@@ -21,13 +20,13 @@ class ScheduleConditioning(io.ComfyNode):
             display_name="Schedule Conditioning",
             category="diversity/conditioning",
             description=(
-                "One conditioning that turns into another while the picture is made, at every step exactly as much as "
+                "One conditioning that turns into another while the image is made, at every step exactly as much as "
                 "the schedule says. Works with any sampler and any number of steps, and needs no patched model."
             ),
             inputs=[
                 io.Conditioning.Input(
                     "conditioning_from",
-                    tooltip="In force at first. Its row k belongs to picture k of the batch, as Diverse Prompts gives.",
+                    tooltip="In force at first. Its row k belongs to image k of the batch, as Diverse Prompts gives.",
                 ),
                 io.Conditioning.Input("conditioning_to", tooltip="In force after that, to the end."),
                 io.Float.Input(
@@ -37,55 +36,47 @@ class ScheduleConditioning(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     tooltip=(
-                        "Share of the steps over which the first conditioning fades out. 0: it is never in force. "
-                        "Negative: a window at the end, in which the first one fades in (0.4 and -0.4 mirror each "
-                        "other)."
+                        "Share of the steps over which the first conditioning fades out. 0 (off): it is never in "
+                        "force. Negative: a window at the end, in which the first one fades in (0.4 and -0.4 mirror "
+                        "each other)."
                     ),
                 ),
-                advanced(
-                    io.Float.Input(
-                        "start",
-                        default=_DEFAULT.start,
-                        min=0.0,
-                        max=1.0,
-                        step=0.05,
-                        tooltip="Share of the steps before it begins to fade; at most the size of ratio.",
-                    )
+                io.Float.Input(
+                    "start_percent",
+                    default=_DEFAULT.start_percent,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the steps before conditioning_from begins to fade; at most the size of ratio.",
                 ),
-                advanced(
-                    io.Combo.Input(
-                        "easing",
-                        options=list(EASINGS),
-                        default=_DEFAULT.easing,
-                        tooltip=(
-                            '"linear": evenly. "smooth": slowly at both ends. "hold": fully in force within the '
-                            "window, not at all outside."
-                        ),
-                    )
+                io.Combo.Input(
+                    "easing",
+                    options=list(EASINGS),
+                    default=_DEFAULT.easing,
+                    tooltip=(
+                        '"linear": evenly. "smooth": slowly at both ends. "hold": fully in force within the '
+                        "window, not at all outside."
+                    ),
                 ),
-                advanced(
-                    io.Int.Input(
-                        "perturbed_steps",
-                        default=0,
-                        min=0,
-                        max=1000,
-                        tooltip=(
-                            "For few-step models: the number of steps in which the first conditioning has a share, in "
-                            "place of ratio (whose sign still says which end). 0: ratio decides."
-                        ),
-                    )
+                io.Int.Input(
+                    "perturbed_steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip=(
+                        "For few-step models: the number of steps in which the first conditioning has a share, in "
+                        "place of ratio (whose sign still chooses the end). 0 (off): ratio decides."
+                    ),
                 ),
-                advanced(
-                    io.Combo.Input(
-                        "clock",
-                        options=list(CLOCKS),
-                        default=CLOCKS[0],
-                        tooltip=(
-                            '"steps": shares are of this sampler\'s steps. "noise": of the model\'s whole noise '
-                            "schedule, so that two samplers in a row (base and refiner, denoise below 1) share one "
-                            "window."
-                        ),
-                    )
+                io.Combo.Input(
+                    "clock",
+                    options=list(CLOCKS),
+                    default=CLOCKS[0],
+                    tooltip=(
+                        '"steps": shares are of this sampler\'s steps. "noise": of the model\'s whole noise '
+                        "schedule, so that two samplers in a row (base and refiner, denoise below 1) share one "
+                        "window."
+                    ),
                 ),
             ],
             outputs=[
@@ -101,12 +92,12 @@ class ScheduleConditioning(io.ComfyNode):
         conditioning_from: list,
         conditioning_to: list,
         ratio: float,
-        start: float,
+        start_percent: float,
         easing: str,
         perturbed_steps: int,
         clock: str,
     ) -> io.NodeOutput:
-        window = Window(ratio, start, easing, perturbed_steps)
+        window = Window(ratio, start_percent, easing, perturbed_steps)
         return io.NodeOutput(scheduled(conditioning_from, conditioning_to, window, clock))
 
 

@@ -38,10 +38,58 @@ from ..require import require
 
 # Name in the node: constraint of a bank, and the weight at which it gives the paper's cosines.
 CONSTRAINTS: dict[str, tuple[Callable[[ImageBank, Tensor], Constraint], float] | None] = {
-    "none": None,
+    "off": None,
     "nearest neighbour": (nearest_neighbour, NEAREST_WEIGHT),
     "mahalanobis": (mahalanobis, MAHALANOBIS_WEIGHT),
 }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a text becomes embeddings.
+
+    settings, tokens: of the optimisation.
+    weight: of the constraint, as a multiple of the one that gives the paper's cosines.
+    match_length: whether embeddings are rescaled to the length of real ones.
+    """
+
+    settings: Settings
+    tokens: int
+    weight: float
+    match_length: bool
+
+
+def recommended(
+    *,
+    weight: float = 1.0,
+    tokens: int = 16,
+    steps: int = 500,
+    learning_rate: float = 0.02,
+    target_cosine: float = 0.0,
+    match_length: bool = True,
+) -> Plan:
+    """Stops early where nothing is gained any more and keeps the lowest loss. Raises ValueError as `Settings`."""
+    return Plan(Settings(steps, learning_rate, target=target_cosine), tokens, weight, match_length)
+
+
+def published(
+    *,
+    weight: float = 1.0,
+    tokens: int = 6,
+    steps: int = 1000,
+    learning_rate: float = 0.02,
+    target_cosine: float = 0.0,
+    match_length: bool = False,
+) -> Plan:
+    """As in arXiv 2511.20821: 1 to 6 tokens, a fixed number of steps whose last result counts, and its own length.
+
+    Raises ValueError for what that does not have, and as `Settings`.
+    """
+    where = "in published mode"
+    require(1 <= tokens <= 6, "tokens", tokens, f"from 1 to 6 {where}")
+    require(target_cosine == 0, "target_cosine", target_cosine, f"0 (off) {where}: its number of steps is fixed")
+    require(not match_length, "match_length", "on", f"off {where}")
+    return Plan(Settings(steps, learning_rate, patience=0, keep_last=True), tokens, weight, match_length)
 
 
 @dataclass(frozen=True)
@@ -127,7 +175,7 @@ def invert_text(
     tokens: int,
     seed: int,
     settings: Settings,
-    constraint: str = "none",
+    constraint: str = "off",
     strength: float = 1.0,
     bank: ImageBank | None = None,
     after_step: AfterStep | None = None,
@@ -143,8 +191,8 @@ def invert_text(
     require(1 <= tokens <= tower.patches, "tokens", tokens, f"1 to {tower.patches}, the patches of this vision tower")
     if CONSTRAINTS[constraint] is not None and bank is None:
         raise ValueError(
-            f"constraint is {constraint!r}, which needs a bank of real pictures: connect one from Image Embedding Bank "
-            'or Load Image Bank, or set constraint to "none".'
+            f"constraint is {constraint!r}, which needs a bank of real images: connect one from Image Embedding Bank "
+            'or Load Image Bank, or set constraint to "off".'
         )
     if bank is not None:
         tower.check_bank(bank)
@@ -207,7 +255,7 @@ def _matching_encoder(clip: Any, tokens: dict[str, Any], width: int) -> PromptEn
     if not encoders:
         raise ValueError(
             f"clip has no text encoder of the CLIP kind (it has {', '.join(text_encoders(clip))}), and only those "
-            f"share a space with pictures. {PAIRS}"
+            f"share a space with images. {PAIRS}"
         )
     fitting = [encoder for encoder in encoders if _projected_width(encoder) == width]
     if not fitting:

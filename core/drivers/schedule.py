@@ -116,7 +116,7 @@ def scheduled(first: list, second: list, window: Window, clock: str = "steps", b
             if PAYLOAD in dictionary:
                 raise ValueError(
                     f"{name} carries a schedule already; it must be a plain conditioning. Diverse Prompts (TPSO) gives "
-                    'one without a schedule where its own schedule is set to "none".'
+                    'one without a schedule where its own schedule is set to "off".'
                 )
         if cond.shape[-1] != other.shape[-1]:
             raise ValueError(
@@ -144,7 +144,7 @@ def can_blend(first: list, second: list) -> bool:
 def _compare_rows(rows: int, batch: int, kind: str) -> None:
     if rows not in (1, batch):
         logger.warning(
-            "The %s conditioning has %d variants and the batch %d pictures: %s.",
+            "The %s conditioning has %d variants and the batch %d images: %s.",
             kind, rows, batch, "only the first variants are used" if batch < rows else "variants are repeated",
         )  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""An image embedding of its own for every picture of a batch, on any sampler node and any model that reads them.
+"""An image embedding of its own for every image of a batch, on any sampler node and any model that reads them.
 
-Stock unCLIPConditioning sums the embeddings that it is given (Stable Cascade reads them side by side), for all pictures
+Stock unCLIPConditioning sums the embeddings that it is given (Stable Cascade reads them side by side), for all images
 alike. Here the model's own preparation runs once for each embedding, and what it makes of them becomes the rows of what
 the model reads. The conditioning carries them (see `core.hooks.carried`), so that it needs no patched model.
 """
@@ -72,7 +72,7 @@ class PerImage(Payload):
         count = max(len(one.embeddings) for one in self.attached)
         if count != batch:
             logger.warning(
-                "There are %d image embeddings and the batch has %d pictures: %s.",
+                "There are %d image embeddings and the batch has %d images: %s.",
                 count, batch, "only the first are used" if batch < count else "they are used again from the first",
             )  # fmt: skip
         bare = prepared({name: value for name, value in entry.items() if name != key}, prepare)
@@ -86,19 +86,19 @@ class PerImage(Payload):
         rows = _rows(plain, encoded)
         if not rows:
             raise ValueError(
-                "This model reads no image embeddings, so the pictures would not differ by them. unCLIP conditioning "
+                "This model reads no image embeddings, so the images would not differ by them. unCLIP conditioning "
                 "is for SD2.1 unCLIP, Stable Cascade (stage C) and others that are made for it."
             )
         others = {name: payload.with_model_conds(rows) for name, payload in payloads(bare).items()}
         return {**bare, **others, "model_conds": {**bare["model_conds"], **rows}}
 
 
-def per_picture(
+def per_image(
     conditioning: list, outputs: Sequence[Any], strength: float = 1.0, noise_augmentation: float = 0.0
 ) -> list:
-    """CONDITIONING with which picture k of a batch gets embedding k; nothing given is changed.
+    """CONDITIONING with which image k of a batch gets embedding k; nothing given is changed.
 
-    outputs: CLIP vision outputs; one with several pictures gives as many embeddings.
+    outputs: CLIP vision outputs; one with several images gives as many embeddings.
 
     Raises ValueError for no outputs, embeddings of different width or of no fixed shape, and no conditioning.
     """
@@ -126,7 +126,7 @@ def _embeddings(output: Any) -> Tensor:
     if not isinstance(found, Tensor) or found.ndim != 2:
         shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(
-            f"A clip_vision_output has embeddings of shape {shape}; they must be [pictures, width]. SigLIP's are of "
+            f"A clip_vision_output has embeddings of shape {shape}; they must be [images, width]. SigLIP's are of "
             "each patch, which unCLIP models do not read."
         )
     return found
@@ -140,7 +140,7 @@ def _rows(plain: Mapping[str, Any], encoded: Sequence[Mapping[str, Any]]) -> dic
         before = plain[name].cond if name in plain else None
         if not isinstance(values[0], Tensor) or all(_equal(value, before) for value in values):
             continue
-        # A prompt's own variants may be rows already: picture k reads the k-th.
+        # A prompt's own variants may be rows already: image k reads the k-th.
         found[name] = cond._copy_with(torch.cat([value[k % len(value)][None] for k, value in enumerate(values)]))
     return found
 

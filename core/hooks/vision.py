@@ -24,7 +24,7 @@ PAIRS = (
     "Pairs that work: a stand-alone clip_l file with CLIP ViT-L (768 wide), the text encoder of SD2.1 with CLIP ViT-H "
     "(1024), clip_g of SDXL with CLIP ViT-bigG (1280), and the demo world's own two."
 )
-_BATCH = 16  # pictures that are encoded at once for a bank
+_BATCH = 16  # images that are encoded at once for a bank
 _SAME_TOWER = 0.99
 _LARGE = 2**28  # bytes of what one variant would keep
 
@@ -50,7 +50,7 @@ class VisionTower(InChunks):
         if module.vision_model.embeddings.class_embedding is None:
             raise ValueError(
                 "clip_vision is SigLIP's, whose text tower ComfyUI does not have, and which gives one vector for each "
-                f"patch in place of one for the picture: it has no text to be led by. {PAIRS}"
+                f"patch in place of one for the image: it has no text to be led by. {PAIRS}"
             )
         weight = getattr(module.visual_projection, "weight", None)
         if weight is None:
@@ -79,21 +79,21 @@ class VisionTower(InChunks):
         comfy.model_management.load_models_gpu([self.clip_vision.patcher], memory_required=needed)
 
     def output(self, tokens: Tensor) -> comfy.clip_vision.Output:
-        """What encode_image would give if a picture's patches were these tokens `[P, D]`: a batch of one."""
+        """What encode_image would give if an image's patches were these tokens `[P, D]`: a batch of one."""
         with torch.no_grad():
             embedded = self._embedded(tokens[None])
         return self._encode(lambda _: embedded)
 
     @cached_property
     def negative(self) -> comfy.clip_vision.Output:
-        """What encode_image would give for an all-zero input: zeros where the tower takes the normalised picture, as
-        diffusers' Kandinsky prior makes its negative (a picture of the colour that normalisation subtracts, a mid
+        """What encode_image would give for an all-zero input: zeros where the tower takes the normalised image, as
+        diffusers' Kandinsky prior makes its negative (an image of the colour that normalisation subtracts, a mid
         grey), and not a black one."""
         forward = type(self._embeddings).forward
         return self._encode(lambda pixels: forward(self._embeddings, torch.zeros_like(pixels)))
 
-    def encode_pictures(self, images: Tensor, crop: bool, after: Callable[[int], None] | None = None) -> Tensor:
-        """Embeddings `[B, E]` of IMAGE `[B, H, W, C]`; `after(pictures)` is called after every few."""
+    def encode_images(self, images: Tensor, crop: bool, after: Callable[[int], None] | None = None) -> Tensor:
+        """Embeddings `[B, E]` of IMAGE `[B, H, W, C]`; `after(images)` is called after every few."""
         found = []
         for at in range(0, len(images), _BATCH):
             some = images[at : at + _BATCH]
@@ -118,7 +118,7 @@ class VisionTower(InChunks):
             )
 
     def _encode(self, embed: Callable[[Tensor], Tensor]) -> comfy.clip_vision.Output:
-        """ComfyUI's own encode_image with something else in place of the picture's embedded patches."""
+        """ComfyUI's own encode_image with something else in place of the image's embedded patches."""
         size = self.clip_vision.image_size
         blank = torch.zeros(1, size, size, 3)
         with torch.no_grad(), _embedding(self._embeddings, embed):

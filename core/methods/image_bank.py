@@ -1,4 +1,4 @@
-"""A bank of real image embeddings: what pictures look like to a CLIP, as members, mean and covariance.
+"""A bank of real image embeddings: what images look like to a CLIP, as members, mean and covariance.
 
 The covariance of M members in E dimensions is singular for M <= E, which is the usual case. It is shrunk towards a
 multiple of the identity, by as much as oracle approximating shrinkage says (Chen, Wiesel, Eldar and Hero 2010, closed
@@ -136,7 +136,7 @@ class ImageBank:
         scale = eigenvalues.sum() / self.width
         if len(self) < 2 or not bool(scale > 0):
             raise ValueError(
-                f"The bank has {len(self)} pictures, all alike: they have no covariance. Add other pictures, or use "
+                f"The bank has {len(self)} images, all alike: they have no covariance. Add other images, or use "
                 'the constraint "nearest neighbour".'
             )
         rest = shrinkage * scale

@@ -1,13 +1,13 @@
 """Optimization-based Visual Inversion (OVI): an image embedding from text alone, without a trained prior.
 
 "Training-Free Diffusion Priors for Text-to-Image Generation via Optimization-based Visual Inversion", arXiv 2511.20821.
-A few pseudo-tokens take the place of a picture's patches in a CLIP vision tower, and are optimised until the tower's
-embedding points the way of the text's. Left to itself it goes where no picture is; a constraint holds it near real
+A few pseudo-tokens take the place of an image's patches in a CLIP vision tower, and are optimised until the tower's
+embedding points the way of the text's. Left to itself it goes where no image is; a constraint holds it near real
 ones.
 
 The exact forms of the constraints are not public. Those here are chosen so that a weight means the same at every width,
 and their default weights so that the cosine to the text comes out at the paper's (0.83 with the Mahalanobis distance,
-0.88 with the nearest neighbour) on the demo world's CLIP, with a bank of 400 of its pictures
+0.88 with the nearest neighbour) on the demo world's CLIP, with a bank of 400 of its images
 (`python -m benchmarks.ovi_settings`; the tables are in docs/ovi.md).
 """
 
@@ -29,7 +29,7 @@ Pullback = Callable[[Tensor], Tensor]
 # Tokens [N, P, D] to embeddings [N, E] and the pullback of those: a gradient with respect to the embeddings to one with
 # respect to the tokens.
 Encode = Callable[[Tensor], tuple[Tensor, Pullback]]
-# Embeddings [n, E] and which variants they are, [n], to how far each is from real pictures, [n]; differentiable.
+# Embeddings [n, E] and which variants they are, [n], to how far each is from real images, [n]; differentiable.
 Constraint = Callable[[Tensor, Tensor], Tensor]
 # Cosines [N] after a step, and how many variants go on.
 AfterStep = Callable[[Tensor, int], None]
@@ -43,10 +43,11 @@ NEAREST_WEIGHT = 0.35
 class Settings:
     """How tokens are optimised (AdamW, as published).
 
-    steps: at most so many.
+    steps: maximum number of optimisation steps.
     learning_rate, weight_decay: AdamW's.
-    target: a variant stops as soon as its cosine to the text is this, -1..1; 0 is no target.
-    patience: a variant stops once so many steps have lowered its loss by less than `plateau`; 0 never.
+    target: a variant stops as soon as its cosine to the text reaches this, -1..1; 0 is off.
+    patience: a variant stops when this many steps have lowered its loss by less than `plateau`; 0 is off.
+    keep_last: the result is that of the last step instead of that with the lowest loss.
 
     Raises ValueError for a value that is not allowed.
     """
@@ -57,6 +58,7 @@ class Settings:
     target: float = 0.0
     patience: int = 50
     plateau: float = 1e-3
+    keep_last: bool = False
 
     def __post_init__(self) -> None:
         require(self.steps >= 0, "steps", self.steps, "0 or more")
@@ -64,8 +66,8 @@ class Settings:
         require(good_rate, "learning_rate", self.learning_rate, "above 0")
         good_decay = math.isfinite(self.weight_decay) and self.weight_decay >= 0
         require(good_decay, "weight_decay", self.weight_decay, "0 or more")
-        require(-1 <= self.target <= 1, "target_cosine", self.target, "from -1 to 1 (0: no target)")
-        require(self.patience >= 0, "patience", self.patience, "0 (never) or more")
+        require(-1 <= self.target <= 1, "target_cosine", self.target, "from -1 to 1 (0 is off)")
+        require(self.patience >= 0, "patience", self.patience, "0 (off) or more")
         require(math.isfinite(self.plateau) and self.plateau >= 0, "plateau", self.plateau, "0 or more")
 
 
@@ -73,7 +75,8 @@ class Settings:
 class Inversion:
     """What an optimisation found.
 
-    tokens: `[N, P, D]`, of every variant those of the least loss, or those that first reached the target.
+    tokens: `[N, P, D]`; for each variant those with the lowest loss, or those that first reached the target. With
+        `keep_last` those of the last step.
     embeddings: `[N, E]`, which the tower makes of them.
     cosines: cosine of every variant to its text after 0, 1, ... steps, `[S + 1, N]`; of a variant that has stopped,
         that of what is kept.
@@ -96,7 +99,7 @@ def mahalanobis(bank: ImageBank, targets: Tensor) -> Constraint:
 
 
 def nearest_neighbour(bank: ImageBank, targets: Tensor) -> Constraint:
-    """1 - cosine to the real picture that is nearest to the variant's text (see `neighbours`).
+    """1 - cosine to the real image that is nearest to the variant's text (see `neighbours`).
 
     Not to the one nearest to the embedding itself: that is at first whatever is nearest to a random start, and it
     holds the embedding there, whatever the text.
@@ -107,7 +110,7 @@ def nearest_neighbour(bank: ImageBank, targets: Tensor) -> Constraint:
 
 def neighbours(bank: ImageBank, targets: Tensor) -> Tensor:
     """Which member each variant is held near to, `[N]`: of those that no earlier variant has, the nearest to its
-    target `[N, E]`; so variants differ as pictures of a text do. When all are taken, they are free again.
+    target `[N, E]`; so variants differ as images of a text do. When all are taken, they are free again.
 
     Raises ValueError for targets of another width.
     """
@@ -200,7 +203,7 @@ def _objective(
 
 
 class _Kept:
-    """The best that each variant has had so far, and which variants go on."""
+    """What is kept of each variant so far, and which variants are still being optimised."""
 
     def __init__(self, tokens: Tensor, settings: Settings) -> None:
         count, device = len(tokens), tokens.device
@@ -234,7 +237,7 @@ class _Kept:
         if self.embeddings is None:
             self.embeddings, self.first_distances = torch.zeros_like(embeddings), distances
         there = (cosines >= settings.target) if settings.target != 0 else torch.zeros_like(cosines, dtype=torch.bool)
-        better = there | (losses < self.losses[rows])
+        better = there | (losses < self.losses[rows]) | settings.keep_last
         chosen = rows[better]
         self.tokens[chosen] = tokens[chosen]
         self.embeddings[chosen] = embeddings[better]

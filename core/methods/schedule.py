@@ -22,7 +22,7 @@ class Window:
 
     ratio: the share of the run over which its weight falls from 1 to 0, -1..1. Negative: the mirror image, a window at
         the end of the run over which the weight rises to 1.
-    start: share of the run, at most |ratio|, for which the weight stays 1 before it begins to fall.
+    start_percent: share of the run, at most |ratio|, for which the weight stays 1 before it begins to fall.
     easing: "linear"; "smooth", half a cosine wave; "hold", 1 inside the window and 0 outside.
     steps: 0, or the number of steps that the window is long, in place of ratio (which then only gives the side).
 
@@ -30,7 +30,7 @@ class Window:
     """
 
     ratio: float = 0.4
-    start: float = 0.0
+    start_percent: float = 0.0
     easing: str = "linear"
     steps: int = 0
 
@@ -38,9 +38,9 @@ class Window:
         require(math.isfinite(self.ratio) and -1 <= self.ratio <= 1, "ratio", self.ratio, "from -1 to 1")
         require(self.easing in EASINGS, "easing", self.easing, f"one of {', '.join(EASINGS)}")
         require(self.steps >= 0, "steps", self.steps, "0 or more")
-        require(0 <= self.start <= 1, "start", self.start, "from 0 to 1")
-        within = self.start <= abs(self.ratio) or self.steps > 0 or self.ratio == 0
-        require(within, "start", self.start, f"at most the length of the window, {abs(self.ratio):g}")
+        require(0 <= self.start_percent <= 1, "start_percent", self.start_percent, "from 0 to 1")
+        within = self.start_percent <= abs(self.ratio) or self.steps > 0 or self.ratio == 0
+        require(within, "start_percent", self.start_percent, f"at most the length of the window, {abs(self.ratio):g}")
 
     def weight(self, progress: float, total: int) -> float:
         """Weight of the first conditioning, 0..1, at `progress` 0..1 through a run of `total` steps.
@@ -53,9 +53,9 @@ class Window:
         # Rounding must not turn a weight that is exactly 0 into a trace of the first conditioning.
         if progress >= end - 1e-9:
             return 0.0
-        if self.easing == "hold" or progress <= self.start:
+        if self.easing == "hold" or progress <= self.start_percent:
             return 1.0
-        linear = (end - progress) / (end - self.start)
+        linear = (end - progress) / (end - self.start_percent)
         return 0.5 - 0.5 * math.cos(math.pi * linear) if self.easing == "smooth" else linear
 
 

@@ -13,9 +13,11 @@ import comfy.t2i_adapter.adapter
 import folder_paths
 import pytest
 import torch
+from comfyui_diversity.core.drivers.ovi import Plan
 from comfyui_diversity.core.methods.image_bank import ImageBank
+from comfyui_diversity.core.methods.ovi import Settings
 from comfyui_diversity.nodes.image_bank import LoadImageBank, MakeImageBank, SaveImageBank
-from comfyui_diversity.nodes.ovi import TextAsVision, TextToVision
+from comfyui_diversity.nodes.ovi import TextAsVision, TextToVision, TextToVisionOptions, _plan
 from comfyui_diversity.nodes.tpso import DiversePrompts
 from small.encoders import small_encoder
 from small.models import WIDTH, _randomise, conditioning
@@ -25,35 +27,36 @@ from torch.nn import functional as F
 
 stock = importlib.import_module("nodes")  # ComfyUI's, not the pack's
 
+WIDGETS: dict[str, Any] = {"variants": 2, "constraint": "off", "seed": 0, "mode": "recommended"}
 OPTIONS: dict[str, Any] = {
-    "variants": 2,
-    "constraint": "none",
-    "seed": 0,
     "weight": 1.0,
     "tokens": 5,
     "steps": 15,
-    "learning_rate": 0.02,
+    "learning_rate": -1.0,
     "target_cosine": 0.0,
-    "match_length": False,
+    "match_length": "off",
 }
 
 
 def run(clip: Any = None, vision: Any = None, text: str = "a red fish", **changed: Any) -> tuple:
     """Outputs, negative, plot, report."""
-    options = {**OPTIONS, **changed}
-    return TextToVision.execute(clip or small_encoder("sd1"), vision or small_vision(), text, **options).args
+    options = TextToVisionOptions.execute(**{name: changed.pop(name, value) for name, value in OPTIONS.items()}).args[0]
+    given = {**WIDGETS, **changed}
+    return TextToVision.execute(
+        clip or small_encoder("sd1"), vision or small_vision(), text, **given, options=options
+    ).args
 
 
 def embeddings(outputs: list) -> Tensor:
     return torch.cat([output.image_embeds for output in outputs])
 
 
-def pictures(count: int, size: int = 40, seed: int = 0) -> Tensor:
+def random_images(count: int, size: int = 40, seed: int = 0) -> Tensor:
     return torch.rand(count, size, size, 3, generator=torch.Generator().manual_seed(seed))
 
 
 def make_bank(images: list[Tensor] | None = None, vision: Any = None, bank: ImageBank | None = None) -> ImageBank:
-    given = [pictures(6)] if images is None else images
+    given = [random_images(6)] if images is None else images
     return MakeImageBank.execute(given, [vision or small_vision()], ["center"], bank and [bank]).args[0]
 
 
@@ -75,9 +78,10 @@ def output(tmp_path: Path) -> Iterator[Path]:
 # --- outputs ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast
 def test_complete_outputs_one_each() -> None:
     vision = small_vision()
-    like = vision.encode_image(pictures(1))
+    like = vision.encode_image(random_images(1))
     outputs, negative, plot, report = run(vision=vision, variants=3)
     assert len(outputs) == 3
     for one in [*outputs, negative]:
@@ -91,7 +95,7 @@ def test_complete_outputs_one_each() -> None:
     assert 0 <= float(plot.min()) <= float(plot.max()) <= 1
     assert "Text: clip_l, projected pooled vector." in report
     assert report.count("cosine to the text") == 3
-    assert "known by their width alone" in report
+    assert "checked by their width alone" in report
 
 
 def test_the_same_each_time_and_for_every_number_of_variants() -> None:
@@ -123,7 +127,7 @@ def test_match_length() -> None:
     vision = small_vision()
     bank = make_bank(vision=vision)
     plain, _, _, report = run(vision=vision, bank=bank)
-    matched, _, _, told = run(vision=vision, bank=bank, match_length=True)
+    matched, _, _, told = run(vision=vision, bank=bank, match_length="on")
     assert torch.allclose(embeddings(matched).norm(dim=1), torch.full((2,), bank.length), rtol=1e-4)
     assert torch.allclose(F.cosine_similarity(embeddings(matched), embeddings(plain)), torch.ones(2))
     assert torch.equal(matched[0].last_hidden_state, plain[0].last_hidden_state)
@@ -141,22 +145,54 @@ def test_variants_of_diverse_prompts() -> None:
     assert (cosines.argmax(1) == torch.arange(3)).all()  # each is nearest to its own
 
 
+# --- mode and options ------------------------------------------------------------------------------------------------
+
+
+def test_without_options_it_is_what_is_recommended() -> None:
+    assert _plan("recommended", None) == Plan(Settings(500, 0.02), 16, 1.0, True)
+    assert _plan("published", None) == Plan(Settings(1000, 0.02, patience=0, keep_last=True), 6, 1.0, False)
+    clip, vision = small_encoder("sd1"), small_vision()
+    plain = TextToVision.execute(clip, vision, "a red fish", **{**WIDGETS, "variants": 1}).args[0]
+    same, _, _, report = run(clip, vision, variants=1, tokens=16, steps=500, learning_rate=0.02, match_length="on")
+    assert torch.equal(embeddings(plain), embeddings(same))
+    assert "lowest loss" in report
+
+
+def test_published_takes_all_its_steps_and_keeps_the_last() -> None:
+    *_, report = run(mode="published", steps=20)
+    assert report.count("after 20 steps (last step)") == 2
+    assert "rescaled" not in report
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"tokens": 16}, "tokens is 16; it must be from 1 to 6 in published mode"),
+        ({"target_cosine": 0.9}, r"target_cosine is 0\.9; it must be 0 \(off\) in published mode"),
+        ({"match_length": "on"}, "match_length is 'on'; it must be off in published mode"),
+    ],
+)
+def test_options_that_published_does_not_have_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(mode="published", **changed)
+
+
 # --- the bank --------------------------------------------------------------------------------------------------------
 
 
 def test_bank_of_batches_and_lists() -> None:
     vision = small_vision()
-    batch = pictures(3)
-    whole = make_bank([batch, pictures(1, size=70, seed=4)], vision)
+    batch = random_images(3)
+    whole = make_bank([batch, random_images(1, size=70, seed=4)], vision)
     assert torch.allclose(whole.members[:3], vision.encode_image(batch).image_embeds, atol=1e-5)
     assert len(whole) == 4
-    extended = make_bank([pictures(2, seed=7)], vision, whole)
+    extended = make_bank([random_images(2, seed=7)], vision, whole)
     assert len(extended) == 6
     assert len(whole) == 4
     with pytest.raises(ValueError, match="another vision tower of the same width"):
         make_bank([batch], small_vision(seed=9), whole)
     with pytest.raises(ValueError, match="images is empty"):
-        make_bank([pictures(0)], vision)
+        make_bank([random_images(0)], vision)
 
 
 def test_bank_on_disk(output: Path) -> None:
@@ -179,12 +215,12 @@ def test_bank_on_disk(output: Path) -> None:
 def test_what_the_report_says_of_the_bank() -> None:
     vision = small_vision()
     bank = make_bank(vision=vision)
-    assert "the bank is measured against, and holds nothing back" in run(vision=vision, bank=bank)[3]
+    assert "distances to the bank are only measured" in run(vision=vision, bank=bank)[3]
     held = run(vision=vision, bank=bank, constraint="nearest neighbour")[3]
-    assert "nearest picture of the bank: cosine" in held
+    assert "nearest image of the bank: cosine" in held
     assert "nearest neighbour: " in held
     assert "weight is 0" in run(vision=vision, bank=bank, constraint="nearest neighbour", weight=0.0)[3]
-    with pytest.raises(ValueError, match="needs a bank of real pictures"):
+    with pytest.raises(ValueError, match="needs a bank of real images"):
         run(constraint="mahalanobis")
 
 
@@ -215,7 +251,7 @@ def sample(model: Any, noise: Tensor, positive: list, negative: list) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["unclip", "cascade"])
 def test_models_that_read_image_embeddings(kind: str) -> None:
-    """Through the stock unCLIPConditioning; the embedding matters, and it is the one of a real picture's shape."""
+    """Through the stock unCLIPConditioning; the embedding matters, and it is the one of a real image's shape."""
     vision = small_vision()
     outputs, negative, *_ = run(vision=vision)
     model = small_unclip() if kind == "unclip" else small_cascade()
@@ -224,11 +260,11 @@ def test_models_that_read_image_embeddings(kind: str) -> None:
     text = conditioning("eps")
     text[0][1]["pooled_output"] = torch.randn(1, WIDTH, generator=generator)
 
-    def picture(one: Any) -> Tensor:
+    def image(one: Any) -> Tensor:
         attach = stock.unCLIPConditioning().apply_adm
         return sample(model, noise, attach(text, one, 1.0, 0.0)[0], attach(text, negative, 1.0, 0.0)[0])
 
-    found = [picture(one) for one in (*outputs, vision.encode_image(pictures(1)))]
+    found = [image(one) for one in (*outputs, vision.encode_image(random_images(1)))]
     assert all(torch.isfinite(one).all() for one in found)
     assert (found[0] - found[1]).abs().max() > 1e-4
     assert (found[0] - found[2]).abs().max() > 1e-4

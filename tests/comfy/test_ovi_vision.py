@@ -39,12 +39,12 @@ def assert_untouched(vision: Any, before: dict[str, Tensor]) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in vision.model.modules())
 
 
-def pictures(count: int, size: int = 40, seed: int = 0) -> Tensor:
+def random_images(count: int, size: int = 40, seed: int = 0) -> Tensor:
     return torch.rand(count, size, size, 3, generator=torch.Generator().manual_seed(seed))
 
 
 def make_bank(tower: VisionTower, count: int = 6) -> ImageBank:
-    embeddings = tower.encode_pictures(pictures(count), True)
+    embeddings = tower.encode_images(random_images(count), True)
     return ImageBank(embeddings, tower.negative.image_embeds[0].cpu())
 
 
@@ -57,13 +57,9 @@ def as_nodes_run() -> Iterator[None]:
 # --- the tower -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["small", "large patches", "demo"])
+@pytest.mark.parametrize("name", [pytest.param("small", marks=pytest.mark.fast), "demo"])
 def test_gradients_agree_with_finite_differences(name: str) -> None:
-    vision = {
-        "small": small_vision,
-        "large patches": lambda: small_vision(image_size=56, patch_size=14),
-        "demo": loader.load_clip_vision,
-    }[name]()
+    vision = small_vision() if name == "small" else loader.load_clip_vision()
     before = weights_of(vision.model)
     tower = VisionTower(vision)
     with gradients():
@@ -82,12 +78,12 @@ def test_gradients_agree_with_finite_differences(name: str) -> None:
 
 
 @pytest.mark.parametrize("llava", [False, True])
-def test_a_pictures_own_patches_give_encode_images_output(llava: bool) -> None:
+def test_an_images_own_patches_give_encode_images_output(llava: bool) -> None:
     vision = small_vision(projector_type="llava3" if llava else None)
     tower = VisionTower(vision)
-    picture = pictures(1, size=61)
-    stock = vision.encode_image(picture)
-    pixels = comfy.clip_vision.clip_preprocess(picture, size=vision.image_size)
+    image = random_images(1, size=61)
+    stock = vision.encode_image(image)
+    pixels = comfy.clip_vision.clip_preprocess(image, size=vision.image_size)
     patches = vision.model.vision_model.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
     output = tower.output(patches[0])
     assert set(vars(output)) == set(vars(stock))
@@ -141,13 +137,12 @@ def test_large_towers_compute_their_layers_again_to_the_same_gradient(monkeypatc
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     target = text_target(small_encoder("sd1"), "a red fish", WIDTH)
     found = []
-    for chunk in (5, 2, 1):
+    for chunk in (5, 2):
         monkeypatch.setattr(VisionTower, "_chunk_for", lambda self, count, chunk=chunk: min(count, chunk))
         tower = VisionTower(small_vision())
         outcome = invert_text(tower, target, 5, 3, 0, Settings(steps=20))
         found.append(torch.cat([output.image_embeds for output in outcome.outputs]))
-    for other in found[1:]:
-        assert torch.allclose(other, found[0], atol=2e-3 * found[0].abs().max().item())
+    assert torch.allclose(found[1], found[0], atol=2e-3 * found[0].abs().max().item())
 
 
 def test_running_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,20 +240,7 @@ def test_prompts_rows_are_targets() -> None:
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_demo_clip_reaches_its_text() -> None:
-    """Monotone on average, and to 0.9 without a constraint (published: above 0.9)."""
-    tower = VisionTower(loader.load_clip_vision())
-    target = text_target(loader.load_clip(), "a large star", tower.width)
-    outcome = invert_text(tower, target, 2, 64, 0, Settings(steps=500, target=0.9))
-    means = outcome.inversion.cosines.mean(1)
-    parts = means[:: max(len(means) // 6, 1)]
-    assert (parts[1:] > parts[:-1]).all()
-    assert outcome.inversion.reached.all()
-    assert (outcome.cosines > 0.9 - 1e-4).all()
-    assert outcome.cosines[0] != outcome.cosines[1]
-
-
-@pytest.mark.parametrize("constraint", [name for name in CONSTRAINTS if name != "none"])
+@pytest.mark.parametrize("constraint", [name for name in CONSTRAINTS if name != "off"])
 def test_constraints_hold_it_near_the_bank(constraint: str) -> None:
     tower = VisionTower(small_vision())
     bank = make_bank(tower)
@@ -280,10 +262,10 @@ def test_banks_that_do_not_fit() -> None:
         invert_text(tower, target, 1, 26, 0, Settings())
     other = make_bank(VisionTower(small_vision(seed=9)))
     with pytest.raises(ValueError, match="another vision tower of the same width"):
-        invert_text(tower, target, 1, 5, 0, Settings(), "none", 1.0, other)
+        invert_text(tower, target, 1, 5, 0, Settings(), "off", 1.0, other)
     wide = make_bank(VisionTower(small_vision(projection_dim=80)))
     with pytest.raises(ValueError, match="80 wide, those of clip_vision 64"):
-        invert_text(tower, target, 1, 5, 0, Settings(), "none", 1.0, wide)
+        invert_text(tower, target, 1, 5, 0, Settings(), "off", 1.0, wide)
 
 
 def test_nothing_is_left_behind_by_an_error_or_cancel() -> None:

@@ -35,7 +35,7 @@ def written_out(bank: ImageBank) -> tuple[Tensor, float]:
     return (1 - shrinkage) * sample + shrinkage * scale * torch.eye(width, dtype=torch.float64), shrinkage
 
 
-@pytest.mark.parametrize("count", [2, 5, 12, 13, 40])
+@pytest.mark.parametrize("count", [2, 12, 40])
 def test_covariance_is_oracle_approximating_shrinkage(count: int) -> None:
     bank = make_bank(count)
     covariance, shrinkage = written_out(bank)
@@ -47,7 +47,7 @@ def test_covariance_is_oracle_approximating_shrinkage(count: int) -> None:
     assert torch.allclose(bank.covariance(), torch.from_numpy(theirs.covariance_), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("count", [2, 5, 12, 40])
+@pytest.mark.parametrize("count", [5, 40])
 def test_squared_distance_is_that_of_the_inverse(count: int) -> None:
     bank = make_bank(count)
     covariance, _ = written_out(bank)
@@ -58,7 +58,7 @@ def test_squared_distance_is_that_of_the_inverse(count: int) -> None:
     assert bank.squared_distance(bank.mean[None]).item() == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("count", [2, 3, 30])
+@pytest.mark.parametrize("count", [2, 30])
 def test_few_members_in_many_dimensions_are_well_conditioned(count: int) -> None:
     """The condition number is below 1 + E M, as the module says."""
     bank = make_bank(count, width=200)

@@ -96,8 +96,21 @@ def test_stops_on_a_plateau() -> None:
     assert (quick.cosines[-1] >= thorough.cosines[-1] - 0.02).all()
 
 
+def test_the_last_step_can_be_kept_instead_of_the_best() -> None:
+    """With steps that overshoot."""
+    settings = {"steps": 30, "learning_rate": 1.0, "patience": 0}
+    best, last = (
+        invert(start(), targets(), smooth_map(), Settings(**settings, keep_last=keep)) for keep in (False, True)
+    )
+    assert (last.steps == 30).all()
+    assert (last.cosines[-1] < best.cosines[-1]).any()
+    assert torch.allclose(smooth_map()(last.tokens)[0], last.embeddings, atol=1e-6)
+    before = invert(start(), targets(), smooth_map(), Settings(**{**settings, "steps": 29}, keep_last=True))
+    assert not torch.allclose(before.cosines[-1], last.cosines[-1])
+
+
 @pytest.mark.parametrize("make", [mahalanobis, nearest_neighbour])
-def test_each_constraint_trades_the_text_for_real_pictures(make: Callable[[ImageBank, Tensor], ovi.Constraint]) -> None:
+def test_each_constraint_trades_the_text_for_real_images(make: Callable[[ImageBank, Tensor], ovi.Constraint]) -> None:
     constraint = make(bank(), targets().expand(4, -1))
     values, cosines = [], []
     for weight in (0.0, 0.3, 3.0):
@@ -123,7 +136,7 @@ def test_the_constraints_are_what_their_docstrings_say() -> None:
     assert torch.allclose(found, 1 - F.cosine_similarity(points[1:3], chosen[1:3], dim=1), atol=1e-6)
 
 
-def test_each_variant_has_the_nearest_picture_that_is_left() -> None:
+def test_each_variant_has_the_nearest_image_that_is_left() -> None:
     real, text = bank(), targets(3, 5)[:1]
     order = F.cosine_similarity(real.members, text).argsort(descending=True).tolist()
     count = len(real)

@@ -28,7 +28,7 @@ def test_ratio_0_and_1():
 
 
 def test_start_and_easings():
-    assert weights(Window(0.6, start=0.2), 10) == pytest.approx([1, 1, 1, 0.75, 0.5, 0.25, 0, 0, 0, 0])
+    assert weights(Window(0.6, start_percent=0.2), 10) == pytest.approx([1, 1, 1, 0.75, 0.5, 0.25, 0, 0, 0, 0])
     smooth = weights(Window(0.4, easing="smooth"), 10)
     assert smooth[:4] == pytest.approx(
         [1, 0.5 - 0.5 * math.cos(0.75 * math.pi), 0.5, 0.5 - 0.5 * math.cos(math.pi / 4)]
@@ -36,8 +36,7 @@ def test_start_and_easings():
     assert weights(Window(0.4, easing="hold"), 10) == [1.0] * 4 + [0.0] * 6
 
 
-@pytest.mark.parametrize("total", [4, 8, 20])
-@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize(("steps", "total"), [(1, 4), (4, 4), (2, 20)])
 def test_number_of_perturbed_steps_is_exact(steps: int, total: int):
     found = weights(Window(steps=steps), total)
     assert [weight > 0 for weight in found] == [True] * steps + [False] * (total - steps)
@@ -75,7 +74,12 @@ def test_position_never_falls_as_noise_does(values: list[float], sigma: float):
 
 @pytest.mark.parametrize(
     ("settings", "name"),
-    [({"ratio": 1.5}, "ratio"), ({"easing": "jump"}, "easing"), ({"steps": -1}, "steps"), ({"start": 0.5}, "start")],
+    [
+        ({"ratio": 1.5}, "ratio"),
+        ({"easing": "jump"}, "easing"),
+        ({"steps": -1}, "steps"),
+        ({"start_percent": 0.5}, "start_percent"),
+    ],
 )
 def test_bad_settings_are_named(settings: dict, name: str):
     with pytest.raises(ValueError, match=name):
