@@ -18,7 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import RandomNoise, SamplerCustomAdvanced
 from comfyui_diversity.core.drivers.schedule import PAYLOAD
 from comfyui_diversity.core.hooks.noise_levels import percent_of
-from comfyui_diversity.nodes.cno import DiverseNoiseModel
+from comfyui_diversity.nodes.cno import DiverseNoise
 from comfyui_diversity.nodes.schedule import ScheduleConditioning
 from small.models import FAMILIES, WIDTH, conditioning, random_latent, small_model
 from torch import Tensor
@@ -301,7 +301,7 @@ def test_together_with_diverse_noise() -> None:
     options = {"strength": 0.5, "iterations": 2, "gradient": "stop", "denominator": "all", "temperature": 0.1,
                "window": 16, "gamma": 0.0, "projection": "norm", "chunk": 0}  # fmt: skip
     calls: list[Call] = []
-    patched = DiverseNoiseModel.execute(watched(model, calls), **options).args[0]
+    patched = DiverseNoise.execute(watched(model, calls), **options).args[0]
     sample(patched, "eps", schedule(constant(1.0, "eps"), constant(0.0, "eps"), 0.5), constant(0.5, "eps"))
     weights = [float(call.text.mean()) for call in calls]
     assert weights[-4:] == pytest.approx([1, 0.5, 0, 0], abs=1e-4)
