@@ -298,10 +298,8 @@ def test_guiders_of_custom_sampling() -> None:
 def test_together_with_diverse_noise() -> None:
     """Noise optimisation asks the model before the sampler does, and sees the schedule's first moment."""
     model = small_model("eps")
-    options = {"strength": 0.5, "iterations": 2, "gradient": "stop", "denominator": "all", "temperature": 0.1,
-               "window": 16, "gamma": 0.0, "projection": "norm", "chunk": 0}  # fmt: skip
     calls: list[Call] = []
-    patched = DiverseNoise.execute(watched(model, calls), **options).args[0]
+    patched = DiverseNoise.execute(watched(model, calls), strength=0.5, iterations=2, mode="recommended").args[0]
     sample(patched, "eps", schedule(constant(1.0, "eps"), constant(0.0, "eps"), 0.5), constant(0.5, "eps"))
     weights = [float(call.text.mean()) for call in calls]
     assert weights[-4:] == pytest.approx([1, 0.5, 0, 0], abs=1e-4)
