@@ -26,7 +26,7 @@ from .world import World
 
 
 def cno(gradient: str = "stop", **settings: Any) -> Make:
-    """Pictures with optimised noise."""
+    """Images with optimised noise."""
 
     def make(world: World, text: str, seed: int) -> Tensor:
         return world.latents(text, seed, BATCH, patched=patched(world, Settings(**settings), gradient))
