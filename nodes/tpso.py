@@ -27,7 +27,7 @@ SCHEDULES = (*EASINGS, NO_SCHEDULE)
 # choose, since equal seeds start the variants of both prompts off in the same direction.
 _NEGATIVE_SEED = 0x7B50
 _DEFAULT, _WINDOW = Settings(), Window()
-# Chosen on the demo world: this keeps the prompt where words that are varied for longer lose it (docs/tpso.md).
+# Chosen on the demo world: this keeps the prompt where words that are varied for longer lose it (docs/use/tpso.md).
 ADDED_TOKENS, RATIO = 4, 0.2
 # ComfyUI keeps folders with such a name to itself, even where several users share it.
 _BANK = Path("__diversity", "variants")

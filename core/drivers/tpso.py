@@ -34,7 +34,7 @@ from ..methods.tpso import (
 
 # Mean cosine between unrelated prompts where kappa is at home, the projected pooled vectors of the released CLIPs;
 # every other space is calibrated to it. Chosen, not measured on those: with it a kappa of 0.8 is as far from the prompt
-# as one swapped word is on the demo CLIP, 0.29 of the way to unrelated prompts (docs/tpso.md).
+# as one swapped word is on the demo CLIP, 0.29 of the way to unrelated prompts (docs/use/tpso.md).
 UNRELATED_COSINE = 0.3
 # Adam's rate as a share of the deviation of the token embeddings, which differs a thousandfold between encoders.
 SPREAD_RATE = 2.0

@@ -165,7 +165,7 @@ class Preset:
 
 PUBLISHED = {"base model": Preset(10, 0.7, 0.1), "few-step model": Preset(3, 0.07, 1.0)}
 # A few-step model that learns at every step loses the prompt; one that learns at its first step alone does not. On base
-# models half as many steps of twice the size are as good, and cost half (docs/minority.md).
+# models half as many steps of twice the size are as good, and cost half (docs/use/minority.md).
 PRESETS = {"base model": Preset(5, 1.4, 0.1), "few-step model": Preset(10, 0.7, 0.1)}
 
 

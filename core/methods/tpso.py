@@ -26,7 +26,7 @@ Pullback = Callable[[Tensor], Tensor]
 Encode = Callable[[Tensor], tuple[Tensor, Pullback]]
 
 INITIAL_DEVIATION = 1e-4
-# Chosen on the demo world (docs/tpso.md). The margin, a share of how far variants are from the prompt's axis, holds
+# Chosen on the demo world (docs/use/tpso.md). The margin, a share of how far variants are from the prompt's axis, holds
 # them before they move at all.
 HOLD_WEIGHT, HOLD_MARGIN = 5.0, 0.04
 LEAST_CHANGE = 0.03  # of the largest: what changes less says next to nothing that could be lost

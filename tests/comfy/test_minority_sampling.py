@@ -471,7 +471,7 @@ class PassesBack:
 def test_a_run_of_twenty_steps_with_the_base_models_preset(
     graph: Graph, spared: dict[str, Any], forwards: list[int], backwards: list[int]
 ) -> None:
-    """Counted at the network. The passes of `docs/minority.md`, "Cost"."""
+    """Counted at the network. The passes of `docs/use/minority.md`, "Cost"."""
     preset, there, back = PRESETS["base model"], Counter(), PassesBack()
     graph.learned(
         there.on(back.on(graph.model)),
