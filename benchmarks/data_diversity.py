@@ -1,15 +1,18 @@
-"""How diverse the data itself is: scenes drawn as the world draws them, under the report prompts, read as pictures are.
+"""How diverse the data itself is: scenes drawn as the world draws them, under the report prompts, read as images are.
 
     python -m benchmarks.data_diversity
 
-A model that has learned the data perfectly comes to these figures, and a method that goes beyond them makes pictures
-that the data does not have. Means over several draws of ten pictures for each prompt, as many as the demo makes.
+A model that has learned the data perfectly comes to these figures, and a method that goes beyond them makes images
+that the data does not have. Means over several draws of ten images for each prompt, as many as the demo makes.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 
 from devtools.pack import load_pack
@@ -27,21 +30,29 @@ from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, Prompt  # noqa:
 
 from benchmarks.measure import Group, measure  # noqa: E402
 
+from .results import SCRATCH, add_row  # noqa: E402
+
 PICTURES, DRAWS = 10, 20
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of the results")
+    options = parser.parse_args(arguments)
     rng, scorer = np.random.default_rng(2024), Scorer.load()
     rows = [measure([drawn(prompt, rng) for prompt in REPORT_PROMPTS], scorer) for _ in range(DRAWS)]
-    numbers = {name: fmean(row["effective_number"][name] for row in rows) for name in rows[0]["effective_number"]}
-    print(f"data, {DRAWS} x {PICTURES} pictures of each report prompt")
-    for name in ("adherence", "rare_share", "mss", "mss_centred", "vendi"):
-        print(f"{name:<12} {fmean(row[name] for row in rows):.3f}")
-    print("effective    " + "  ".join(f"{name} {value:.2f}" for name, value in numbers.items()))
+    found = {
+        name: fmean(row[name] for row in rows) for name in ("adherence", "rare_share", "mss", "mss_centred", "vendi")
+    }
+    effective = [row["effective_number"] for row in rows]
+    numbers = {name: round(fmean(one[name] for one in effective), 4) for name in effective[0]}
+    row = {"row": "the data itself", **found, "effective_number": numbers}
+    add_row(options.out / "data_diversity.json", "python -m benchmarks.data_diversity", row)
+    print(row)
 
 
 def drawn(prompt: Prompt, rng: np.random.Generator) -> Group:
-    """Pictures of the prompt: what it states as it states it, the rest as the world draws it (attributes are
+    """Images of the prompt: what it states as it states it, the rest as the world draws it (attributes are
     independent given the object)."""
     scenes = [replace(sample_scene(rng, prompt.object), **prompt.stated) for _ in range(PICTURES)]
     return Group(prompt, np.stack([draw(scene, rng) for scene in scenes]))

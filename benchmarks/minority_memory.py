@@ -1,6 +1,6 @@
 """How much memory learning a token takes, as a multiple of a plain sampling step, and what sparing it costs.
 
-    python -m benchmarks.minority_memory                    # SD1.5's UNet and CLIP-L in full size, two 256 px pictures
+    python -m benchmarks.minority_memory                    # SD1.5's UNet and CLIP-L in full size, two 256 px images
     python -m benchmarks.minority_memory --batch 1 --side 64
 
 Weights are random, in float32. Each row is a run of KSampler of one step with CFG, in which the token is learned once
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from .tpso_speed import full_clip_l  # isort: skip - this makes ComfyUI and the pack importable
@@ -27,6 +28,8 @@ from comfyui_diversity.core.hooks.gradients import with_differentiable_attention
 from comfyui_diversity.core.methods.minority import Settings, Steps
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
+
+from .results import SCRATCH, PrintedTable
 
 PROMPT = "a small red fish on the left"
 HEAD = ["run", "peak (MiB)", "multiple of the plain step", "seconds of learning"]
@@ -103,8 +106,9 @@ def peak_of(work: Callable[[], Any]) -> tuple[float, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--side", type=int, default=32, help="of the latent: an eighth of the picture's")
+    parser.add_argument("--side", type=int, default=32, help="of the latent: an eighth of the image's")
     parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of the results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     unet, clip = full_unet(), full_clip_l()
@@ -124,14 +128,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plain, negative = encoded(PROMPT), encoded("")
     run(unet, plain)  # what is loaded or prepared once is no part of any row
     least, base = peak_of(lambda: run(unet, plain))
-    print(f"| {' | '.join(HEAD)} |\n| {' | '.join(['---'] * len(HEAD))} |")
-    print(f"| plain step | {least:.0f} | 1 | |", flush=True)
+    table = PrintedTable(options.out / "minority_memory.json", "python -m benchmarks.minority_memory", HEAD)
+    table.add(["plain step", f"{least:.0f}", "1", ""])
     for name in options.only:
         learning = Learning(clip, PROMPT, Settings(1), Steps(0.0, 1.0), **ROWS[name])
         with torch.inference_mode():
             positive = to_learn(learning)
         peak, seconds = peak_of(lambda positive=positive: run(with_learning(unet), positive))
-        print(f"| {name} | {peak:.0f} | {peak / least:.1f} | {seconds - base:.0f} |", flush=True)
+        table.add([name, f"{peak:.0f}", f"{peak / least:.1f}", f"{seconds - base:.0f}"])
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def learned(
     typical: bool = False,
     **options: Any,
 ) -> Make:
-    """Pictures with a token learned by these settings; what is 0 or None is as published for the model's kind, and so
+    """Images with a token learned by these settings; what is 0 or None is as published for the model's kind, and so
     is what is not named: nothing holds the token back, and it is kept to the end.
 
     published: the learning rate is the paper's own number, in the unit of the embeddings.

@@ -3,9 +3,9 @@
     python -m benchmarks.ovi_settings                       # choose: on the prompts for choosing
     python -m benchmarks.ovi_settings --report --only none "nearest neighbour 0.35"
 
-The bank is 400 pictures drawn as the demo world's training pictures are. "neighbours that fit": of 1500 other pictures,
+The bank is 400 images drawn as the demo world's training images are. "neighbours that fit": of 1500 other images,
 drawn with all attributes equally likely, the share of an embedding's five nearest that show all that the prompt states;
-no method sees them. Beside the embeddings: the text's own vector, and that of a picture drawn for the prompt.
+no method sees them. Beside the embeddings: the text's own vector, and that of an image drawn for the prompt.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import Path
 
 from . import world  # noqa: F401 # isort: skip - this makes ComfyUI and the pack importable
 
@@ -31,7 +32,10 @@ from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS, P
 from torch import Tensor
 from torch.nn import functional as F
 
+from .results import SCRATCH, PrintedTable
+
 BANK, OTHERS, NEIGHBOURS = 400, 1500, 5
+BESIDE = ("image", "text")  # rows that are no optimisation
 HEAD = ["row", "text cosine", "nearest of the bank", "neighbours that fit", "Mahalanobis", "length", "steps", "seconds"]
 
 
@@ -73,14 +77,14 @@ def pictures(scenes: Sequence[Scene], rng: np.random.Generator) -> Tensor:
 
 
 def make_bank(tower: VisionTower, count: int = BANK, seed: int = 7) -> ImageBank:
-    """Embeddings of pictures drawn as the training pictures are."""
+    """Embeddings of images drawn as the training images are."""
     rng = np.random.default_rng(seed)
     embeddings = tower.encode_images(pictures([sample_scene(rng) for _ in range(count)], rng), True)
     return ImageBank(embeddings, tower.negative.image_embeds[0].float().cpu())
 
 
 class Others:
-    """Pictures that no method sees."""
+    """Images that no method sees."""
 
     def __init__(self, tower: VisionTower, count: int = OTHERS, seed: int = 11) -> None:
         rng = np.random.default_rng(seed)
@@ -88,7 +92,7 @@ class Others:
         self.unit = F.normalize(tower.encode_images(pictures(self.scenes, rng), True), dim=1)
 
     def fitting(self, embeddings: Tensor, prompts: Sequence[Prompt]) -> float:
-        """Of each embedding's nearest pictures, the share that show all that its prompt states."""
+        """Of each embedding's nearest images, the share that show all that its prompt states."""
         nearest = (F.normalize(embeddings, dim=1) @ self.unit.T).topk(NEIGHBOURS, dim=1).indices.tolist()
         fits = [
             all(getattr(self.scenes[index], name) == value for name, value in prompt.stated.items())
@@ -99,7 +103,7 @@ class Others:
 
 
 def drawn(tower: VisionTower, prompts: Sequence[Prompt]) -> Tensor:
-    """Embeddings of a picture for each prompt, the rest of which is as likely as in the training pictures."""
+    """Embeddings of an image for each prompt, the rest of which is as likely as in the training images."""
     rng = np.random.default_rng(13)
     scenes = []
     for prompt in prompts:
@@ -113,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report", action="store_true", help="the prompts that figures are published on")
     parser.add_argument("--only", nargs="*", default=["*"], help='rows of these names, "*" for anything')
+    parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of the results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     prompts = REPORT_PROMPTS if options.report else TUNE_PROMPTS
@@ -126,11 +131,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fits, length = others.fitting(embeddings, prompts), embeddings.norm(dim=1).mean().item()
         distance = bank.squared_distance(embeddings).mean().item()
         cells = [f"{cosine:.3f}", f"{nearest:.3f}", f"{fits:.2f}", f"{distance:.2f}", f"{length:.1f}"]
-        print("|", " | ".join([name, *cells, f"{steps:.0f}", f"{seconds:.0f}"]), "|", flush=True)
+        table.add([name, *cells, f"{steps:.0f}", f"{seconds:.0f}"])
 
-    print("|", " | ".join(HEAD), "|\n|", " | ".join(["---"] * len(HEAD)), "|", flush=True)
-    show("picture", drawn(tower, prompts), 0, 0)
-    show("text", F.normalize(texts, dim=1) * bank.length, 0, 0)
+    kind = "report" if options.report else "tune"
+    command = f"python -m benchmarks.ovi_settings{' --report' if options.report else ''}"
+    table = PrintedTable(options.out / f"ovi_settings_{kind}.json", command, HEAD)
+    picture, text = BESIDE
+    show(picture, drawn(tower, prompts), 0, 0)
+    show(text, F.normalize(texts, dim=1) * bank.length, 0, 0)
     for name, row in ROWS.items():
         if not any(fnmatch(name, wanted) for wanted in options.only):
             continue

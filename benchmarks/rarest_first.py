@@ -1,12 +1,12 @@
-"""How well Rarest First ranks: against what is known to be rare in the demo world, within the pictures of a prompt.
+"""How well Rarest First ranks: against what is known to be rare in the demo world, within the images of a prompt.
 
     python -m benchmarks.rarest_first                       # on the prompts for choosing
     python -m benchmarks.rarest_first --report              # on those that figures are published on
 
-Spearman's rank correlation of each value with two truths that an attribute classifier reads off the pictures: how many
+Spearman's rank correlation of each value with two truths that an attribute classifier reads off the images: how many
 of the attributes that the prompt leaves open are rare (fewer than a tenth of such scenes have them), and how unlikely
 they are together, -log p. Mean over prompts and its standard error; 0 is chance. "rare, first 3" is the rare share of
-the three pictures that come first, beside that of all. A prompt whose pictures are all equally rare is left out of a
+the three images that come first, beside that of all. A prompt whose images are all equally rare is left out of a
 column. "far from the mean" is a rival without a model: the distance to the mean of the batch's latents.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -28,6 +29,7 @@ from comfyui_diversity.demo.world.attributes import distribution, rare_values
 from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS, Prompt
 from torch import Tensor
 
+from .results import SCRATCH, PrintedTable
 from .world import RECIPES, World
 
 FIRST = 3
@@ -73,12 +75,12 @@ def _ranks(values: Sequence[float]) -> np.ndarray:
     return (found[:, None] > found).sum(1) + ((found[:, None] == found).sum(1) - 1) / 2
 
 
-def line(name: str, found: list[tuple[list[float], list[float], list[float]]]) -> str:
-    """One row of the table from values, rare shares and -log p of each prompt's pictures."""
+def line(name: str, found: list[tuple[list[float], list[float], list[float]]]) -> list[str]:
+    """One row of the table from values, rare shares and -log p of each prompt's images."""
     shares, unlikely = ([rank_correlation(one[0], one[k]) for one in found] for k in (1, 2))
     first = [fmean(rare[k] for k in np.argsort(values)[::-1][:FIRST]) for values, rare, _ in found]
     whole = [fmean(rare) for _, rare, _ in found]
-    return f"| {name} | {_mean(shares)} | {_mean(unlikely)} | {fmean(first):.3f} | {fmean(whole):.3f} |"
+    return [name, _mean(shares), _mean(unlikely), f"{fmean(first):.3f}", f"{fmean(whole):.3f}"]
 
 
 def _mean(correlations: Sequence[float | None]) -> str:
@@ -93,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--only", nargs="*", choices=list(RANKINGS), default=list(RANKINGS))
     parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
+    parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of the results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     world, scorer = World(options.model), Scorer.load()
@@ -103,9 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.only:
             values = RANKINGS[name](world, world.conditioning(prompt.text), latents)
             found[name].append((values.tolist(), list(rare), list(unlikely)))
-    print(f"| {' | '.join(HEAD)} |\n| {' | '.join(['---'] * len(HEAD))} |")
+    kind = "report" if options.report else "tune"
+    command = f"python -m benchmarks.rarest_first --model {options.model}{' --report' if options.report else ''}"
+    table = PrintedTable(options.out / f"rarest_first_{options.model}_{kind}.json", command, HEAD)
     for name, one in found.items():
-        print(line(name, one))
+        table.add(line(name, one))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""What the benchmarks of settings share: rows of pictures at common prompts and seeds, measured, printed and kept."""
+"""What the benchmarks of settings share: rows of images at common prompts and seeds, measured, printed and kept."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
@@ -18,10 +17,9 @@ from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_OBJECTS, T
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.measure import measure
-from devtools.places import HERE
+from .measure import measure
+from .results import SCRATCH, add_row
 
-OUTPUT = HERE.root / ".dev" / "benchmarks"
 BATCH = 10
 TUNE_SETS = {"tune": TUNE_PROMPTS, "objects": TUNE_OBJECTS, "pairs": TUNE_PAIRS}
 FIRST_SEED = {False: 5000, True: 1000}  # report seeds are the demo's
@@ -40,14 +38,16 @@ def arguments_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
     parser.add_argument("--seeds", type=int, default=1, help="batches of ten for each prompt, each with another seed")
     parser.add_argument("--steps", type=int, default=0, help="sampling steps, 0 for the model's own")
-    parser.add_argument("--out", type=Path, default=OUTPUT, help="folder that the rows are written to")
+    parser.add_argument(
+        "--out", type=Path, default=SCRATCH, help="folder of the results; benchmarks/results keeps them"
+    )
     return parser
 
 
 def carry_out(
     name: str, rows: Mapping[str, Make], parser: argparse.ArgumentParser, options: argparse.Namespace
 ) -> None:
-    """Makes and measures the chosen rows; adds each to `NAME_MODEL_PROMPTS.jsonl` as soon as it is there."""
+    """Makes and measures the chosen rows; adds each to `NAME_MODEL_PROMPTS_IMAGES.json` as soon as it is there."""
     torch.set_num_threads(1)
     kind = "report" if options.report else options.set
     prompts = (REPORT_PROMPTS if options.report else TUNE_SETS[kind])[: options.prompts or None]
@@ -62,11 +62,22 @@ def carry_out(
             for batch in range(options.seeds)
             for k, prompt in enumerate(prompts)
         ]
-        given = {"model": options.model, "steps": world.recipe.steps, "prompts": kind, "count": len(groups)}
-        row = {**given, "row": row_name, **measure(groups, scorer)}
+        images = BATCH * len(groups)
+        given = {"model": options.model, "steps": world.recipe.steps, "prompts": kind, "images": images}
+        row = {"row": row_name, **given, **measure(groups, scorer)}
         row["seconds"] = round(time.perf_counter() - started, 1)
         console.print(line(row), highlight=False)
-        write(options.out / f"{name}_{options.model}_{kind}.jsonl", row)
+        add_row(options.out / f"{name}_{options.model}_{kind}_{images}.json", _command(name, parser, options), row)
+
+
+def _command(name: str, parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    """The command that makes all rows of a file."""
+    words = [f"python -m benchmarks.{name} --model {options.model}"]
+    words += ["--report"] if options.report else []
+    for option in ("set", "prompts", "seeds", "steps"):
+        value = getattr(options, option)
+        words += [f"--{option} {value}"] if value != parser.get_default(option) else []
+    return " ".join(words)
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -76,9 +87,3 @@ def line(row: Mapping[str, Any]) -> str:
         f"adherence {row['adherence']:.3f}  "
         f"rare {row['rare_share']:.3f}  {numbers}  {row['seconds']:.0f} s"
     )
-
-
-def write(path: Path, row: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from . import world  # noqa: F401 # isort: skip - this makes ComfyUI and the pack importable
 
@@ -24,6 +25,8 @@ from comfyui_diversity.demo.world.attributes import VALUES, Scene, sample_unifor
 from comfyui_diversity.demo.world.captions import OPTIONAL, caption
 from torch import Tensor
 from torch.nn import functional as F
+
+from .results import SCRATCH, PrintedTable
 
 _SWAPPED = {"swapped place": "place", "swapped colour": "colour", "swapped noun": "object"}
 KINDS = ("paraphrase", *_SWAPPED, "unrelated")
@@ -117,6 +120,7 @@ def row(name: str, found: dict[str, Tensor]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captions", type=int, default=200, help="how many captions, each with one other of each kind")
+    parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of the results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
@@ -129,12 +133,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     own, common = encoders(case.text for case in cases), encoders(mean_of)
     others = {kind: encoders(case.others[kind] for case in cases) for kind in KINDS}
-    lines = [["vector", "paraphrase", *_SWAPPED, "any swapped word", "unrelated"]]
-    lines.append(["---"] * len(lines[0]))
+    head = ["vector", "paraphrase", *_SWAPPED, "any swapped word", "unrelated"]
+    table = PrintedTable(options.out / "tpso_cosines.json", "python -m benchmarks.tpso_cosines", head)
     for name, vector in VECTORS.items():
         for less, found in zip(("", ", common mean removed"), cosines(own, others, common, vector), strict=True):
-            lines.append(row(name + less, found))
-    print("\n".join(f"| {' | '.join(line)} |" for line in lines))
+            table.add(row(name + less, found))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def tpso(
     tries: int = STEPS,
     keep: bool = False,
 ) -> Make:
-    """Pictures from prompt variants, one each; `shared` starts them all from one noise, `per_step` adds new noise after
+    """Images from prompt variants, one each; `shared` starts them all from one noise, `per_step` adds new noise after
     every step as well; `added` is of tokens, `keep` of words."""
 
     @torch.inference_mode()
@@ -65,8 +65,8 @@ def tpso(
 
 ROWS: dict[str, Make] = {
     "baseline": lambda world, text, seed: world.latents(text, seed, BATCH),
-    "published": tpso(0.8, spread=False),
-    "published, shared latent": tpso(0.8, spread=False, shared=True),
+    "published rule": tpso(0.8, spread=False),
+    "published rule, shared latent": tpso(0.8, spread=False, shared=True),
     "kappa 0.95": tpso(0.95),
     "kappa 0.95 ratio 0.6": tpso(0.95, 0.6),
     "kappa 0.9": tpso(0.9),

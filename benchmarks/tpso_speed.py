@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from . import world  # noqa: F401 # isort: skip - this makes ComfyUI and the pack importable
@@ -31,6 +32,8 @@ from comfyui_diversity.core.methods.tpso import Encode, Pullback, Settings, init
 from comfyui_diversity.demo import loader
 from torch import Tensor
 from torch.nn import functional as F
+
+from .results import SCRATCH, PrintedTable
 
 PROMPT = "a small red fish on the left"
 HEAD = ["encoder", "positions", "rule", "steps", "one by one (s)", "here (s)", "times faster", "largest difference"]
@@ -166,12 +169,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", choices=list(CLIPS), default=list(CLIPS))
     parser.add_argument("--variants", type=int, default=10)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of the results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    print(f"| {' | '.join(HEAD)} |\n| {' | '.join(['---'] * len(HEAD))} |")
+    table = PrintedTable(options.out / "tpso_speed.json", "python -m benchmarks.tpso_speed", HEAD)
     for name in options.only:
         for spread in (False, True):
-            print(f"| {' | '.join(row(name, CLIPS[name](), options.variants, spread, options.steps))} |", flush=True)
+            cells = row(name, CLIPS[name](), options.variants, spread, options.steps)
+            table.add(cells, f"{name}, {cells[2]}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -21,6 +22,8 @@ from comfyui_diversity.core.drivers.tpso import Recipe, vary_prompt
 from comfyui_diversity.core.methods.tpso import Settings, least_mean_pairwise
 from comfyui_diversity.demo import loader
 from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS
+
+from .results import SCRATCH, PrintedTable
 
 VARIANTS = 10
 ROWS = ((0, True), (0, False), (1, False), (2, False), (4, False))  # tokens added, words kept
@@ -52,13 +55,15 @@ def line(clip: Any, added: int, keep: bool, kappa: float) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args(arguments)
+    parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of the results")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     clip = loader.load_clip()
-    print("| " + " | ".join(HEAD) + " |\n| " + " | ".join(["---"] * len(HEAD)) + " |")
+    table = PrintedTable(options.out / "tpso_spread.json", "python -m benchmarks.tpso_spread", HEAD)
     for added, keep in ROWS:
         for kappa in (0.6, 0.8, 0.95):
-            print("| " + " | ".join(line(clip, added, keep, kappa)) + " |", flush=True)
+            cells = line(clip, added, keep, kappa)
+            table.add(cells, f"{cells[0]}, {cells[1]}")
 
 
 if __name__ == "__main__":

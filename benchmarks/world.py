@@ -1,4 +1,4 @@
-"""The demo world inside this process: pictures from ComfyUI's own sampling, with any noise and any patch."""
+"""The demo world inside this process: images from ComfyUI's own sampling, with any noise and any patch."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ ones.
 The exact forms of the constraints are not public. Those here are chosen so that a weight means the same at every width,
 and their default weights so that the cosine to the text comes out at the paper's (0.83 with the Mahalanobis distance,
 0.88 with the nearest neighbour) on the demo world's CLIP, with a bank of 400 of its images
-(`python -m benchmarks.ovi_settings`; the tables are in docs/ovi.md).
+(`python -m benchmarks.ovi_settings`; the tables are in docs/use/ovi.md).
 """
 
 from __future__ import annotations

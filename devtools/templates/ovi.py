@@ -1,4 +1,4 @@
-"""Templates of images drawn from CLIP's image embeddings: optimised from text, the text's own, and those of real images."""
+"""Templates that draw from CLIP's image embeddings: optimised from text, the text's own, and those of real images."""
 
 from __future__ import annotations
 

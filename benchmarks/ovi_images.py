@@ -1,10 +1,10 @@
-"""Pictures from image embeddings: real ones, the text's own vector, and optimised ones under each constraint.
+"""Images from image embeddings: real ones, the text's own vector, and optimised ones under each constraint.
 
-    python -m benchmarks.ovi_pictures                   # choose: on the prompts for choosing
-    python -m benchmarks.ovi_pictures --report --only "real*" "text*" none nearest
+    python -m benchmarks.ovi_images                   # choose: on the prompts for choosing
+    python -m benchmarks.ovi_images --report --only "real*" "text*" none nearest
 
 The demo's unCLIP model draws all of them, on an empty prompt; prompts and seeds are the same in all rows. The bank
-holds pictures of all kinds, of a seed of their own. Adherence and diversity come from the attribute classifier, which
+holds images of all kinds, of a seed of their own. Adherence and diversity come from the attribute classifier, which
 nothing optimises.
 """
 
@@ -41,7 +41,7 @@ def tower() -> VisionTower:
 
 
 def seen(text: str, count: int, seed: int) -> Tensor:
-    """Embeddings `[count, E]` of pictures that the text describes."""
+    """Embeddings `[count, E]` of images that the text describes."""
     stated, rng = stated_in(text), np.random.default_rng(seed)
     scenes = [replace(sample_scene(rng, stated.get("object")), **stated) for _ in range(count)]
     images = np.stack([draw(scene, rng) for scene in scenes])
@@ -54,7 +54,7 @@ def bank() -> ImageBank:
 
 
 def told(world: World, seed: int, text: str, outputs: Sequence[Any]) -> Tensor:
-    """Pictures of these CLIP vision outputs, one each; the negative is the embedding of no picture."""
+    """Images of these CLIP vision outputs, one each; the negative is the embedding of no image."""
     empty = world.conditioning("")
     positive, negative = per_image(empty, outputs), per_image(empty, [tower().negative])
     return world.latents(text, seed, BATCH, positive=positive, negative=negative)
@@ -90,7 +90,7 @@ def optimised(constraint: str, strength: float = 1.0, tokens: int = TOKENS, matc
 
 
 ROWS: dict[str, Make] = {
-    "real pictures": real,
+    "real images": real,
     "text directly": directly,
     "none": optimised("off"),
     "none, length matched": optimised("off", match=True),
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = arguments_of(__doc__)
     parser.set_defaults(model="unclip")
     options = parser.parse_args(arguments)
-    carry_out("ovi_pictures", ROWS, parser, options)
+    carry_out("ovi_images", ROWS, parser, options)
 
 
 if __name__ == "__main__":

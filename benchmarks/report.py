@@ -1,0 +1,189 @@
+"""Writes the tables of docs/measurements and the README from the committed results: `python -m benchmarks.report`.
+
+A table stands between `<!-- table: NAME -->` and `<!-- /table: NAME -->`, with the commands that make it; names are
+those of `TABLES`. `python -m benchmarks.report FILE.json ...` prints the tables of any results instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from devtools.pages import block_names, replace_block, table
+from devtools.places import HERE
+
+from .results import COMMITTED, read
+
+FOLDER = HERE.root / "docs" / "measurements"
+README = HERE.root / "README.md"
+BASELINE = "baseline"
+USUAL = ("adherence", "MSS", "centred MSS", "Vendi", "colours (eff.)", "rare share")
+SHORT = ("adherence", "MSS", "Vendi")
+_KEYS = {"MSS": "mss", "centred MSS": "mss_centred", "Vendi": "vendi", "rare share": "rare_share"}
+_BLOCK = "table: "
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of one or more files of results; every row of a file, or those that are chosen, by name.
+
+    columns: of measured images (see `USUAL`); None: the file's own columns, which are texts.
+    ships: rows that are the settings of the nodes or workflows. data: adds the row of the data itself.
+    """
+
+    files: tuple[str, ...]
+    columns: tuple[str, ...] | None = USUAL
+    rows: tuple[str, ...] | None = None
+    ships: tuple[str, ...] = ()
+    data: bool = False
+
+
+def _models(pattern: str) -> tuple[str, ...]:
+    return tuple(pattern.format(model) for model in ("unet", "mmdit", "distilled"))
+
+
+TABLES = {
+    "cno report": Table(_models("cno_settings_{}_report_300"), ships=("shipped",), data=True),
+    "cno tune 240": Table(_models("cno_settings_{}_tune_240"), SHORT, ships=("shipped",)),
+    "cno tune unet": Table(("cno_settings_unet_tune_60",), (*SHORT, "colours (eff.)", "rare share")),
+    "cno tune mmdit": Table(("cno_settings_mmdit_tune_60",), (*SHORT, "colours (eff.)", "rare share")),
+    "cno tune distilled": Table(("cno_settings_distilled_tune_80",), (*SHORT, "colours (eff.)", "rare share")),
+    "minority report": Table(_models("minority_settings_{}_report_300")[1:], ships=("shipped",), data=True),
+    "minority tune": Table(_models("minority_settings_{}_tune_80"), ("adherence", "rare share", "Vendi")),
+    "minority tune 240": Table(("minority_settings_mmdit_tune_240",), ("adherence", "rare share", "Vendi")),
+    "minority memory": Table(("minority_memory",), None),
+    "rarest first": Table(("rarest_first_unet_report",), None, ships=("renoise 0.5",)),
+    "tpso report": Table(_models("tpso_settings_{}_report_300"), data=True),
+    "tpso tune": Table(
+        _models("tpso_settings_{}_tune_240"),
+        ("adherence", "centred MSS", "Vendi", "rare share"),
+    ),
+    "tpso objects": Table(("tpso_settings_mmdit_objects_180",), ("adherence", "centred MSS", "Vendi")),
+    "tpso pairs": Table(("tpso_settings_mmdit_pairs_160",), ("adherence", "centred MSS", "Vendi")),
+    "tpso window": Table(("tpso_settings_unet_tune_40",), ("adherence", "centred MSS", "Vendi")),
+    "tpso orderings": Table(
+        ("tpso_settings_mmdit_report_100",), ("adherence", "MSS", "centred MSS", "Vendi", "rare share")
+    ),
+    "tpso spread": Table(("tpso_spread",), None),
+    "tpso cosines": Table(("tpso_cosines",), None),
+    "tpso speed": Table(("tpso_speed",), None),
+    "ovi settings": Table(("ovi_settings_tune",), None),
+    "ovi images": Table(("ovi_images_unclip_tune_80",), ("adherence", "MSS", "Vendi", "rare share")),
+    "ovi images report": Table(("ovi_images_unclip_report_300",), ("adherence", "MSS", "Vendi", "rare share")),
+}
+# The README's table: label, file and row.
+HEADLINE = (
+    ("without", "cno_settings_mmdit_report_300", BASELINE),
+    ("Diverse Prompts (TPSO)", "tpso_settings_mmdit_report_300", "added 4, kappa 0.8, ratio 0.2"),
+    ("Diverse Noise (CNO)", "cno_settings_mmdit_report_300", "shipped"),
+    ("Minority Prompt", "minority_settings_mmdit_report_300", "shipped"),
+)
+
+
+def block(wanted: Table, folder: Path = COMMITTED) -> str:
+    """The commands that make a table, and the table."""
+    results = [read(folder / f"{file}.json") for file in wanted.files]
+    commands = [f"`{one['command']}`" for one in results]
+    if wanted.columns is None:
+        rows = results[0]["rows"]
+        body = [
+            [_marked(first, row["row"], wanted), *others] for row in rows for first, *others in [row["cells"].values()]
+        ]
+        return "\n\n".join([*commands, table(list(rows[0]["cells"]), body)])
+    head = ["model", "row", *wanted.columns]
+    body = []
+    for one in results:
+        rows = {row["row"]: row for row in one["rows"]}
+        model = next(iter(rows.values()))["model"]
+        for row_name in wanted.rows or rows:
+            cells = _cells(rows[row_name], rows.get(BASELINE), wanted.columns)
+            body.append([model, _marked(row_name, row_name, wanted), *cells])
+            model = ""  # once is enough
+    if wanted.data:
+        [data] = read(folder / "data_diversity.json")["rows"]
+        body.append(["", "*the data itself*", *_cells(data, None, wanted.columns)])
+        commands.append("`python -m benchmarks.data_diversity`")
+    return "\n\n".join(["  \n".join(commands), table(head, body)])
+
+
+def headline(folder: Path = COMMITTED) -> str:
+    """The README's table."""
+    columns = ("adherence", "Vendi", "rare share")
+    rows = {label: _row(folder, file, name) for label, file, name in HEADLINE}
+    baseline = rows[HEADLINE[0][0]]
+    return table(["", *columns], [[label, *_cells(row, baseline, columns)] for label, row in rows.items()])
+
+
+def _row(folder: Path, file: str, name: str) -> Mapping[str, Any]:
+    return next(row for row in read(folder / f"{file}.json")["rows"] if row["row"] == name)
+
+
+def _marked(text: str, name: str, wanted: Table) -> str:
+    if name not in wanted.ships:
+        return text
+    return f"**{text}**" if text == "shipped" else f"**{text}** (ships)"
+
+
+def _cells(row: Mapping[str, Any], baseline: Mapping[str, Any] | None, columns: Sequence[str]) -> list[str]:
+    """Texts of a row; adherence with its change from the baseline in points, MSS and Vendi with theirs in percent."""
+    other = None if row is baseline else baseline
+    cells = []
+    for column in columns:
+        if column == "colours (eff.)":
+            cells.append(f"{row['effective_number']['colour']:.2f}")
+            continue
+        key = _KEYS.get(column, column)
+        text = f"{row[key]:.2f}" if column == "Vendi" else f"{row[key]:.3f}"
+        if other is not None and column == "adherence":
+            text += f" ({100 * (row[key] - other[key]):+.1f})"
+        elif other is not None and column != "rare share":
+            text += f" ({100 * (row[key] / other[key] - 1):+.0f} %)"
+        cells.append(text)
+    return cells
+
+
+def written(page: str, folder: Path = COMMITTED) -> str:
+    """The page with its tables as the results have them."""
+    for name in block_names(page):
+        if name.startswith(_BLOCK):
+            own = name.removeprefix(_BLOCK)
+            page = replace_block(page, name, headline(folder) if own == "headline" else block(TABLES[own], folder))
+    return page
+
+
+def outdated() -> dict[Path, str]:
+    """Pages that are not what the committed results give, and what they should say."""
+    pages = {path: path.read_text(encoding="utf-8") for path in (README, *sorted(FOLDER.glob("*.md")))}
+    return {path: new for path, old in pages.items() if (new := written(old)) != old}
+
+
+def any_table(path: Path) -> str:
+    """The table of a file of results."""
+    found = read(path)
+    measured = "vendi" in found["rows"][0]
+    return block(Table((path.stem,), USUAL if measured else None), path.parent)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, help="print these results as tables instead")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a page is not up to date")
+    options = parser.parse_args(arguments)
+    for path in options.files:
+        print(any_table(path), "\n")
+    if options.files:
+        return 0
+    found = outdated()
+    for path, text in found.items():
+        print(path.relative_to(HERE.root))
+        if not options.check:
+            path.write_text(text, encoding="utf-8")
+    return 1 if options.check and found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""What benchmarks measured, as JSON files: one a command, with a row for each line of a table.
+
+`{"command": ..., "rows": [{"row": NAME, "commit": ..., ...}, ...]}`, where a row has the numbers of
+`benchmarks.measure`, or `cells`, texts by column. Committed files lie in `benchmarks/results`; `python -m benchmarks.report` makes the tables
+of docs/measurements from them. Rows with `from` in place of `commit` were read off the page that it names and are
+rounded.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from devtools.pages import table
+from devtools.places import HERE
+
+COMMITTED = HERE.root / "benchmarks" / "results"
+SCRATCH = HERE.root / ".dev" / "benchmarks"
+
+
+def add_row(path: Path, command: str, row: Mapping[str, Any]) -> None:
+    """Adds a row to the file, in place of an earlier one of the same name."""
+    found = read(path) if path.exists() else {"rows": []}
+    rows = {one["row"]: one for one in found["rows"]}
+    rows[row["row"]] = {**row, "commit": _commit()}
+    write(path, command, list(rows.values()))
+
+
+def write(path: Path, command: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Command and rows of a file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(HERE.root), "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+class PrintedTable:
+    """A table whose cells are texts: printed line by line, and kept in a file."""
+
+    def __init__(self, path: Path, command: str, head: Sequence[str]) -> None:
+        self._path, self._command, self._head = path, command, list(head)
+        print(table(head, []), flush=True)
+
+    def add(self, cells: Sequence[str], name: str | None = None) -> None:
+        """name: what tells this row from others; its first cell by default."""
+        print(table(cells, []).splitlines()[0], flush=True)
+        row = {"row": name or cells[0], "cells": dict(zip(self._head, cells, strict=True))}
+        add_row(self._path, self._command, row)

@@ -1,0 +1,76 @@
+"""Links of the documentation lead somewhere, and its tables are those of the committed results."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+from benchmarks.results import COMMITTED
+from devtools.pages import replace_block, table, without_blocks
+from devtools.places import HERE
+
+ROOT = HERE.root
+PAGES = [ROOT / "README.md", ROOT / "demo" / "MODEL_CARD.md", *sorted((ROOT / "docs").rglob("*.md"))]
+HELP = sorted((ROOT / "web" / "docs").glob("*.md"))
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if "://" not in link and (not target.exists() or (anchor and anchor not in anchors(target))):
+            dead.append(link)
+    assert not dead
+
+
+def test_paths_that_help_pages_and_comments_name_are_there() -> None:
+    sources = [*HELP, *(path for folder in ("core", "nodes") for path in (ROOT / folder).rglob("*.py"))]
+    named = {(path, name) for path in sources for name in re.findall(r"\bdocs/[\w/]+\.md", path.read_text("utf-8"))}
+    assert not [(path.name, name) for path, name in named if not (ROOT / name).exists()]
+
+
+def test_tables_are_those_of_the_results() -> None:
+    assert not report.outdated(), "run `python -m benchmarks.report`"
+
+
+def test_every_result_has_a_table_and_its_provenance() -> None:
+    shown = {file for one in report.TABLES.values() for file in one.files} | {"data_diversity"}
+    assert {path.stem for path in COMMITTED.glob("*.json")} == shown
+    for path in COMMITTED.glob("*.json"):
+        assert all("commit" in row or "from" in row for row in json.loads(path.read_text("utf-8"))["rows"]), path.name
+
+
+def test_a_row_shows_its_change_from_the_baseline(tmp_path: Path) -> None:
+    rows = [
+        {"row": name, "model": "unet", "adherence": adherence, "mss": mss, "vendi": vendi, "rare_share": 0.1}
+        for name, adherence, mss, vendi in (("baseline", 0.95, 0.8, 2.0), ("shipped", 0.94, 0.6, 3.0))
+    ]
+    (tmp_path / "some.json").write_text(json.dumps({"command": "make it", "rows": rows}))
+    text = report.block(report.Table(("some",), ("adherence", "MSS", "Vendi", "rare share")), tmp_path)
+    assert text.startswith("`make it`\n\n")
+    assert text.splitlines()[-2:] == [
+        "| unet | baseline | 0.950 | 0.800 | 2.00 | 0.100 |",
+        "|  | shipped | 0.940 (-1.0) | 0.600 (-25 %) | 3.00 (+50 %) | 0.100 |",
+    ]
+
+
+def test_blocks_are_replaced_and_nothing_else() -> None:
+    page = "before\n\n<!-- a -->\nold\n<!-- /a -->\nafter\n"
+    new = replace_block(page, "a", table(["x"], [["1 | 2\n3"]]))
+    assert new == "before\n\n<!-- a -->\n\n| x |\n| --- |\n| 1 \\| 2 3 |\n\n<!-- /a -->\nafter\n"
+    assert replace_block(new, "a", "old") == replace_block(page, "a", "old")
+    assert without_blocks(new) == "before\n\n\nafter\n"
+    with pytest.raises(ValueError, match="one block"):
+        replace_block(page, "b", "")
