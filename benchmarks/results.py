@@ -1,9 +1,9 @@
 """What benchmarks measured, as JSON files: one a command, with a row for each line of a table.
 
 `{"command": ..., "rows": [{"row": NAME, "commit": ..., ...}, ...]}`, where a row has the numbers of
-`benchmarks.measure`, or `cells`, texts by column. Committed files lie in `benchmarks/results`; `python -m benchmarks.report` makes the tables
-of docs/measurements from them. Rows with `from` in place of `commit` were read off the page that it names and are
-rounded.
+`benchmarks.measure`, or `cells`, texts by column. Committed files lie in `benchmarks/results`; `python -m
+benchmarks.report` makes the tables of docs/measurements from them. Rows with `from` in place of `commit` were read off
+the page that it names and are rounded.
 """
 
 from __future__ import annotations
