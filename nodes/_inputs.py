@@ -5,12 +5,15 @@ In every node a number of 0 switches a thing off, and AUTO (-1) leaves it to the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from comfy_api.latest import io
 from comfy_execution.validation import validate_node_input
+
+from ..core.require import require
 
 RECOMMENDED, PUBLISHED = MODES = ("recommended", "published")
 AUTO, OFF = "auto", "off"
@@ -54,8 +57,20 @@ def options_output(method: str, main_name: str) -> io.Output:
     return io.Custom(options_type(method)).Output(display_name="options", tooltip=f"For the options of {main_name}.")
 
 
-def make_options(method: str, values: dict[str, Any]) -> io.NodeOutput:
-    """What an options node returns."""
+def check_choices(cls: type[io.ComfyNode], values: Mapping[str, Any]) -> None:
+    """Raises ValueError for a choice that the node does not have, as in a workflow that a later version has saved.
+
+    ComfyUI itself checks numbers; whether it checks the choices of a node as this one depends on its version.
+    """
+    for widget in cls.define_schema().inputs:
+        if isinstance(widget, io.Combo.Input) and widget.id in values:
+            choices = [str(choice) for choice in widget.options or ()]
+            require(values[widget.id] in choices, widget.id, values[widget.id], f"one of {', '.join(choices)}")
+
+
+def make_options(cls: type[io.ComfyNode], method: str, values: dict[str, Any]) -> io.NodeOutput:
+    """What an options node returns. Raises ValueError for a choice that it does not have."""
+    check_choices(cls, values)
     return io.NodeOutput(Options(method, MappingProxyType(dict(values))))
 
 

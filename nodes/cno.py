@@ -19,6 +19,7 @@ from ._inputs import (
     PUBLISHED,
     CheckedNode,
     Options,
+    check_choices,
     make_options,
     mode_input,
     options_input,
@@ -115,7 +116,7 @@ class DiverseNoiseOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, **values: Any) -> io.NodeOutput:
-        return make_options(_METHOD, values)
+        return make_options(cls, _METHOD, values)
 
 
 def _shared_inputs(*between: io.Input) -> list[io.Input]:
@@ -158,6 +159,7 @@ def _guided_inputs() -> list[io.Input]:
 
 def _contrastive_noise(strength: float, iterations: int, mode: str, options: Options | None) -> ContrastiveNoise:
     """Raises ValueError for an option that the mode does not have."""
+    check_choices(DiverseNoise, {"mode": mode})
     values = read_options(DiverseNoiseOptions, options)
     chosen = {name: value for name, value in values.items() if value != _AUTOMATIC.get(name)}
     make = ContrastiveNoise.published if mode == PUBLISHED else ContrastiveNoise.recommended
@@ -266,9 +268,9 @@ class DiverseNoiseToLatent(CheckedNode):
         mode: str,
         options: Options | None = None,
     ) -> io.NodeOutput:
+        change = _contrastive_noise(strength, iterations, mode, options)
         samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent_image["samples"])
         latent = {**latent_image, "samples": samples}
-        change = _contrastive_noise(strength, iterations, mode, options)
         optimised = OptimisedNoise(noise, guider, sigmas, change).generate_noise(latent)
         indices = latent.get("batch_index", list(range(len(optimised))))
         return io.NodeOutput({"samples": optimised, "batch_index": list(indices)})

@@ -14,7 +14,7 @@ from ..core.hooks.progress import Progress
 from ..core.hooks.vision import VisionTower
 from ..core.methods import image_bank
 from ..core.methods.image_bank import ImageBank
-from ._inputs import advanced
+from ._inputs import advanced, check_choices
 
 CATEGORY = "diversity/vision"
 Bank = io.Custom("DIVERSITY_IMAGE_BANK")
@@ -73,6 +73,7 @@ class MakeImageBank(io.ComfyNode):
     def execute(
         cls, images: list[Tensor], clip_vision: list[Any], crop: list[str], bank: list[ImageBank] | None = None
     ) -> io.NodeOutput:
+        check_choices(cls, {"crop": crop[0]})
         tower = VisionTower(clip_vision[0])
         found = bank[0] if bank else None
         if found is not None:

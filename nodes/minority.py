@@ -19,6 +19,7 @@ from ._inputs import (
     CheckedNode,
     Options,
     advanced,
+    check_choices,
     make_options,
     mode_input,
     options_input,
@@ -126,6 +127,7 @@ class MinorityPrompt(CheckedNode):
     ) -> io.NodeOutput:
         if clip is None:
             raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
+        check_choices(cls, {"preset": preset, "objective": objective, "mode": mode})
         chosen, own = PRESETS[mode][preset], read_options(MinorityPromptOptions, options)
         keep_until = _or(own["keep_until"], chosen.keep_until)
         if mode == PUBLISHED:
@@ -171,7 +173,7 @@ class MinorityPromptOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, **values: Any) -> io.NodeOutput:
-        return make_options(_METHOD, values)
+        return make_options(cls, _METHOD, values)
 
 
 def _common_options() -> list[io.Input]:

@@ -33,6 +33,7 @@ from ._inputs import (
     PUBLISHED,
     CheckedNode,
     Options,
+    check_choices,
     make_options,
     mode_input,
     options_input,
@@ -137,7 +138,7 @@ class TextToVisionOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, **values: Any) -> io.NodeOutput:
-        return make_options(_METHOD, values)
+        return make_options(cls, _METHOD, values)
 
 
 def _plan(mode: str, options: Options | None) -> Plan:
@@ -235,6 +236,7 @@ class TextToVision(CheckedNode):
         prompts: list | None = None,
         options: Options | None = None,
     ) -> io.NodeOutput:
+        check_choices(cls, {"constraint": constraint, "mode": mode})
         plan = _plan(mode, options)
         settings = plan.settings
         tower = VisionTower(clip_vision)

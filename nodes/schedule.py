@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..core.drivers.schedule import CLOCKS, scheduled
 from ..core.methods.schedule import EASINGS, Window
+from ._inputs import check_choices
 
 _DEFAULT = Window()
 
@@ -97,6 +98,7 @@ class ScheduleConditioning(io.ComfyNode):
         perturbed_steps: int,
         clock: str,
     ) -> io.NodeOutput:
+        check_choices(cls, {"easing": easing, "clock": clock})
         window = Window(ratio, start_percent, easing, perturbed_steps)
         return io.NodeOutput(scheduled(conditioning_from, conditioning_to, window, clock))
 

@@ -37,6 +37,7 @@ from ._inputs import (
     CheckedNode,
     Options,
     advanced,
+    check_choices,
     make_options,
     mode_input,
     options_input,
@@ -178,7 +179,7 @@ class DiversePromptsOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, **values: Any) -> io.NodeOutput:
-        return make_options("TPSO", values)
+        return make_options(cls, "TPSO", values)
 
 
 class DiversePrompts(CheckedNode):
@@ -276,6 +277,7 @@ class DiversePrompts(CheckedNode):
     ) -> io.NodeOutput:
         if clip is None:
             raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
+        check_choices(cls, {"mode": mode})
         chosen = read_options(DiversePromptsOptions, options)
         variant = chosen["variant"]
         require(variant <= variants, "variant", variant, f"0 (all) or 1 to {variants}, the number of variants")
