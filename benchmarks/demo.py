@@ -188,7 +188,7 @@ def _collected(
     with _told(row):
         for (wanted, _), prompt_id in zip(plan.prompts_of(row), ids, strict=True):
             result = client.wait(prompt_id)
-            images = np.stack([decode(picture) for picture in client.pictures(result, save)])
+            images = np.stack([decode(picture) for picture in client.images(result, save)])
             if len(images) != PICTURES:
                 raise ValueError(f"The workflow made {len(images)} pictures of {wanted.text!r}, not {PICTURES}.")
             groups.append(Group(wanted, images))

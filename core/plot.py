@@ -1,4 +1,4 @@
-"""Pictures of an optimisation: how prompt variants came to lie apart, and the way of cosines step by step."""
+"""Images of an optimisation: how prompt variants came to lie apart, and the way of cosines step by step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ComfyUI's base directory for development: the pack in `custom_nodes`, room for models and pictures."""
+"""ComfyUI's base directory for development: the pack in `custom_nodes`, room for models and images."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python dev.py", description="Tools for developing ComfyUI-Diversity.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    demo = commands.add_parser("demo", help="make pictures with every shipped workflow and measure their diversity")
+    demo = commands.add_parser("demo", help="make images with every shipped workflow and measure their diversity")
     demo.set_defaults(call=run_demo)
     test = commands.add_parser(
         "test", help="lint, types and all tests; --fast: lint and the fast tests; other arguments go to pytest alone"

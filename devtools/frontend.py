@@ -125,7 +125,7 @@ class Frontend:
         return json.loads(self.page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).workflow)"))
 
     def screenshot(self, path: Path) -> None:
-        """A picture of the whole open graph."""
+        """An image of the whole open graph."""
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.page.wait_for_timeout(1500)  # the view glides there
         path.parent.mkdir(parents=True, exist_ok=True)

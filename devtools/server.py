@@ -2,7 +2,7 @@
 
 with Server() as server:
     result = server.client.run(prompt)          # prompt: API format, node id -> {class_type, inputs}
-    pictures = server.client.pictures(result)   # PNG bytes, in the order of the nodes' ids
+    images = server.client.images(result)   # PNG bytes, in the order of the nodes' ids
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def free_port() -> int:
 
 
 def server_command(comfyui: Path, base: Path, port: int, *, python: Path | str, gpu: bool = False) -> list[str]:
-    """The command line of a ComfyUI that keeps models, pictures and its database in `base`, not in its own tree."""
+    """The command line of a ComfyUI that keeps models, images and its database in `base`, not in its own tree."""
     command = [str(python), str(comfyui / "main.py"), "--listen", LOCALHOST, "--port", str(port)]
     command += ["--base-directory", str(base)]
     command += ["--database-url", f"sqlite:///{(base / 'user' / 'comfyui.db').as_posix()}"]
@@ -150,8 +150,8 @@ class Client:
         """Queues a prompt and waits for it."""
         return self.wait(self.queue(prompt), timeout)
 
-    def pictures(self, result: Result, node: str | None = None) -> list[bytes]:
-        """The picture files a prompt wrote, as bytes; of all nodes in the order of their ids, or of one."""
+    def images(self, result: Result, node: str | None = None) -> list[bytes]:
+        """The image files a prompt wrote, as bytes; of all nodes in the order of their ids, or of one."""
         nodes = sorted(result.outputs, key=lambda name: (len(name), name)) if node is None else [node]
         files = [image for name in nodes for image in result.outputs.get(name, {}).get("images", [])]
         return [self.request(f"/view?{urllib.parse.urlencode(image)}") for image in files]

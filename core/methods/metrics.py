@@ -1,6 +1,6 @@
-"""Diversity and adherence of a group of pictures, from features or attribute values alone.
+"""Diversity and adherence of a group of images, from features or attribute values alone.
 
-Every feature-based score takes features `[N, D]` of N pictures of one prompt, and compares only with scores at equal N
+Every feature-based score takes features `[N, D]` of N images of one prompt, and compares only with scores at equal N
 in the same feature space.
 """
 
@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 
 def mean_pairwise_similarity(features: Tensor) -> float:
-    """MSS: mean cosine similarity over the pairs of different pictures, -1..1; lower is more diverse.
+    """MSS: mean cosine similarity over the pairs of different images, -1..1; lower is more diverse.
 
-    Raises ValueError for fewer than two pictures.
+    Raises ValueError for fewer than two images.
     """
     unit = _unit(features)
     count = len(unit)
@@ -27,7 +27,7 @@ def mean_pairwise_similarity(features: Tensor) -> float:
 
 
 def vendi_score(features: Tensor) -> float:
-    """Vendi score: the effective number of different pictures, 1..N (Friedman & Dieng 2023, cosine kernel).
+    """Vendi score: the effective number of different images, 1..N (Friedman & Dieng 2023, cosine kernel).
 
     exp of the Shannon entropy of the eigenvalues of K / N, where K is the matrix of cosine similarities.
     """

@@ -11,7 +11,7 @@ from ..frontend import Node
 
 PROMPT = "a heart"
 SEED = 1
-PICTURES = 10
+IMAGES = 10
 # The demo models' own settings: file for stock loaders (None: Load Demo World gives the model), scheduler, CFG, steps.
 MODELS: dict[str, tuple[str | None, str, float, int]] = {
     "unet": (None, "normal", 6.0, 20),
@@ -21,7 +21,7 @@ MODELS: dict[str, tuple[str | None, str, float, int]] = {
 GREEN, RED, YELLOW = ("#232", "#353"), ("#322", "#533"), ("#432", "#653")
 
 BASELINE_NOTE = {
-    "unet": """**One prompt, ten pictures.** The prompt names a heart and nothing else; the model has seen hearts in \
+    "unet": """**One prompt, ten images.** The prompt names a heart and nothing else; the model has seen hearts in \
 eight colours, three sizes and five places.
 
 Press **Run** and count: most of the ten are alike. Set **cfg** to 1 and run again: more colours, and now and then \
@@ -44,7 +44,7 @@ Leave cfg at 1: guidance is built into this model.""",
 
 
 def baseline(model: str) -> dict[str, Node]:
-    """Prompt to ten pictures with nothing but ComfyUI's own nodes and the demo world's loader."""
+    """Prompt to ten images with nothing but ComfyUI's own nodes and the demo world's loader."""
     file, scheduler, cfg, steps = MODELS[model]
     nodes = {
         "world": Node("DiversityLoadDemoWorld", (0, 150 if file else 0), (300, 66)),
@@ -55,7 +55,7 @@ def baseline(model: str) -> dict[str, Node]:
             "CLIPTextEncode", (360, 260), (320, 90), "Negative prompt", {"text": ""}, {"clip": ("world", 1)}, color=RED
         ),
         "latent": Node(
-            "EmptySD3LatentImage", (360, 410), (320, 106), values={"width": 128, "height": 128, "batch_size": PICTURES}
+            "EmptySD3LatentImage", (360, 410), (320, 106), values={"width": 128, "height": 128, "batch_size": IMAGES}
         ),
         "sampler": Node(
             "KSampler",

@@ -60,7 +60,7 @@ def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
 
 
 def with_token_kept(model: str) -> dict[str, Node]:
-    """One picture, whose token is kept."""
+    """One image, whose token is kept."""
     nodes = with_sampler(model)
     nodes["options"] = Node(
         "DiversityMinorityPromptOptions", (360, 400), (320, 400), values={"save_as": TOKEN}, color=BLUE

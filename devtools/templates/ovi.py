@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..frontend import Node
-from .baseline import PICTURES, PROMPT, baseline, finished, moved
+from .baseline import IMAGES, PROMPT, baseline, finished, moved
 
 BLUE = ("#223", "#335")
 UNCLIP_CFG = 3.0
@@ -68,20 +68,20 @@ def drawn(embeddings: tuple[str, int], negative: tuple[str, int] | None) -> dict
 
 def from_text() -> dict[str, Node]:
     nodes = drawn(("ovi", 0), ("ovi", 1))
-    nodes["pictures"] = _pictures((0, 580), "", _BANK, "Real images")
+    nodes["images"] = _images((0, 580), "", _BANK, "Real images")
     nodes["options"] = Node("DiversityOVIOptions", (0, 800), (300, 180), values=_QUICK, color=BLUE)
     nodes["bank"] = Node(
         "DiversityImageBank",
         (360, 420),
         (320, 102),
-        inputs={"images": ("pictures", 0), "clip_vision": ("world", 2)},
+        inputs={"images": ("images", 0), "clip_vision": ("world", 2)},
         color=BLUE,
     )
     nodes["ovi"] = Node(
         "DiversityOVI",
         (360, 0),
         (340, 330),
-        values={"text": PROMPT, "variants": PICTURES, "constraint": "nearest neighbour"},
+        values={"text": PROMPT, "variants": IMAGES, "constraint": "nearest neighbour"},
         inputs={"clip": ("world", 1), "clip_vision": ("world", 2), "bank": ("bank", 0), "options": ("options", 0)},
         color=BLUE,
     )
@@ -102,21 +102,21 @@ def from_text_directly() -> dict[str, Node]:
     return nodes
 
 
-def from_real_pictures() -> dict[str, Node]:
+def from_real_images() -> dict[str, Node]:
     nodes = drawn(("seen", 0), None)
-    nodes["pictures"] = _pictures((360, 0), PROMPT, PICTURES, "Real images of the prompt")
+    nodes["images"] = _images((360, 0), PROMPT, IMAGES, "Real images of the prompt")
     nodes["seen"] = Node(
         "CLIPVisionEncode",
         (360, 240),
         (320, 78),
         values={"crop": "center"},
-        inputs={"clip_vision": ("world", 2), "image": ("pictures", 0)},
+        inputs={"clip_vision": ("world", 2), "image": ("images", 0)},
     )
-    nodes["shown"] = Node("PreviewImage", (740, 150), (340, 300), "Real ones", inputs={"images": ("pictures", 0)})
+    nodes["shown"] = Node("PreviewImage", (740, 150), (340, 300), "Real ones", inputs={"images": ("images", 0)})
     return nodes
 
 
-def _pictures(pos: tuple[int, int], text: str, count: int, title: str) -> Node:
+def _images(pos: tuple[int, int], text: str, count: int, title: str) -> Node:
     values = {"text": text, "count": count, "control_after_generate": "fixed"}
     return Node("DiversityDemoImages", pos, (320, 180), title, values)
 
@@ -126,6 +126,6 @@ OVI_TEMPLATES: dict[str, dict[str, Node]] = {
     for name, nodes in {
         "ovi": from_text(),
         "ovi_text_directly": from_text_directly(),
-        "ovi_real_images": from_real_pictures(),
+        "ovi_real_images": from_real_images(),
     }.items()
 }

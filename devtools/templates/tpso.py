@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..frontend import Node
-from .baseline import PICTURES, PROMPT, SEED, baseline, finished, moved
+from .baseline import IMAGES, PROMPT, SEED, baseline, finished, moved
 
 BLUE = ("#223", "#335")
 _WIDTH = 360  # a column
@@ -18,7 +18,7 @@ both prompts: *Diverse Prompts (TPSO)*. Seed and noise are the same.
 
 Press **Run** and compare: other colours, sizes, places and backgrounds, and all of them hearts.
 
-**similarity** and **ratio** are the knobs: a lower similarity and a higher ratio give more different pictures. Here \
+**similarity** and **ratio** are the knobs: a lower similarity and a higher ratio give more different images. Here \
 the options have the prompt's own words varied (**added_tokens** 0) and kept (**keep_words**). The plot \
 shows how far apart the variants are.""",
     "tpso_mmdit": """**On a flow-matching transformer, with the schedule as a node of its own:** *Diverse Prompts* has \
@@ -29,7 +29,7 @@ Press **Run** and compare with *baseline_mmdit*: the same prompt and seed. Then 
 of the four the variants have a share: the first.
 
 Press **Run** and compare with *baseline_distilled*.""",
-    "prompt_morph": """**One prompt that turns into another** while the pictures are made: what comes first decides \
+    "prompt_morph": """**One prompt that turns into another** while the images are made: what comes first decides \
 the layout, what comes last the details.
 
 Press **Run**, then try **ratio** 0, 0.2 and 0.6.""",
@@ -41,7 +41,7 @@ def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
     nodes = baseline(model)
     del nodes["positive"], nodes["negative"]
     main = {name: settings.pop(name) for name in ("similarity", "ratio") if name in settings}
-    chosen = {"text": PROMPT, "negative_text": "", "variants": PICTURES, "seed": SEED}
+    chosen = {"text": PROMPT, "negative_text": "", "variants": IMAGES, "seed": SEED}
     nodes["tpso"] = Node(
         "DiversityTPSO",
         (360, 0),

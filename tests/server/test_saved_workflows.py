@@ -28,6 +28,6 @@ def prompt_of(path: Path) -> dict[str, Any]:
 def test_runs_to_the_end(client: Client, path: Path) -> None:
     if "DiversityLoadImageBank" in path.read_text(encoding="utf-8"):
         client.run(prompt_of(path.with_name("vision.prompt.json")))  # saves the bank that this one loads
-    images = [decode(file) for file in client.pictures(client.run(prompt_of(path)))]
+    images = [decode(file) for file in client.images(client.run(prompt_of(path)))]
     assert len(images) == 2
     assert (images[0] != images[1]).any()

@@ -24,9 +24,9 @@ def plain_picture(width: int = 16, batch_size: int = 2) -> dict[str, Any]:
 
 def test_run_gives_the_pictures(client: Client):
     result = client.run(plain_picture(width=24))
-    pictures = client.pictures(result)
+    pictures = client.images(result)
     assert [struct.unpack(">II", picture[16:24]) for picture in pictures] == [(24, 8), (24, 8)]  # PNG's header
-    assert client.pictures(result, "2") == pictures
+    assert client.images(result, "2") == pictures
     assert 0 <= result.seconds < 60
 
 
@@ -34,7 +34,7 @@ def test_a_repeated_run_comes_from_the_cache(client: Client):
     first = client.run(plain_picture(width=40))
     second = client.run(plain_picture(width=40))
     assert sorted(second.cached) == ["1", "2"]
-    assert client.pictures(second) == client.pictures(first)
+    assert client.images(second) == client.pictures(first)
 
 
 def test_a_refused_prompt_names_node_and_input(client: Client):

@@ -37,7 +37,7 @@ def run(client: Client, prompt: dict[str, Any]) -> tuple[list[bytes], list[str]]
     """Picture files, and the types of the nodes that the server took from its cache."""
     result = client.run(prompt)
     cached = [prompt[node]["class_type"] for node in result.cached]
-    return client.pictures(result, only_node(prompt, ("SaveImage",))), cached
+    return client.images(result, only_node(prompt, ("SaveImage",))), cached
 
 
 def pixels(files: list[bytes]) -> list[bytes]:
