@@ -34,7 +34,7 @@ def test_a_repeated_run_comes_from_the_cache(client: Client):
     first = client.run(plain_picture(width=40))
     second = client.run(plain_picture(width=40))
     assert sorted(second.cached) == ["1", "2"]
-    assert client.images(second) == client.pictures(first)
+    assert client.images(second) == client.images(first)
 
 
 def test_a_refused_prompt_names_node_and_input(client: Client):
