@@ -49,36 +49,78 @@ def text_encoders(clip: Any) -> dict[str, SDClipModel]:
     return {name: module for name, module in modules if isinstance(module, SDClipModel)}
 
 
-def read_sections(module: SDClipModel, chunks: list[Any], empty: list[Any]) -> list[Section]:
-    """What an encoder is fed for the chunks of a tokenized prompt; `empty` are those of an empty one."""
+@dataclass(frozen=True)
+class Template:
+    """What a tokenizer writes around a prompt: the tokens in front of its words and behind them, without padding."""
+
+    head: tuple[Any, ...]
+    tail: tuple[Any, ...]
+
+    def words(self, row: Sequence[Any]) -> tuple[int, int]:
+        """The range of a row, which has no padding, that the template does not explain."""
+        first = _common(row, self.head)
+        room = min(len(row), len(self.tail)) - first if self.head is self.tail else len(row) - first
+        return first, len(row) - _common(row[first:][::-1], self.tail[::-1][: max(room, 0)])
+
+
+# Two prompts that share neither their first token nor their last one.
+_PROBES = ("a red house", "snow on high mountains")
+
+
+def read_templates(clip: Any, name: str, key: str) -> list[Template]:
+    """The templates of one encoder of a CLIP: that of a prompt with words, and that of an empty one.
+
+    Some tokenizers have another template for an empty prompt, and some fill every prompt up to a length.
+    """
+    module = text_encoders(clip)[name]
+    rows = [_without_padding(module, [word[0] for word in clip.tokenize(text)[key][0]])[1] for text in ("", *_PROBES)]
+    empty, one, other = (tuple(row) for row in rows)
+    head = _common(one, other)
+    tail = _common(one[head:][::-1], other[head:][::-1])
+    return [Template(one[:head], one[len(one) - tail :]), Template(empty, empty)]
+
+
+def _without_padding(module: SDClipModel, row: list[Any]) -> tuple[int, list[Any]]:
+    """A row without the padding at its ends, and how much of it was in front."""
+    pad = module.special_tokens.get("pad")
+    first, last = 0, len(row)
+    while first < last and _same(row[first], pad):
+        first += 1
+    while last > first and _same(row[last - 1], pad):
+        last -= 1
+    return first, row[first:last]
+
+
+def _common(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """How many tokens two rows share from their start on."""
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if not _same(x, y)), min(len(a), len(b)))
+
+
+def read_sections(module: SDClipModel, chunks: list[Any], templates: Sequence[Template]) -> list[Section]:
+    """What an encoder is fed for the chunks of a tokenized prompt, whose words are what no template explains."""
     rows = [[word[0] for word in chunk] for chunk in chunks]
     device = module.transformer.get_input_embeddings().weight.device
     with torch.inference_mode(False), torch.no_grad():
         embeds, masks, numbers = type(module).process_tokens(module, rows, device)[:3]
-        blank = [word[0] for word in empty[0]]
         return [
-            _section(module, row, embeds[k].clone(), masks[k : k + 1].clone(), numbers[k], blank)
+            _section(module, row, embeds[k].clone(), masks[k : k + 1].clone(), numbers[k], templates)
             for k, row in enumerate(rows)
         ]
 
 
 def _section(
-    module: SDClipModel, row: list[Any], embeds: Tensor, mask: Tensor, number: int, empty: list[Any]
+    module: SDClipModel, row: list[Any], embeds: Tensor, mask: Tensor, number: int, templates: Sequence[Template]
 ) -> Section:
     if module.special_tokens.get("end") is not None:
         end = max(number - 1, 0)
         first = 1 if module.special_tokens.get("start") is not None and row[0] == module.special_tokens["start"] else 0
         return Section(embeds, mask, first, max(end, first), end)
-    # No end token: the prompt is what differs from the template around an empty one.
+    # No end token: the prompt is what the template around it does not explain.
     if len(row) != len(embeds):
         return Section(embeds, mask, 0, 0, len(embeds) - 1)
-    first = 0
-    while first < min(len(row), len(empty)) and _same(row[first], empty[first]):
-        first += 1
-    tail = 0
-    while tail < min(len(row), len(empty)) - first and _same(row[-1 - tail], empty[-1 - tail]):
-        tail += 1
-    return Section(embeds, mask, first, len(row) - tail, len(embeds) - 1)
+    padding, own = _without_padding(module, row)
+    first, last = min((template.words(own) for template in templates), key=lambda words: words[1] - words[0])
+    return Section(embeds, mask, padding + first, padding + last, len(embeds) - 1)
 
 
 def _same(a: Any, b: Any) -> bool:

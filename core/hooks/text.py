@@ -18,6 +18,7 @@ from .chunks import InChunks
 from .gradients import gradients
 from .prompt import (
     Section,
+    Template,
     Tokens,
     cut_rows,
     encode_blank,
@@ -26,6 +27,7 @@ from .prompt import (
     only_last_varied,
     patched,
     read_sections,
+    read_templates,
     text_encoders,
 )
 
@@ -73,7 +75,11 @@ class PromptEncoder(InChunks):
 
     def read(self, tokens: Tokens) -> list[Section]:
         """The sections of a tokenized prompt in this encoder."""
-        return read_sections(self.module, tokens[self.key], self._clip.tokenize("")[self.key])
+        return read_sections(self.module, tokens[self.key], self._templates)
+
+    @cached_property
+    def _templates(self) -> list[Template]:
+        return read_templates(self._clip, self.name, self.key)
 
     @property
     def is_clip(self) -> bool:
