@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..hooks.carried import Payload, carrying, checked
+from ..hooks.carried import Payload, carrying, payloads, unchanged
 from ..hooks.chunks import Chunks, check_chunk_size
 from ..hooks.gradients import gradients
 from ..hooks.noise_levels import percent_of, sigma_at
@@ -124,9 +124,18 @@ class _Mark(Payload):
     learning: Learning
     plain: Tensor
 
-    def started(self, entry: dict[str, Any], key: str) -> dict[str, Any]:
-        """A prompt that was zeroed out for the negative side is no prompt any more; one that was changed is another."""
-        return checked(entry, key, self.plain, _CHANGED)
+    def started(self, entry: Mapping[str, Any], guider: Any) -> bool:
+        """A prompt that was zeroed out for the negative side is no prompt any more; one that was changed is another,
+        and a model that is not patched would leave the token out."""
+        if not unchanged(entry, self.plain, _CHANGED):
+            return False
+        wrappers = guider.model_options.get("transformer_options", {}).get("wrappers", {})
+        if not wrappers.get(WrappersMP.SAMPLER_SAMPLE, {}).get(KEY):
+            raise ValueError(
+                "The conditioning of Minority Prompt is used with a model that is not patched, so no token would be "
+                "learned. Connect the MODEL output of Minority Prompt to the sampler (or guider), too."
+            )
+        return True
 
 
 # --- what the node hands out ------------------------------------------------------------------------------------------
@@ -174,31 +183,19 @@ def _is_same(cond: Tensor, plain: Tensor) -> bool:
 
 
 def _marked(cond: Tensor, extras: dict[str, Any], learning: Learning) -> list:
-    if KEY in extras:
+    if KEY in payloads(extras):
         raise ValueError("positive carries a token to learn already; give it the plain prompt.")
     # Loaded with the diffusion model: loading it in the middle of a run could push that one out of memory.
     models = [*extras.get("additional_models", []), learning.clip.patcher]
-    wrappers = {WrappersMP.OUTER_SAMPLE: _check_model}
-    return carrying(cond, {**extras, "additional_models": models}, KEY, _Mark(learning, cond), wrappers)
-
-
-def _check_model(executor: Any, *args: Any, **named: Any) -> Any:
-    """A model that is not patched would leave the token out silently."""
-    guider = executor.class_obj
-    wrappers = guider.model_options.get("transformer_options", {}).get("wrappers", {})
-    if not wrappers.get(WrappersMP.SAMPLER_SAMPLE, {}).get(KEY) and any(_marks(guider.conds)):
-        raise ValueError(
-            "The conditioning of Minority Prompt is used with a model that is not patched, so no token would be "
-            "learned. Connect the MODEL output of Minority Prompt to the sampler (or guider), too."
-        )
-    return executor(*args, **named)
+    return carrying(cond, {**extras, "additional_models": models}, KEY, _Mark(learning, cond))
 
 
 def _marks(conds: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, _Mark]]:
     for kind, entries in conds.items():
         for entry in entries:
-            if KEY in entry:
-                yield kind, entry[KEY]
+            mark = payloads(entry).get(KEY)
+            if isinstance(mark, _Mark):
+                yield kind, mark
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """One conditioning that turns into another during sampling, on any sampler node.
 
-The conditioning brings its own wrapper along (see `core.hooks.carried`), so it needs no patched model and cannot meet a
-model that would leave its schedule out.
+The conditioning carries its schedule (see `core.hooks.carried`), so it needs no patched model and cannot meet a model
+that would leave it out.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import comfy.utils
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..hooks.carried import Payload, Preparation, carrying, checked
+from ..hooks.carried import Call, Payload, Preparation, carrying, payloads, unchanged, with_payload
 from ..hooks.conditioning import cond_rows
 from ..hooks.noise_levels import percent_of
 from ..methods.schedule import Window, step_position
@@ -64,10 +63,10 @@ class Schedule(Payload):
 
         return replace(self, model_conds=cut(self.model_conds), between_conds=cut(self.between_conds))
 
-    def started(self, entry: dict[str, Any], key: str) -> dict[str, Any]:
+    def started(self, entry: Mapping[str, Any], guider: Any) -> bool:
         """A node that changes the embeddings of a scheduled conditioning changes one of its two sides only. Zeroed out,
         it is zero throughout; anything else has no clear meaning."""
-        return checked(entry, key, self.first, _CHANGED)
+        return unchanged(entry, self.first, _CHANGED)
 
     def prepared(self, entry: dict[str, Any], key: str, prepare: Preparation) -> dict[str, Any]:
         """The other conditionings go through the model's own preparation."""
@@ -75,15 +74,25 @@ class Schedule(Payload):
             return entry
         _compare_rows(len(self.first), len(prepare.noise), prepare.kind)
         # What other nodes have set on the scheduled conditioning since (guidance, size) holds for both.
-        own = {name: value for name, value in entry.items() if name not in (key, "cross_attn", "pooled_output")}
+        own = {name: value for name, value in entry.items() if name not in ("cross_attn", "pooled_output")}
         others = [(self.cond, self.extras), *([] if self.between is None else [self.between])]
         conds = prepare([{**own, **extras, "cross_attn": cond} for cond, extras in others])
-        return {**entry, key: replace(self, model_conds=conds[0], between_conds=conds[-1])}
+        return with_payload(entry, key, replace(self, model_conds=conds[0], between_conds=conds[-1]))
 
     def with_model_conds(self, conds: Mapping[str, Any]) -> Schedule:
         """The same schedule, prepared already, with model conditions that do not fade."""
         whole = {**(self.model_conds or {}), **conds}
         return replace(self, model_conds=whole, between_conds={**(self.between_conds or {}), **conds})
+
+    def in_force(self, conds: dict[str, Any], call: Call) -> dict[str, Any]:
+        """The model conditions at this weight."""
+        weight = self.weight(call.model, call.sigma, call.sigmas)
+        if weight >= 1:
+            return conds
+        if weight <= 0:
+            return dict(self.model_conds or {})
+        towards = self.between_conds or {}
+        return {name: _between(cond, towards.get(name), weight, call.batch) for name, cond in conds.items()}
 
     def weight(self, model: Any, sigma: float, sigmas: Sequence[float]) -> float:
         """Weight of the first conditioning at this noise level of a run with these sigmas (T + 1 values)."""
@@ -113,11 +122,16 @@ def scheduled(first: list, second: list, window: Window, clock: str = "steps", b
     for k, (cond, extras) in enumerate(first):
         other, other_extras = second[k % len(second)]
         for name, dictionary in (("conditioning_from", extras), ("conditioning_to", other_extras)):
-            if PAYLOAD in dictionary:
+            if PAYLOAD in payloads(dictionary):
                 raise ValueError(
                     f"{name} carries a schedule already; it must be a plain conditioning. Diverse Prompts (TPSO) gives "
                     'one without a schedule where its own schedule is set to "off".'
                 )
+        if payloads(other_extras):
+            raise ValueError(
+                "conditioning_to carries image embeddings or a token to learn, which would be lost. Attach them to the "
+                "scheduled conditioning."
+            )
         if cond.shape[-1] != other.shape[-1]:
             raise ValueError(
                 f"conditioning_from is {cond.shape[-1]} wide and conditioning_to {other.shape[-1]}: they come from "
@@ -125,15 +139,15 @@ def scheduled(first: list, second: list, window: Window, clock: str = "steps", b
             )
         on_the_way = None if between is None else between[k % len(between)]
         _common_length(cond.shape[1], (other if on_the_way is None else on_the_way[0]).shape[1])
-        schedule = Schedule(cond, other, _without_hooks(other_extras), window, clock)
+        schedule = Schedule(cond, other, _bare(other_extras), window, clock)
         if on_the_way is not None:
-            schedule = replace(schedule, between=(on_the_way[0], _without_hooks(on_the_way[1])))
-        found.append(carrying(cond, extras, PAYLOAD, schedule, {WrappersMP.CALC_COND_BATCH: _blend}))
+            schedule = replace(schedule, between=(on_the_way[0], _bare(on_the_way[1])))
+        found.append(carrying(cond, extras, PAYLOAD, schedule))
     return found
 
 
-def _without_hooks(extras: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in extras.items() if name != "hooks"}
+def _bare(extras: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in extras.items() if name not in ("hooks", "model_conds")}
 
 
 def can_blend(first: list, second: list) -> bool:
@@ -147,36 +161,6 @@ def _compare_rows(rows: int, batch: int, kind: str) -> None:
             "The %s conditioning has %d variants and the batch %d images: %s.",
             kind, rows, batch, "only the first variants are used" if batch < rows else "variants are repeated",
         )  # fmt: skip
-
-
-def _blend(
-    executor: Any, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict[str, Any], *rest: Any
-) -> Any:
-    """Before every call of the model: conditioning for exactly this noise level."""
-    sigma = float(timestep.flatten()[0])
-    sigmas = model_options.get("transformer_options", {}).get("sample_sigmas")
-    grid = [sigma, 0.0] if sigmas is None else [float(value) for value in sigmas]
-    blended = [
-        None if entries is None else [_at(entry, model, sigma, grid, x) for entry in entries] for entries in conds
-    ]
-    return executor(model, blended, x, timestep, model_options, *rest)
-
-
-def _at(entry: dict[str, Any], model: Any, sigma: float, sigmas: Sequence[float], x: Tensor) -> dict[str, Any]:
-    schedule = entry.get(PAYLOAD)
-    if schedule is None:
-        return entry
-    weight = schedule.weight(model, sigma, sigmas)
-    first, second = entry["model_conds"], schedule.model_conds
-    if weight >= 1:
-        chosen = first
-    elif weight <= 0:
-        chosen = second
-    else:
-        towards = schedule.between_conds or {}
-        chosen = {name: _between(first.get(name), towards.get(name), weight, len(x)) for name in first}
-    # Without the payload: blending twice (two scheduled conditionings bring the wrapper twice) changes nothing.
-    return {**{name: value for name, value in entry.items() if name != PAYLOAD}, "model_conds": chosen}
 
 
 def _between(first: Any, second: Any, weight: float, batch: int) -> Any:

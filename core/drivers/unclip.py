@@ -16,7 +16,7 @@ import comfy.clip_vision
 import torch
 from torch import Tensor
 
-from ..hooks.carried import Payload, Preparation, carrying, payloads, prepared
+from ..hooks.carried import Payload, Preparation, carrying, payloads, prepared, with_payload, without_payload
 from ..require import require
 
 logger = logging.getLogger("ComfyUI-Diversity")
@@ -59,12 +59,12 @@ class PerImage(Payload):
             )
         )
 
-    def started(self, entry: dict[str, Any], key: str) -> dict[str, Any]:
+    def started(self, entry: Mapping[str, Any], guider: Any) -> bool:
         """Raises ValueError where another payload cannot be combined with an embedding for each image."""
         for other in payloads(entry).values():
             if other.one_embedding_only:
                 raise ValueError(other.one_embedding_only)
-        return entry
+        return True
 
     def prepared(self, entry: dict[str, Any], key: str, prepare: Preparation) -> dict[str, Any]:
         """The entry with a row for each embedding in what the model reads of them."""
@@ -75,7 +75,7 @@ class PerImage(Payload):
                 "There are %d image embeddings and the batch has %d images: %s.",
                 count, batch, "only the first are used" if batch < count else "they are used again from the first",
             )  # fmt: skip
-        bare = prepared({name: value for name, value in entry.items() if name != key}, prepare)
+        bare = prepared(without_payload(entry, key), prepare)
         stock = entry.get(_STOCK, [])
         [plain] = prepare([bare])
         # One at a time: the model's own preparation is made for the embeddings of one image.
@@ -89,8 +89,10 @@ class PerImage(Payload):
                 "This model reads no image embeddings, so the images would not differ by them. unCLIP conditioning "
                 "is for SD2.1 unCLIP, Stable Cascade (stage C) and others that are made for it."
             )
-        others = {name: payload.with_model_conds(rows) for name, payload in payloads(bare).items()}
-        return {**bare, **others, "model_conds": {**bare["model_conds"], **rows}}
+        bare = {**bare, "model_conds": {**bare["model_conds"], **rows}}
+        for name, payload in payloads(bare).items():
+            bare = with_payload(bare, name, payload.with_model_conds(rows))
+        return bare
 
 
 def per_image(
@@ -116,7 +118,8 @@ def per_image(
     attached = _Attached(embeddings, strength, noise_augmentation)
     found = []
     for cond, extras in conditioning:
-        before = extras[KEY].attached if KEY in extras else ()
+        earlier = payloads(extras).get(KEY)
+        before = earlier.attached if isinstance(earlier, PerImage) else ()
         found.append(carrying(cond, extras, KEY, PerImage((*before, attached))))
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .carried import Payload
+from .carried import Carried
 
 
 def conditioning_rows(conds: dict[str, list[dict[str, Any]]], rows: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
@@ -30,9 +30,8 @@ def _entry_rows(entry: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
                 "cut into chunks: use a batch that fits in memory at once (chunk_size -1), or one hint image."
             )
         control = getattr(control, "previous_controlnet", None)
-    payloads = {name: value.for_rows(rows) for name, value in entry.items() if isinstance(value, Payload)}
     model_conds = {name: cond_rows(cond, rows) for name, cond in entry["model_conds"].items()}
-    chosen = {**entry, **payloads, "model_conds": model_conds}
+    chosen = {**entry, "model_conds": model_conds}
     if isinstance(entry.get("mask"), Tensor):
         chosen["mask"] = _tensor_rows(entry["mask"], rows)
     return chosen
@@ -41,6 +40,8 @@ def _entry_rows(entry: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
 def cond_rows(cond: Any, rows: Sequence[int]) -> Any:
     """A model condition (`comfy.conds`) for the images at positions `rows` of the batch."""
     value = cond.cond
+    if isinstance(cond, Carried):
+        return Carried(value.for_rows(rows))
     if isinstance(value, Tensor) and value.ndim > 0:
         return cond._copy_with(_tensor_rows(value, rows))
     if isinstance(value, list) and all(isinstance(item, Tensor) and item.ndim > 0 for item in value):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from .carried import payloads
 from .chunks import Chunks, rows_of
 from .conditioning import conditioning_rows
 from .gradients import checkpointed, gradients, with_differentiable_attention
@@ -135,7 +136,7 @@ class TextEstimates:
         return conds[kind] if text is None else self._with_text(kind, conds[kind], text, rows)
 
     def _with_text(self, kind: str, entries: list[dict[str, Any]], text: Encoded, rows: slice) -> list[dict[str, Any]]:
-        return [self._replaced(kind, entry, text, rows) if self._key in entry else entry for entry in entries]
+        return [self._replaced(kind, entry, text, rows) if self._key in payloads(entry) else entry for entry in entries]
 
     def _replaced(self, kind: str, entry: dict[str, Any], encoded: Encoded, rows: slice) -> dict[str, Any]:
         """The entry with another text, read by the model's own preparation."""

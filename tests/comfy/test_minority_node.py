@@ -13,6 +13,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import BasicGuider, CFGGuider, RandomNoise, SamplerCustomAdvanced
 from comfyui_diversity.core.drivers import minority as hook
+from comfyui_diversity.core.hooks.carried import payloads
 from comfyui_diversity.core.methods.minority import Settings
 from comfyui_diversity.nodes.minority import MinorityPrompt, MinorityPromptOptions
 from small.encoders import small_encoder
@@ -105,7 +106,7 @@ def graph() -> Graph:
 
 
 def learning(positive: list) -> Any:
-    return positive[0][1][hook.KEY].learning
+    return payloads(positive[0][1])[hook.KEY].learning
 
 
 @pytest.mark.fast

@@ -13,6 +13,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfyui_diversity.core.drivers import minority as hook
 from comfyui_diversity.core.drivers.minority import Learning, to_learn, with_learning
+from comfyui_diversity.core.hooks.carried import payloads
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.methods.minority import OBJECTIVES, RECOMMENDED, Estimates, Settings, Steps
@@ -535,10 +536,10 @@ def test_a_plain_positive_keeps_what_is_attached_to_it(graph: Graph) -> None:
     learning = Learning(graph.clip, TEXT, Settings(ITERATIONS, 0.5), Steps(0.0, 1.0))
     with torch.inference_mode():
         made = to_learn(learning, [[cond, {**extras, "strength": 0.5}], *other])
-    assert hook.KEY in made[0][1]
+    assert hook.KEY in payloads(made[0][1])
     assert made[0][1]["strength"] == 0.5
     assert made[1] == other[0]
-    assert hook.KEY not in extras
+    assert hook.KEY not in payloads(extras)
     with torch.inference_mode(), pytest.raises(ValueError, match="positive is not this text"):
         to_learn(learning, other)
     with torch.inference_mode(), pytest.raises(ValueError, match="already"):

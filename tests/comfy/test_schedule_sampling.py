@@ -17,6 +17,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import RandomNoise, SamplerCustomAdvanced
 from comfyui_diversity.core.drivers.schedule import PAYLOAD
+from comfyui_diversity.core.hooks.carried import payloads
 from comfyui_diversity.core.hooks.noise_levels import percent_of
 from comfyui_diversity.nodes.cno import DiverseNoise
 from comfyui_diversity.nodes.schedule import ScheduleConditioning
@@ -362,4 +363,4 @@ def test_bad_inputs_are_named() -> None:
         schedule(plain, [*plain, *plain])
     with pytest.raises(ValueError, match="nothing to blend"):
         schedule([], plain)
-    assert PAYLOAD not in plain[0][1]
+    assert PAYLOAD not in payloads(plain[0][1])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui_diversity.core.drivers.schedule import PAYLOAD
+from comfyui_diversity.core.hooks.carried import payloads
 from comfyui_diversity.core.hooks.text import prompt_encoders
 from small.encoders import small_encoder
 from small.models import random_latent, small_model
@@ -57,7 +58,7 @@ def test_texts_of_another_length_fade_too_and_end_at_the_plain_prompt() -> None:
     positive, _, plain, *_ = run(clip, added_tokens=ADDED, ratio=0.6)
     longer, shorter = positive[0][0].shape[1], plain[0][0].shape[1]
     assert longer == shorter + ADDED
-    schedule = positive[0][1][PAYLOAD]
+    schedule = payloads(positive[0][1])[PAYLOAD]
     assert schedule.cond.shape[1] == shorter
     assert schedule.between[0].shape[1] == longer
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from comfyui_diversity.core.drivers import tpso as driver
 from comfyui_diversity.core.drivers.schedule import PAYLOAD
+from comfyui_diversity.core.hooks.carried import payloads
 from comfyui_diversity.core.hooks.prompt import text_encoders
 from comfyui_diversity.core.hooks.text import PromptEncoder
 from comfyui_diversity.core.methods.schedule import Window
@@ -244,7 +245,7 @@ def test_the_negatives_variants_are_kept_on_disk(user: Path, monkeypatch: pytest
     positive, negative, _, plot, report = run(clip, vary_negative=True)
     assert negative[0][0].shape == (VARIANTS, 77, 64)
     assert not torch.equal(negative[0][0][0], negative[0][0][1])
-    assert PAYLOAD in negative[0][1]
+    assert PAYLOAD in payloads(negative[0][1])
     assert len(plot) == 2
     assert "negative, clip_l" in report
     assert "loaded" not in report
@@ -310,7 +311,7 @@ def test_the_built_in_schedule_is_schedule_conditionings() -> None:
     clip, model, noise = small_encoder("sd1"), small_model("eps"), random_latent("eps", VARIANTS)
     positive, negative, plain, *_ = run(clip, ratio=0.6, schedule="smooth")
     bare = run(clip, schedule="off")[0]
-    assert PAYLOAD not in bare[0][1]
+    assert PAYLOAD not in payloads(bare[0][1])
     own = ScheduleConditioning.execute(bare, plain, 0.6, 0.0, "smooth", 0, "steps").args[0]
     images = sample(model, noise, positive, negative)
     assert torch.equal(images, sample(model, noise, own, negative))
