@@ -69,6 +69,10 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 @contextlib.contextmanager
 def _replaced_forward(layer: nn.Module, modules: tuple[nn.Module, ...]) -> Iterator[None]:
     forward = layer.forward
+    rewritten = {id(weight) for module in modules for weight in _rewritten(module)}
+    places = [
+        (part, name) for part in layer.modules() for name, weight in part._parameters.items() if id(weight) in rewritten
+    ]
 
     def computed_again(*args: Any, **named: Any) -> Any:
         leaves, structure = tree_flatten((args, named))
@@ -76,6 +80,8 @@ def _replaced_forward(layer: nn.Module, modules: tuple[nn.Module, ...]) -> Itera
         if not own or not torch.is_grad_enabled():
             return forward(*args, **named)
         inputs, shape = [leaves[k] for k in own], []
+        with torch.no_grad():
+            weights = [getattr(part, name).clone() for part, name in places]
         for k in own:
             leaves[k] = None  # kept by autograd, and not twice
 
@@ -86,7 +92,8 @@ def _replaced_forward(layer: nn.Module, modules: tuple[nn.Module, ...]) -> Itera
                 given[k] = value.clone()
             # Lists and dictionaries made anew: ComfyUI notes in them which layer it is at, and is elsewhere later on.
             again, words = tree_unflatten(given, structure)
-            outputs, found = tree_flatten(forward(*again, **words))
+            with _weights_of_then(places, weights):
+                outputs, found = tree_flatten(forward(*again, **words))
             shape[:] = [found]
             return tuple(outputs)
 
@@ -102,6 +109,26 @@ def _replaced_forward(layer: nn.Module, modules: tuple[nn.Module, ...]) -> Itera
             layer.forward = forward
         else:
             del layer.forward
+
+
+@contextlib.contextmanager
+def _weights_of_then(places: list[tuple[nn.Module, str]], weights: list[Tensor]) -> Iterator[None]:
+    """A layer has these weights inside, whatever hooks have written since."""
+    now = [part._parameters[name] for part, name in places]
+    try:
+        for (part, name), weight in zip(places, weights, strict=True):
+            part._parameters[name] = nn.Parameter(weight, requires_grad=False)
+        yield
+    finally:
+        for (part, name), weight in zip(places, now, strict=True):
+            part._parameters[name] = weight
+
+
+def _rewritten(module: nn.Module) -> list[Tensor]:
+    """The weights that hooks (LoRAs of a part of the conditioning) write in the middle of a call of this model."""
+    patches = getattr(getattr(module, "current_patcher", None), "hook_patches", {})
+    names = {name for own in patches.values() for name in own}
+    return [weight for name, weight in module.named_parameters() if name in names] if names else []
 
 
 class _Layer(torch.autograd.Function):
@@ -206,7 +233,7 @@ def _is_inference(tensor: Tensor) -> bool:
 def _saved_by_value(modules: tuple[nn.Module, ...]) -> Iterator[None]:
     """Autograd saves copies, so that neither an in-place addition nor a reused buffer can overwrite what it saved.
 
-    The modules' own weights are saved as they are: nothing writes to them.
+    The modules' own weights are saved as they are, but for those that hooks write to.
     """
     weights = {
         parameter.untyped_storage().data_ptr()
@@ -214,6 +241,7 @@ def _saved_by_value(modules: tuple[nn.Module, ...]) -> Iterator[None]:
         for parameter in module.parameters()
         if type(parameter.data) is Tensor
     }
+    weights -= {weight.untyped_storage().data_ptr() for module in modules for weight in _rewritten(module)}
 
     def pack(tensor: Tensor) -> Tensor:
         return tensor if tensor.untyped_storage().data_ptr() in weights else tensor.clone()
