@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..hooks.carried import Payload, carrying, payloads, unchanged
 from ..hooks.chunks import Chunks, check_chunk_size
+from ..hooks.conditioning import in_force
 from ..hooks.gradients import gradients
 from ..hooks.noise_levels import percent_of, sigma_at
 from ..hooks.progress import show
@@ -267,6 +268,7 @@ class _Run:
         self.percents = [percent_of(model.model_sampling, sigma) for sigma in self.sigmas]
         self.waiting = set(learning.steps.chosen(self.percents[:-1]))
         self.done: list[int] = []
+        self.postponed = False
         self.checkpointing = learning.checkpointing
         self.passes = Passes()
         self._learned: Conds | None = None
@@ -285,8 +287,7 @@ class _Run:
         model_options = {} if model_options is None else model_options
         # By noise level, never by counting: samplers ask several times for one step, between steps, and go back.
         step = min(int(step_position(self.sigmas, float(timestep[0]))), max(len(self.sigmas) - 2, 0))
-        if step in self.waiting:
-            self.waiting.remove(step)
+        if self._is_due(step, guider, float(timestep[0])):
             self._learn(guider, x, timestep, model_options, seed or 0, step)
             self.done.append(step)
         dropped = self.learning.keep_until < 1 and self.percents[step] >= self.learning.keep_until - _SAME
@@ -298,6 +299,16 @@ class _Run:
             return executor(x, timestep, model_options, seed)
         finally:
             guider.conds = plain
+
+    def _is_due(self, step: int, guider: Any, sigma: float) -> bool:
+        """Whether to learn now. A prompt that is not in force yet is learned at the first step at which it is."""
+        late = self.postponed and not self.done
+        if step not in self.waiting and not late:
+            return False
+        self.waiting.discard(step)
+        marked = in_force([entry for entry in guider.conds[self.kinds[0]] if KEY in payloads(entry)], sigma)
+        self.postponed = self.postponed or not marked
+        return bool(marked)
 
     def _learn(self, guider: Any, x: Tensor, timestep: Tensor, options: dict[str, Any], seed: int, step: int) -> None:
         learning = self.learning
@@ -374,12 +385,15 @@ class _Run:
     def finish(self) -> None:
         """After a run that was neither cancelled nor failed: says what was done, and keeps the token."""
         if self._learned is None:
-            window = self.learning.steps
-            text = (
-                f"Minority Prompt: NOTHING was learned. No step of this run begins between start_percent "
-                f"{window.start:g} and end_percent {window.end:g} of the noise schedule; its steps begin at "
-                f"{', '.join(f'{percent:.2f}' for percent in self.percents[:-1])}."
-            )
+            window, text = self.learning.steps, "Minority Prompt: NOTHING was learned. "
+            if self.postponed:
+                text += "Its prompt was in force at no step of this run (ConditioningSetTimestepRange)."
+            else:
+                text += (
+                    f"No step of this run begins between start_percent {window.start:g} and end_percent "
+                    f"{window.end:g} of the noise schedule; its steps begin at "
+                    f"{', '.join(f'{percent:.2f}' for percent in self.percents[:-1])}."
+                )
             logger.warning(text)
             show(text)
             return

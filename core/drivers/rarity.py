@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..hooks.chunks import Batch, check_chunk_size
+from ..hooks.denoise import check_in_force
 from ..hooks.noise_levels import sigma_at
 from ..hooks.sampling import SamplerRun, at_start, check_shape
 from ..methods.minority import noise_share, rarity
@@ -48,6 +49,7 @@ def rarity_of(
     sigma = sigma_at(model.get_model_object("model_sampling"), noise_share(renoise, 0.0))
 
     def mean(run: SamplerRun) -> Tensor:
+        check_in_force(run.guider.conds["positive"], sigma, f"where renoise {renoise:g} noises the images")
         values = torch.zeros(len(samples), dtype=torch.float64)
         for number in range(noises):
             values += _lengths(run, seed + number, chunk_size).double().cpu()

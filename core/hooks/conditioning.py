@@ -37,6 +37,22 @@ def _entry_rows(entry: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     return chosen
 
 
+def in_force(entries: Sequence[dict[str, Any]], sigma: float) -> list[dict[str, Any]]:
+    """Of one side of a guider's processed conditioning, what ComfyUI reads at this noise level (Conditioning (Set
+    Timestep Range))."""
+    level = torch.tensor(sigma)  # float32, in which ComfyUI compares
+    return [
+        entry
+        for entry in entries
+        if bool(level <= entry.get("timestep_start", float("inf"))) and bool(level >= entry.get("timestep_end", 0.0))
+    ]
+
+
+def at_all_times(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry, read at every noise level."""
+    return {name: value for name, value in entry.items() if name not in ("timestep_start", "timestep_end")}
+
+
 def cond_rows(cond: Any, rows: Sequence[int]) -> Any:
     """A model condition (`comfy.conds`) for the images at positions `rows` of the batch."""
     value = cond.cond

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.samplers
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..require import require
 from .chunks import Batch
+from .conditioning import in_force
 from .gradients import gradients, with_differentiable_attention
 from .sampling import SamplerRun
 
@@ -28,12 +29,14 @@ class CleanEstimate:
         back through the network.
     chunk_size: how many images go through the model at once; -1 is all of them, and fewer when memory runs out.
 
-    Raises ValueError for an unknown gradient, a chunk size below 1, and conditioning that cannot be cut into chunks.
+    Raises ValueError for an unknown gradient, a chunk size below 1, conditioning that cannot be cut into chunks, and a
+    prompt that is not in force at the first sigma.
     """
 
     def __init__(self, run: SamplerRun, gradient: str = "stop", chunk_size: int = -1) -> None:
         require(gradient in GRADIENTS, "gradient", gradient, f"one of {', '.join(GRADIENTS)}")
         require(chunk_size == -1 or chunk_size >= 1, "chunk_size", chunk_size, "1 or more, or -1 (auto)")
+        check_in_force(run.guider.conds.get("positive"), float(run.sigmas[0]), "at the first step of this run")
         self._run = run
         self._batch = Batch(run.guider, len(run.noise), len(run.noise) if chunk_size == -1 else chunk_size)
         self._gradient = gradient
@@ -103,6 +106,16 @@ class CleanEstimate:
         inpaint: Any = comfy.samplers.KSamplerX0Inpaint(model, self._run.sigmas)
         inpaint.latent_image, inpaint.noise = latent, noise
         return inpaint(x, self._sigma * x.new_ones([len(x)]), mask, **self._options)
+
+
+def check_in_force(entries: Sequence[dict[str, Any]] | None, sigma: float, when: str) -> None:
+    """Raises ValueError where no entry of the prompt is in force at this noise level; `when` says which that is."""
+    if entries and not in_force(entries, sigma):
+        raise ValueError(
+            f"The positive prompt is not in force {when} (noise level {sigma:.3g}), so the model has no estimate of "
+            "the images there. Let it, or a prompt that is combined with it, begin at start 0 in "
+            "ConditioningSetTimestepRange."
+        )
 
 
 class _FixedOutput:

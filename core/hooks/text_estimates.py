@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from .carried import payloads
 from .chunks import Chunks, rows_of
-from .conditioning import conditioning_rows
+from .conditioning import at_all_times, conditioning_rows, in_force
 from .gradients import checkpointed, gradients, with_differentiable_attention
 
 Conds = dict[str, list[dict[str, Any]]]
@@ -32,7 +32,8 @@ class Passes:
 
 class TextEstimates:
     """Clean estimates `[B, C, ...]` of a run's images at one step, without guidance, under the first kind of
-    conditioning; its entries that carry something under `key` can be given another text.
+    conditioning; its entries that carry something under `key` can be given another text. What is in force at this step
+    is also the text of estimates at other noise levels.
 
     x, timestep: the noisy images `[B, C, ...]` and their noise levels `[B]`.
     encoder: the module of the text encoder that gradients go through besides the model.
@@ -58,6 +59,8 @@ class TextEstimates:
         self.model: Any = guider.inner_model
         self.x, self.timestep = x.clone(), timestep.clone()
         self._conds, self._kinds, self._key = guider.conds, kinds, key
+        now = in_force(self._conds[kinds[0]], float(self.timestep[0]))
+        self._now = [at_all_times(entry) for entry in now]
         self._options = with_differentiable_attention(model_options)
         self._seed = seed
         self._latent_image, self._denoise_mask = latent_image, denoise_mask
@@ -130,7 +133,7 @@ class TextEstimates:
 
     def _entries(self, rows: slice, text: Encoded | None) -> list[dict[str, Any]]:
         kind = self._kinds[0]
-        conds = {kind: self._conds[kind]}
+        conds = {kind: self._now}
         if not self._chunks.whole:
             conds = conditioning_rows(conds, range(len(self.x))[rows])
         return conds[kind] if text is None else self._with_text(kind, conds[kind], text, rows)
