@@ -10,6 +10,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..hooks.caches import without_caches
 from ..hooks.chunks import Batch, check_chunk_size
 from ..hooks.denoise import check_in_force
 from ..hooks.noise_levels import sigma_at
@@ -77,7 +78,7 @@ def _lengths(run: SamplerRun, seed: int, chunk_size: int) -> Tensor:
         # A copy, to which the models' own code adds in place.
         noisy = run.model.model_sampling.noise_scaling(sigma, noise.expand_as(own).clone(), own, False)
         entries = batch.guider(rows).conds["positive"]
-        options = run.extra_args["model_options"]
+        options = without_caches(run.extra_args["model_options"])
         [renoised] = comfy.samplers.calc_cond_batch(run.model, [entries], noisy, sigma.expand(len(own)), options)
         mask = batch.rows(run.denoise_mask, rows)
         return rarity(own, renoised if mask is None else renoised * mask + own * (1 - mask))

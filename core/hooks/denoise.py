@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..require import require
+from .caches import guider_without_caches, without_caches
 from .chunks import Batch
 from .conditioning import in_force
 from .gradients import gradients, with_differentiable_attention
@@ -38,14 +39,16 @@ class CleanEstimate:
         require(chunk_size == -1 or chunk_size >= 1, "chunk_size", chunk_size, "1 or more, or -1 (auto)")
         check_in_force(run.guider.conds.get("positive"), float(run.sigmas[0]), "at the first step of this run")
         self._run = run
-        self._batch = Batch(run.guider, len(run.noise), len(run.noise) if chunk_size == -1 else chunk_size)
+        self._batch = Batch(
+            guider_without_caches(run.guider), len(run.noise), len(run.noise) if chunk_size == -1 else chunk_size
+        )
         self._gradient = gradient
         # Under the sampler's own inference mode a model computes exactly what it does in the sampler's first step.
         self._inference = torch.is_inference_mode_enabled()
         self._strongest = run.sampler.max_denoise(run.guider, run.sigmas)
-        self._options = {**run.extra_args}
+        self._options = {**run.extra_args, "model_options": without_caches(run.extra_args.get("model_options", {}))}
         if gradient == "full":
-            self._options["model_options"] = with_differentiable_attention(run.extra_args.get("model_options", {}))
+            self._options["model_options"] = with_differentiable_attention(self._options["model_options"])
         with torch.inference_mode(False):
             self._sigma = run.sigmas[0].clone()
             self._latent = run.latent_image.clone()
@@ -66,7 +69,7 @@ class CleanEstimate:
     def _with_graph(self, noise: Tensor) -> tuple[Tensor, Pullback]:
         variable = noise.detach().clone().requires_grad_()
         with gradients(self._run.model):
-            clean = self._first_step(self._run.guider, variable, slice(None))
+            clean = self._first_step(self._batch.guider(slice(None)), variable, slice(None))
 
         def pull_back(gradient: Tensor) -> Tensor:
             with gradients(self._run.model):

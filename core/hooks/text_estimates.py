@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from .caches import without_caches
 from .carried import payloads
 from .chunks import Chunks, rows_of
 from .conditioning import at_all_times, conditioning_rows, in_force
@@ -61,7 +62,7 @@ class TextEstimates:
         self._conds, self._kinds, self._key = guider.conds, kinds, key
         now = in_force(self._conds[kinds[0]], float(self.timestep[0]))
         self._now = [at_all_times(entry) for entry in now]
-        self._options = with_differentiable_attention(model_options)
+        self._options = with_differentiable_attention(without_caches(model_options))
         self._seed = seed
         self._latent_image, self._denoise_mask = latent_image, denoise_mask
         self._modules = (self.model, encoder)
