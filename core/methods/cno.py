@@ -154,8 +154,8 @@ def optimise_noise(
     after_step: called after every iteration.
 
     Must run where gradients can be taken (not under `torch.inference_mode`). Settings that are not active give the
-    noise itself. Raises ValueError for a noise of another rank, for a batch of one, and for a gradient that is zero
-    everywhere or not finite.
+    noise itself. Raises ValueError for a noise of another rank, for a batch of one, for images that cannot be moved
+    apart since their noises and estimates are the same, and for a gradient that is zero everywhere or not finite.
     """
     if noise.ndim not in (4, 5):
         raise ValueError(f"noise has shape {list(noise.shape)}; it must be [B, C, H, W] or [B, C, T, H, W].")
@@ -174,7 +174,9 @@ def optimise_noise(
         clean = clean.detach().float().requires_grad_()
         with torch.enable_grad():
             pooled = pool(clean, settings.window)
-            reference = pooled.detach() if reference is None else reference
+            if reference is None:
+                _check_different(start, clean.detach())
+                reference = pooled.detach()
             loss = contrastive_loss(
                 pooled,
                 reference,
@@ -227,6 +229,23 @@ def _lengths(tensor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)), keepdim=True)
 
 
+def _check_different(noise: Tensor, clean: Tensor) -> None:
+    """Raises ValueError for two images that are alike from the start: all that is done to the one is done to the other,
+    so that they would stay alike."""
+    first: dict[tuple[float, ...], list[int]] = {}
+    for k, row in enumerate(noise.flatten(1)):
+        for other in first.setdefault(tuple(row[:8].tolist()), []):
+            apart = torch.linalg.vector_norm(clean[k] - clean[other])
+            # Rows of one batch may differ in the last digits.
+            if torch.equal(noise[k], noise[other]) and bool(apart <= 1e-4 * torch.linalg.vector_norm(clean[k])):
+                raise ValueError(
+                    f"Images {other} and {k} of the batch (counted from 0) start from the same noise, so they would "
+                    'come out alike. Set Latent Batch Seed Behavior to "random", and leave out Shared Noise, or give '
+                    "each image a prompt of its own."
+                )
+        first[tuple(row[:8].tolist())].append(k)
+
+
 def _checked_scale(gradient: Tensor) -> float:
     """Root mean square of the first gradient. Raises ValueError when it is zero or not finite."""
     scale = gradient.square().mean().sqrt().item()
@@ -234,8 +253,7 @@ def _checked_scale(gradient: Tensor) -> float:
         raise ValueError("The gradient of the noise is not finite: the model gives NaN or infinity at the first step.")
     if scale == 0:
         raise ValueError(
-            "The gradient of the noise is zero. Either all noises of the batch are the same, or the mask lets nothing "
-            "change, or the model's estimate depends on the noise through the network alone; in that last case set "
-            'gradient to "full" in Diverse Noise Options.'
+            "The gradient of the noise is zero. Either the mask lets nothing change, or the model's estimate depends on "
+            'the noise through the network alone; in that case set gradient to "full" in Diverse Noise Options.'
         )
     return scale

@@ -10,6 +10,7 @@ import pytest
 import torch
 from comfy_api.internal import lock_class
 from comfy_extras.nodes_custom_sampler import DisableNoise, RandomNoise, SamplerCustom, SamplerCustomAdvanced
+from comfy_extras.nodes_latent import LatentBatchSeedBehavior
 from comfyui_diversity.core.drivers.cno import ContrastiveNoise
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.methods.cno import Settings
@@ -154,6 +155,13 @@ def test_the_noise_object_and_the_guider_keep_nothing() -> None:
     assert {name: id(value) for name, value in vars(graph.guider).items()} == before
     assert noise.seed == SEED
     assert first.device.type == "cpu"
+
+
+def test_a_batch_of_equal_noises_is_refused() -> None:
+    graph = Graph("eps")
+    fixed = LatentBatchSeedBehavior.execute(graph.empty(), "fixed").args[0]
+    with pytest.raises(ValueError, match=r"Images 0 and 1 .* start from the same noise"):
+        graph.advanced(graph.as_noise(), fixed)
 
 
 # --- one image again -----------------------------------------------------------------------------------------------

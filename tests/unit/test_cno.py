@@ -308,17 +308,29 @@ def test_other_ranks_are_refused(shape: tuple[int, ...]) -> None:
         optimise_noise(gaussian(*shape), Estimate(), Settings())
 
 
-def test_a_batch_of_equal_noises_is_refused() -> None:
-    noise = gaussian(1, 4, 8, 8).repeat(3, 1, 1, 1)
+@pytest.mark.parametrize("alike", [[0, 0, 0], [0, 1, 0]])
+def test_images_of_equal_noise_and_estimate_are_refused(alike: list[int]) -> None:
+    """Rounding moves them apart by next to nothing."""
     estimate = Estimate()
 
-    def equal(z: Tensor) -> tuple[Tensor, Pullback]:
-        """The gradient of a cosine at 1 is zero up to rounding, so that is set to zero here."""
+    def rounded(z: Tensor) -> tuple[Tensor, Pullback]:
         clean, pullback = estimate(z)
-        return clean, lambda gradient: pullback(gradient) * 0
+        return clean + 1e-6 * gaussian(*clean.shape, seed=5), pullback
 
-    with pytest.raises(ValueError, match="gradient of the noise is zero"):
-        optimise_noise(noise, equal, Settings())
+    with pytest.raises(ValueError, match=rf"Images 0 and {1 if alike[1] == 0 else 2} .* start from the same noise"):
+        optimise_noise(gaussian(2, 4, 8, 8)[alike], rounded, Settings())
+    assert len(estimate.calls) == 1
+
+
+def test_images_of_equal_noise_under_prompts_of_their_own_move_apart() -> None:
+    estimate, prompts = Estimate(), gaussian(3, 4, 8, 8, seed=6)
+
+    def prompted(z: Tensor) -> tuple[Tensor, Pullback]:
+        clean, pullback = estimate(z)
+        return clean + prompts, pullback
+
+    moved = optimise_noise(gaussian(1, 4, 8, 8).repeat(3, 1, 1, 1), prompted, Settings())
+    assert (moved[0] - moved[1]).abs().max() > 0.1
 
 
 def test_a_model_that_gives_nan_is_named() -> None:
