@@ -22,6 +22,7 @@ from torch import Tensor
 from ..hooks.carried import Payload, carrying, payloads, unchanged
 from ..hooks.chunks import Chunks, check_chunk_size
 from ..hooks.conditioning import in_force
+from ..hooks.denoise import check_falling
 from ..hooks.gradients import gradients
 from ..hooks.noise_levels import percent_of, sigma_at
 from ..hooks.progress import show
@@ -235,6 +236,7 @@ def _learn_in_run(
     learning = marks[0][1].learning
     if not learning.settings.active:
         return executor(*arguments, **named)
+    check_falling(sigmas, "Minority Prompt learns while an image is made")
     kinds = tuple(dict.fromkeys(kind for kind, _ in marks))
     run = _Run(learning, kinds, sigmas, latent_image, denoise_mask, guider.inner_model)
     # The guider's options are this run's own copy, in which nothing outlives the run.

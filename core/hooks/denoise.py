@@ -31,12 +31,13 @@ class CleanEstimate:
     chunk_size: how many images go through the model at once; -1 is all of them, and fewer when memory runs out.
 
     Raises ValueError for an unknown gradient, a chunk size below 1, conditioning that cannot be cut into chunks, and a
-    prompt that is not in force at the first sigma.
+    prompt that is not in force at the first sigma, and rising sigmas.
     """
 
     def __init__(self, run: SamplerRun, gradient: str = "stop", chunk_size: int = -1) -> None:
         require(gradient in GRADIENTS, "gradient", gradient, f"one of {', '.join(GRADIENTS)}")
         require(chunk_size == -1 or chunk_size >= 1, "chunk_size", chunk_size, "1 or more, or -1 (auto)")
+        check_falling(run.sigmas, "Diverse noise changes the noise that an image is made from")
         check_in_force(run.guider.conds.get("positive"), float(run.sigmas[0]), "at the first step of this run")
         self._run = run
         self._batch = Batch(
@@ -109,6 +110,15 @@ class CleanEstimate:
         inpaint: Any = comfy.samplers.KSamplerX0Inpaint(model, self._run.sigmas)
         inpaint.latent_image, inpaint.noise = latent, noise
         return inpaint(x, self._sigma * x.new_ones([len(x)]), mask, **self._options)
+
+
+def check_falling(sigmas: Tensor, why: str) -> None:
+    """Raises ValueError for rising noise levels, by which an image is turned into its noise; `why` not, in words."""
+    if len(sigmas) > 1 and bool(sigmas[0] < sigmas[-1]):
+        raise ValueError(
+            f"The sigmas rise from {float(sigmas[0]):.3g} to {float(sigmas[-1]):.3g} (Flip Sigmas). {why}; use the "
+            "plain model and prompt to turn an image into noise."
+        )
 
 
 def check_in_force(entries: Sequence[dict[str, Any]] | None, sigma: float, when: str) -> None:

@@ -253,7 +253,7 @@ def _checked_scale(gradient: Tensor) -> float:
         raise ValueError("The gradient of the noise is not finite: the model gives NaN or infinity at the first step.")
     if scale == 0:
         raise ValueError(
-            "The gradient of the noise is zero. Either the mask lets nothing change, or the model's estimate depends on "
-            'the noise through the network alone; in that case set gradient to "full" in Diverse Noise Options.'
+            "The gradient of the noise is zero. Either the mask lets nothing change, or the model's estimate depends "
+            'on the noise through the network alone; in that case set gradient to "full" in Diverse Noise Options.'
         )
     return scale

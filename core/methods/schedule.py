@@ -63,8 +63,15 @@ def step_position(sigmas: Sequence[float], sigma: float) -> float:
     """Where `sigma` lies on a run's falling `sigmas` (T + 1 values): i at sigmas[i], a fraction in between.
 
     Samplers also call the model between two steps, and some twice at one: the place of a sigma, unlike a count of
-    calls, is the same for all of them. Above the first sigma it is 0, at or below the last T.
+    calls, is the same for all of them. Above the first sigma it is 0, at or below the last T. Rising sigmas, by which
+    an image is turned into its noise, are gone through the other way round.
     """
+    if len(sigmas) > 1 and sigmas[0] < sigmas[-1]:
+        return len(sigmas) - 1 - _falling_position(sigmas[::-1], sigma)
+    return _falling_position(sigmas, sigma)
+
+
+def _falling_position(sigmas: Sequence[float], sigma: float) -> float:
     for i, (high, low) in enumerate(pairwise(sigmas)):
         if sigma > high * (1 + _SAME_STEP):
             return float(i)

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 import comfy.sample
+import comfy.samplers
 import pytest
 import torch
 from comfyui_diversity.core.drivers.cno import ContrastiveNoise
@@ -80,6 +81,18 @@ def test_noise_cannot_be_optimised_for_a_prompt_that_is_not_in_force(gradient: s
     with pytest.raises(ValueError, match="positive prompt is not in force at the first step of this run"):
         sample(model, late)
     assert torch.isfinite(sample(model, [*late, *during(conditioning("eps", seed=2), 0, 0.1)])).all()
+
+
+def test_nothing_is_learned_or_optimised_while_an_image_is_turned_into_noise() -> None:
+    model = small_model("eps")
+    rising = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 4).flip(0)
+    noise = with_noise_change(model, "cno", ContrastiveNoise.recommended(iterations=1))
+    for patched, positive in ((with_learning(model), marked()), (noise, conditioning("eps"))):
+        guider = comfy.samplers.CFGGuider(patched)
+        guider.set_conds(positive, [])
+        euler, start = comfy.samplers.sampler_object("euler"), random_latent("eps", 2)
+        with torch.inference_mode(), pytest.raises(ValueError, match=r"sigmas rise from 0 to 14\.6"):
+            guider.sample(start, start, euler, rising, disable_pbar=True, seed=0)
 
 
 def test_images_cannot_be_compared_for_a_prompt_that_is_not_in_force() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfy_extras.nodes_custom_sampler import RandomNoise, SamplerCustomAdvanced
+from comfy_extras.nodes_custom_sampler import DisableNoise, FlipSigmas, RandomNoise, SamplerCustomAdvanced
 from comfyui_diversity.core.drivers.schedule import PAYLOAD
 from comfyui_diversity.core.hooks.carried import payloads
 from comfyui_diversity.core.hooks.noise_levels import percent_of
@@ -170,6 +170,21 @@ def test_two_samplers_in_a_row(clock: str) -> None:
         assert weights == sorted(weights, reverse=True)
     else:
         assert weights[0] == weights[2] == 1.0
+
+
+def test_rising_noise_levels() -> None:
+    """An image is turned into its noise: the weight falls over the steps of that run."""
+    calls: list[Call] = []
+    model = watched(small_model("eps"), calls)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(schedule(constant(1.0, "eps"), constant(0.0, "eps"), 0.5), constant(0.5, "eps"))
+    guider.set_cfg(1.0)
+    rising = FlipSigmas.execute(torch.from_numpy(sigmas_of(model, 4))).args[0].float()
+    latent = {"samples": random_latent("eps", BATCH, SEED)}
+    with torch.inference_mode():
+        euler = comfy.samplers.sampler_object("euler")
+        SamplerCustomAdvanced.execute(DisableNoise.execute().args[0], guider, euler, rising, latent)
+    assert [float(call.text.mean()) for call in calls] == pytest.approx([1.0, 0.5, 0.0, 0.0], abs=1e-4)
 
 
 # --- bitwise ---------------------------------------------------------------------------------------------------------

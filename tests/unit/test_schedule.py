@@ -55,6 +55,13 @@ def test_weights_are_shares_that_only_fall_or_only_rise(ratio: float, total: int
     assert found == pytest.approx(ordered)
 
 
+def test_position_on_rising_sigmas():
+    """As Flip Sigmas makes them, to turn an image into noise."""
+    sigmas = [0.0001, 1.0, 3.0, 7.0, 14.6]
+    assert [step_position(sigmas, sigma) for sigma in (*sigmas, 0.0, 20.0)] == [0, 1, 2, 3, 4, 0, 4]
+    assert step_position(sigmas, 2.0) == pytest.approx(1.5)
+
+
 def test_position_on_and_between_steps():
     sigmas = [14.6, 7.0, 3.0, 1.0, 0.0]
     assert [step_position(sigmas, sigma) for sigma in sigmas] == [0, 1, 2, 3, 4]
