@@ -7,14 +7,14 @@ that would leave it out.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import comfy.utils
 from torch import Tensor
 
+from ..hooks.blending import blended, common_length
+from ..hooks.blending import can_blend as can_blend_all
 from ..hooks.carried import Call, Payload, Preparation, carrying, payloads, unchanged, with_payload
 from ..hooks.conditioning import cond_rows
 from ..hooks.noise_levels import percent_of
@@ -30,7 +30,6 @@ _CHANGED = (
     "Average, for instance), which would reach one of its two sides only. Change both conditionings before they are "
     "scheduled."
 )
-_MOST_REPEATS = 4  # as ComfyUI: texts of different length are repeated to a common one up to this
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,8 @@ class Schedule(Payload):
         return unchanged(entry, self.first, _CHANGED)
 
     def prepared(self, entry: dict[str, Any], key: str, prepare: Preparation) -> dict[str, Any]:
-        """The other conditionings go through the model's own preparation."""
+        """The other conditionings go through the model's own preparation. Raises ValueError for what cannot be blended
+        with the first."""
         if self.model_conds is not None:
             return entry
         _compare_rows(len(self.first), len(prepare.noise), prepare.kind)
@@ -77,6 +77,8 @@ class Schedule(Payload):
         own = {name: value for name, value in entry.items() if name not in ("cross_attn", "pooled_output")}
         others = [(self.cond, self.extras), *([] if self.between is None else [self.between])]
         conds = prepare([{**own, **extras, "cross_attn": cond} for cond, extras in others])
+        if self.window.fades:
+            blended(entry["model_conds"], conds[-1], 0.5, len(prepare.noise))  # refused before the first step
         return with_payload(entry, key, replace(self, model_conds=conds[0], between_conds=conds[-1]))
 
     def with_model_conds(self, conds: Mapping[str, Any]) -> Schedule:
@@ -91,8 +93,7 @@ class Schedule(Payload):
             return conds
         if weight <= 0:
             return dict(self.model_conds or {})
-        towards = self.between_conds or {}
-        return {name: _between(cond, towards.get(name), weight, call.batch) for name, cond in conds.items()}
+        return blended(conds, self.between_conds or {}, weight, call.batch)
 
     def weight(self, model: Any, sigma: float, sigmas: Sequence[float]) -> float:
         """Weight of the first conditioning at this noise level of a run with these sigmas (T + 1 values)."""
@@ -138,7 +139,8 @@ def scheduled(first: list, second: list, window: Window, clock: str = "steps", b
                 "different text encoders and cannot be blended."
             )
         on_the_way = None if between is None else between[k % len(between)]
-        _common_length(cond.shape[1], (other if on_the_way is None else on_the_way[0]).shape[1])
+        if window.fades:
+            _check_lengths(cond.shape[1], (other if on_the_way is None else on_the_way[0]).shape[1])
         schedule = Schedule(cond, other, _bare(other_extras), window, clock)
         if on_the_way is not None:
             schedule = replace(schedule, between=(on_the_way[0], _bare(on_the_way[1])))
@@ -151,8 +153,20 @@ def _bare(extras: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def can_blend(first: list, second: list) -> bool:
-    """Whether the texts of two CONDITIONINGs of as many entries have lengths that can be blended."""
-    return all(_repeats(a[0].shape[1], b[0].shape[1]) <= _MOST_REPEATS for a, b in zip(first, second, strict=True))
+    """Whether two CONDITIONINGs of as many entries have texts, in all their encoders, that can be blended."""
+    return all(
+        can_blend_all({**a[1], "cond": a[0]}, {**b[1], "cond": b[0]}) for a, b in zip(first, second, strict=True)
+    )
+
+
+def _check_lengths(a: int, b: int) -> None:
+    if common_length(a, b) is None:
+        raise ValueError(
+            f"conditioning_from has {a} tokens and conditioning_to {b}; they can be blended only where one length is a "
+            "small multiple of the other, as with CLIP's 77 and 154. Texts of this encoder must have the same number "
+            'of tokens, or set easing to "hold", which switches from one to the other. (Variants of Diverse Prompts: '
+            "use its own schedule, or set its added_tokens to 0.)"
+        )
 
 
 def _compare_rows(rows: int, batch: int, kind: str) -> None:
@@ -161,39 +175,3 @@ def _compare_rows(rows: int, batch: int, kind: str) -> None:
             "The %s conditioning has %d variants and the batch %d images: %s.",
             kind, rows, batch, "only the first variants are used" if batch < rows else "variants are repeated",
         )  # fmt: skip
-
-
-def _between(first: Any, second: Any, weight: float, batch: int) -> Any:
-    if second is None:
-        return first
-    a, b = first.cond, second.cond
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        return first._copy_with([_mixed(p, q, weight, batch) for p, q in zip(a, b, strict=True)])
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.is_floating_point()):
-        return first
-    return first._copy_with(_mixed(a, b, weight, batch))
-
-
-def _mixed(a: Tensor, b: Tensor, weight: float, batch: int) -> Tensor:
-    """b + (a - b) weight; rows and tokens are repeated to common numbers, as ComfyUI repeats them."""
-    b = b.to(a)
-    if a.ndim == 3 and b.ndim == 3 and a.shape[1] != b.shape[1]:
-        length = _common_length(a.shape[1], b.shape[1])
-        a, b = a.repeat(1, length // a.shape[1], 1), b.repeat(1, length // b.shape[1], 1)
-    if len(a) != len(b) and 1 not in (len(a), len(b)):
-        a, b = comfy.utils.repeat_to_batch_size(a, batch), comfy.utils.repeat_to_batch_size(b, batch)
-    return b + (a - b) * weight
-
-
-def _repeats(a: int, b: int) -> int:
-    return math.lcm(a, b) // min(a, b)
-
-
-def _common_length(a: int, b: int) -> int:
-    if _repeats(a, b) > _MOST_REPEATS:
-        raise ValueError(
-            f"conditioning_from has {a} tokens and conditioning_to {b}; they can be blended only where one length is a "
-            f"small multiple of the other, as with CLIP's 77 and 154. Texts of this encoder must have the same number "
-            "of tokens. (Variants of Diverse Prompts: use its own schedule, or set its added_tokens to 0.)"
-        )
-    return math.lcm(a, b)

@@ -42,6 +42,11 @@ class Window:
         within = self.start_percent <= abs(self.ratio) or self.steps > 0 or self.ratio == 0
         require(within, "start_percent", self.start_percent, f"at most the length of the window, {abs(self.ratio):g}")
 
+    @property
+    def fades(self) -> bool:
+        """Whether there are moments at which both conditionings are in force."""
+        return self.easing != "hold" and (self.ratio != 0 or self.steps > 0)
+
     def weight(self, progress: float, total: int) -> float:
         """Weight of the first conditioning, 0..1, at `progress` 0..1 through a run of `total` steps.
 
