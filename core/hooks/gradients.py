@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -194,14 +195,44 @@ class _OrdinaryTensors(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func == _SET_DATA and isinstance(args[0], nn.Parameter):
+            return _set_data(*args)
         if getattr(func, "__name__", "") in self._AS_IS:
             return func(*args, **kwargs)
+        func = _differentiable(func, args)
+        given = args[0] if func is torch.Tensor.to else None
         args = tuple(_ordinary(value) for value in args)
         kwargs = {name: _ordinary(value) for name, value in kwargs.items()}
         # Newer encoders end a block with torch.add(..., out=buffer), which autograd refuses.
         if kwargs.get("out") is not None and any(isinstance(value, Tensor) and value.requires_grad for value in args):
             kwargs.pop("out")
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        # Where nothing is to be moved, `.to()` gives the tensor itself: a module's `.to()` keeps what it gets.
+        return given if given is not None and result is args[0] else result
+
+
+_SET_DATA = torch.Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _set_data(weight: nn.Parameter, value: Tensor) -> None:
+    """`weight.data = value`, as some models' own code asks in the middle of a call (`module.to(device)`).
+
+    An inference tensor whose data become ordinary outside of inference mode is neither kind, and the model useless.
+    """
+    if value.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr() and value.shape == weight.shape:
+        return
+    with torch.inference_mode(_is_inference(weight)):
+        _SET_DATA(weight, value.clone())
+
+
+def _differentiable(func: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., Any]:
+    """In place of one of ComfyUI's fused kernels (comfy_kitchen), which have no backward pass, the same computation in
+    PyTorch's own operations, from that package; any other function as it is."""
+    name = getattr(func, "_qualified_op_name", None) or getattr(getattr(func, "_schema", None), "name", "")
+    library, _, operation = str(name).partition("::")
+    if library != "comfy_kitchen" or not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in args):
+        return func
+    return getattr(sys.modules.get("comfy_kitchen.backends.eager"), operation, func)
 
 
 def _ordinary(value: Any) -> Any:
