@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,7 @@ def to_learn(learning: Learning, positive: list | None = None) -> list:
     if positive is None:
         return [_marked(cond, extras, learning) for cond, extras in plain]
     own = [_is_same(cond, plain[0][0]) for cond, _ in positive]
+    _check_other_texts([extras for (_, extras), same in zip(positive, own, strict=True) if same], plain[0][1])
     if not any(own):
         raise ValueError(
             "positive is not this text in this CLIP's encoding, so the token would be learned for another prompt. Give "
@@ -179,9 +180,23 @@ def to_learn(learning: Learning, positive: list | None = None) -> list:
 def _is_same(cond: Tensor, plain: Tensor) -> bool:
     if len(cond) != 1 or cond.shape != plain.shape:
         return False
-    plain = plain.to(cond)
+    # Masks are of whole numbers, and some pooled vectors went through memory as it was found.
+    cond, plain = cond.float().nan_to_num(), plain.to(cond.device).float().nan_to_num()
     # Two encodings of one text differ at most in the last digits.
     return bool((cond - plain).norm() <= 1e-3 * plain.norm())
+
+
+def _check_other_texts(own: Sequence[Mapping[str, Any]], plain: Mapping[str, Any]) -> None:
+    """Raises ValueError for entries whose embeddings are the prompt's own, but not what other encoders made of it."""
+    for name, value in plain.items():
+        if isinstance(value, Tensor) and not all(
+            isinstance(extras.get(name), Tensor) and _is_same(extras[name], value) for extras in own
+        ):
+            raise ValueError(
+                f"The embeddings of positive are those of this text, but its {name} is of another one (from a node with "
+                "a text for each encoder, such as CLIPTextEncodeFlux), which would be lost. Write the same text for all "
+                "encoders, or leave positive empty."
+            )
 
 
 def _marked(cond: Tensor, extras: dict[str, Any], learning: Learning) -> list:

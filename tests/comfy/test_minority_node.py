@@ -12,6 +12,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import BasicGuider, CFGGuider, RandomNoise, SamplerCustomAdvanced
+from comfy_extras.nodes_flux import CLIPTextEncodeFlux
 from comfyui_diversity.core.drivers import minority as hook
 from comfyui_diversity.core.hooks.carried import payloads
 from comfyui_diversity.core.methods.minority import Settings
@@ -160,6 +161,22 @@ def test_published_is_the_papers(graph: Graph) -> None:
 def test_values_that_mean_nothing_are_named(graph: Graph, changed: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         graph.node(**changed)
+
+
+@torch.inference_mode()
+def test_a_positive_with_another_text_for_one_encoder_is_refused() -> None:
+    """Its embeddings are of T5 alone."""
+    clip, text = small_encoder("flux"), "a red fish"
+
+    def encoded(clip_l: str, t5xxl: str = text) -> list:
+        return CLIPTextEncodeFlux.execute(clip, clip_l, t5xxl, 3.5).args[0]
+
+    made = hook.to_learn(hook.Learning(clip, text), encoded(text))
+    assert made[0][1]["guidance"] == 3.5
+    with pytest.raises(ValueError, match="its pooled_output is of another one"):
+        hook.to_learn(hook.Learning(clip, text), encoded("a blue house"))
+    with pytest.raises(ValueError, match="positive is not this text"):
+        hook.to_learn(hook.Learning(clip, text), encoded(text, "a blue house"))
 
 
 def test_a_positive_of_another_text_is_refused(graph: Graph) -> None:
