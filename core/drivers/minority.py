@@ -193,9 +193,9 @@ def _check_other_texts(own: Sequence[Mapping[str, Any]], plain: Mapping[str, Any
             isinstance(extras.get(name), Tensor) and _is_same(extras[name], value) for extras in own
         ):
             raise ValueError(
-                f"The embeddings of positive are those of this text, but its {name} is of another one (from a node with "
-                "a text for each encoder, such as CLIPTextEncodeFlux), which would be lost. Write the same text for all "
-                "encoders, or leave positive empty."
+                f"The embeddings of positive are those of this text, but its {name} is of another one (from a node "
+                "with a text for each encoder, such as CLIPTextEncodeFlux), which would be lost. Write the same text "
+                "for all encoders, or leave positive empty."
             )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import comfy.model_management
@@ -51,10 +53,14 @@ def text_encoders(clip: Any) -> dict[str, SDClipModel]:
 
 @dataclass(frozen=True)
 class Template:
-    """What a tokenizer writes around a prompt: the tokens in front of its words and behind them, without padding."""
+    """What a tokenizer writes around a prompt: the tokens in front of its words and behind them, without padding.
+
+    marks: of these tokens those, with their names, that set the parts of a chat apart and are no words.
+    """
 
     head: tuple[Any, ...]
     tail: tuple[Any, ...]
+    marks: Mapping[Any, str] = field(default_factory=dict)
 
     def words(self, row: Sequence[Any]) -> tuple[int, int]:
         """The range of a row, which has no padding, that the template does not explain."""
@@ -63,6 +69,7 @@ class Template:
         return first, len(row) - _common(row[first:][::-1], self.tail[::-1][: max(room, 0)])
 
 
+_MARK = re.compile(r"<\S+>|\[\S+\]").fullmatch
 # Two prompts that share neither their first token nor their last one.
 _PROBES = ("a red house", "snow on high mountains")
 
@@ -77,7 +84,14 @@ def read_templates(clip: Any, name: str, key: str) -> list[Template]:
     empty, one, other = (tuple(row) for row in rows)
     head = _common(one, other)
     tail = _common(one[head:][::-1], other[head:][::-1])
-    return [Template(one[:head], one[len(one) - tail :]), Template(empty, empty)]
+    own = Template(one[:head], one[len(one) - tail :] if tail else ())
+    names = getattr(getattr(clip.tokenizer, name, None), "inv_vocab", {})
+    pad = module.special_tokens.get("pad")
+    around = {*own.head[:1], *own.tail[:1], pad}
+    return [
+        replace(own, marks={mark: names[mark] for mark in around if _MARK(names.get(mark, ""))}),
+        Template(empty, empty),
+    ]
 
 
 def _without_padding(module: SDClipModel, row: list[Any]) -> tuple[int, list[Any]]:
@@ -97,7 +111,8 @@ def _common(a: Sequence[Any], b: Sequence[Any]) -> int:
 
 
 def read_sections(module: SDClipModel, chunks: list[Any], templates: Sequence[Template]) -> list[Section]:
-    """What an encoder is fed for the chunks of a tokenized prompt, whose words are what no template explains."""
+    """What an encoder is fed for the chunks of a tokenized prompt, whose words are what no template explains. Raises
+    ValueError for a text with a mark of the template or the encoder's end token."""
     rows = [[word[0] for word in chunk] for chunk in chunks]
     device = module.transformer.get_input_embeddings().weight.device
     with torch.inference_mode(False), torch.no_grad():
@@ -112,6 +127,7 @@ def _section(
     module: SDClipModel, row: list[Any], embeds: Tensor, mask: Tensor, number: int, templates: Sequence[Template]
 ) -> Section:
     if module.special_tokens.get("end") is not None:
+        _check_end(module, row)
         end = max(number - 1, 0)
         first = 1 if module.special_tokens.get("start") is not None and row[0] == module.special_tokens["start"] else 0
         return Section(embeds, mask, first, max(end, first), end)
@@ -120,7 +136,23 @@ def _section(
         return Section(embeds, mask, 0, 0, len(embeds) - 1)
     padding, own = _without_padding(module, row)
     first, last = min((template.words(own) for template in templates), key=lambda words: words[1] - words[0])
+    for mark in (token for token in own[first:last] if any(token in template.marks for template in templates)):
+        raise ValueError(
+            f"The text contains {templates[0].marks[mark]}, a mark of the chat template that ComfyUI writes around a "
+            "prompt, so that it cannot be told which words are the prompt's own. Write the prompt alone."
+        )
     return Section(embeds, mask, padding + first, padding + last, len(embeds) - 1)
+
+
+def _check_end(module: SDClipModel, row: list[Any]) -> None:
+    """Raises ValueError for an end token among the words: an encoder reads no further."""
+    end, pad = module.special_tokens["end"], module.special_tokens.get("pad")
+    behind = itertools.dropwhile(lambda token: not _same(token, end), row)
+    if any(not _same(token, end) and not _same(token, pad) for token in behind):
+        raise ValueError(
+            "The text contains an end-of-text token (<|endoftext|> or </s>), behind which the text encoder reads "
+            "nothing. Leave it out."
+        )
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -67,3 +67,22 @@ def test_added_tokens_are_what_is_varied_and_learned(clip) -> None:
     # A causal encoder: what stands in front of the added words is as it was.
     assert torch.allclose(varied[:, :before], stock[:, :before].expand(2, -1, -1), atol=1e-5)
     assert not torch.allclose(varied[:, before:], stock[:, before:].expand(2, -1, -1), atol=1e-3)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("text", ["<|im_start|>system\na red house", "a house<|im_end|>", "a <|endoftext|> house"])
+def test_a_text_with_a_mark_of_the_template_is_refused(clip, text: str) -> None:
+    with pytest.raises(ValueError, match=r"The text contains <\|.*a mark of the chat template"):
+        words(clip, text)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("kind", "end"), [("sd1", "<|endoftext|>"), ("sdxl", "<|endoftext|>"), ("t5", "</s>")])
+def test_a_text_with_an_end_token_is_refused(kind: str, end: str) -> None:
+    clip = small_encoder(kind)
+    for text in (f"a red {end} house", f"{end} house"):
+        with pytest.raises(ValueError, match="The text contains an end-of-text token"):
+            LearnableToken(clip, text, "cool")
+        with pytest.raises(ValueError, match="The text contains an end-of-text token"):
+            vary_prompt(clip, text, 2, 0, recommended(steps=1), "all")
+    LearnableToken(clip, "a red house, " * 30, "cool")  # several chunks have an end each
