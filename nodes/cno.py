@@ -217,6 +217,14 @@ class DiverseNoiseForCustomSampler(CheckedNode):
                         ),
                     )
                 ),
+                io.Latent.Input(
+                    "whole_batch",
+                    optional=True,
+                    tooltip=(
+                        "For one image of a batch again, where the images start from images or masks: the latent of "
+                        "the whole batch, as it was before Latent From Batch. Gives the batch_size."
+                    ),
+                ),
             ],
             outputs=[io.Noise.Output(display_name="NOISE", tooltip="For SamplerCustomAdvanced.")],
         )
@@ -232,9 +240,10 @@ class DiverseNoiseForCustomSampler(CheckedNode):
         batch_size: int,
         mode: str,
         options: Options | None = None,
+        whole_batch: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
         change = _contrastive_noise(strength, iterations, mode, options)
-        return io.NodeOutput(OptimisedNoise(noise, guider, sigmas, change, batch_size))
+        return io.NodeOutput(OptimisedNoise(noise, guider, sigmas, change, batch_size, whole_batch))
 
 
 class DiverseNoiseToLatent(CheckedNode):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import comfy.sample
 import comfy.samplers
 import comfy.utils
+import torch
 from torch import Tensor
 
 from ..require import require
@@ -27,6 +29,8 @@ class OptimisedNoise:
     batch_size: with -1 the noises of the latent's own images are changed together. Otherwise those of images
         0..batch_size-1 are changed together, and the latent gets the ones that its `batch_index` names: image k of the
         latent is then image k of the whole batch.
+    whole_batch: the LATENT of all images that are changed together, where these start from images or masks of their
+        own; the latent gets the noises of its images. Gives the batch_size.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class OptimisedNoise:
         sigmas: Tensor,
         change: NoiseChange,
         batch_size: int = -1,
+        whole_batch: dict[str, Any] | None = None,
     ) -> None:
         require(batch_size == -1 or batch_size >= 1, "batch_size", batch_size, "1 or more, or -1 (auto)")
         self.seed = noise.seed
@@ -44,9 +49,16 @@ class OptimisedNoise:
         self._sigmas = sigmas
         self._change = change
         self._batch_size = batch_size
+        self._whole = whole_batch
+        if whole_batch is not None:
+            images = len(whole_batch["samples"])
+            require(batch_size in (-1, images), "batch_size", batch_size, f"-1 (auto), or the {images} of whole_batch")
 
     def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
-        """Noise of the latent's shape. Raises ValueError for an image outside the batch."""
+        """Noise of the latent's shape. Raises ValueError for an image outside the batch, and for a batch whose other
+        images are not known."""
+        if self._whole is not None:
+            return self._of_whole(input_latent, self._whole)
         if self._batch_size == -1:
             return self._changed(input_latent)
         wanted = _indices(input_latent)
@@ -54,11 +66,35 @@ class OptimisedNoise:
             raise ValueError(
                 f"batch_size is {self._batch_size}, but the latent holds image {max(wanted)} (counted from 0)."
             )
+        if sorted(wanted) == list(range(self._batch_size)):
+            return self._of_whole(input_latent, _sorted(input_latent, wanted))
+        samples: Tensor = input_latent["samples"]
+        if torch.count_nonzero(samples) > 0 or input_latent.get("noise_mask") is not None:
+            raise ValueError(
+                f"batch_size is {self._batch_size}, but the latent holds {len(samples)} of these images, and starts "
+                "from images or has a mask. The noise of one image depends on what the others start from: connect the "
+                "latent of the whole batch to whole_batch."
+            )
         whole = {name: value for name, value in input_latent.items() if name != "batch_index"}
-        for name in ("samples", "noise_mask"):
-            if name in whole:
-                whole[name] = comfy.utils.repeat_to_batch_size(whole[name], self._batch_size)
+        whole["samples"] = comfy.utils.repeat_to_batch_size(samples, self._batch_size)
         return self._changed(whole)[wanted]
+
+    def _of_whole(self, latent: dict[str, Any], whole: dict[str, Any]) -> Tensor:
+        """The noises of the latent's images, changed together with all of `whole`."""
+        known, wanted = _indices(whole), _indices(latent)
+        missing = [index for index in wanted if index not in known]
+        if missing:
+            raise ValueError(
+                f"The latent holds image {missing[0]} (counted from 0); whole_batch holds {sorted(set(known))}."
+            )
+        samples = comfy.sample.fix_empty_latent_channels(self._guider.model_patcher, whole["samples"])
+        if samples.shape[1:] != latent["samples"].shape[1:]:
+            raise ValueError(
+                f"whole_batch holds images of shape {list(samples.shape[1:])}, and the sampler's latent "
+                f"{list(latent['samples'].shape[1:])}; they must be the same."
+            )
+        changed = self._changed({**whole, "samples": samples})
+        return changed[[known.index(index) for index in wanted]]
 
     def _changed(self, latent: dict[str, Any]) -> Tensor:
         noise = self._noise.generate_noise(latent)
@@ -102,6 +138,16 @@ def stored_noise(kept: Tensor, like: Tensor) -> Tensor:
             "have the size, channels and number of images that the noise was made for (Latent From Batch picks some)."
         )
     return kept.to(device=like.device, dtype=like.dtype, copy=True)
+
+
+def _sorted(latent: dict[str, Any], places: Sequence[int]) -> dict[str, Any]:
+    """The latent of a whole batch with its images in their order."""
+    order = sorted(range(len(places)), key=places.__getitem__)
+    found = {name: value for name, value in latent.items() if name != "batch_index"}
+    for name in ("samples", "noise_mask"):
+        if found.get(name) is not None:
+            found[name] = comfy.utils.repeat_to_batch_size(found[name], len(places))[order]
+    return found
 
 
 def _indices(latent: dict[str, Any]) -> list[int]:

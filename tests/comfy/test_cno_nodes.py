@@ -191,6 +191,30 @@ def test_noise_of_an_image_is_bitwise_its_noise_in_the_batch() -> None:
     assert torch.equal(alone, whole[2:3])
 
 
+def test_an_image_alone_of_a_batch_that_starts_from_images_and_masks() -> None:
+    graph = Graph("eps")
+    generator = torch.Generator().manual_seed(1)
+    whole = {
+        "samples": torch.randn(BATCH, *FAMILIES["eps"].latent, generator=generator),
+        "noise_mask": (torch.rand(BATCH, 1, 16, 16, generator=generator) > 0.5).float(),
+    }
+    expected = graph.as_noise().generate_noise(whole)
+    alone = {**cut(whole, 2), "noise_mask": whole["noise_mask"][2:3]}
+    assert torch.equal(graph.as_noise(whole_batch=whole).generate_noise(alone), expected[2:3])
+    assert torch.equal(graph.as_noise(batch_size=BATCH).generate_noise(whole), expected)
+    order = [2, 0, 3, 1]
+    mixed = {**{name: value[order] for name, value in whole.items()}, "batch_index": order}
+    assert torch.equal(graph.as_noise(batch_size=BATCH).generate_noise(mixed), expected[order])
+    with pytest.raises(ValueError, match="connect the latent of the whole batch to whole_batch"):
+        graph.as_noise(batch_size=BATCH).generate_noise(alone)
+    with pytest.raises(ValueError, match="connect the latent of the whole batch to whole_batch"):
+        graph.as_noise(batch_size=BATCH).generate_noise({**cut(graph.empty(), 2), "noise_mask": alone["noise_mask"]})
+    with pytest.raises(ValueError, match=r"holds image 2 \(counted from 0\); whole_batch holds \[0, 1\]"):
+        graph.as_noise(whole_batch=cut(whole, 0, 2)).generate_noise(alone)
+    with pytest.raises(ValueError, match="batch_size is 3; it must be -1"):
+        graph.as_noise(batch_size=3, whole_batch=whole)
+
+
 def test_a_part_of_a_batch_starts_from_its_own_seeds() -> None:
     """Without batch_size the images that the latent holds are optimised together, from the noise of their places."""
     graph = Graph("eps")
