@@ -15,6 +15,7 @@ from ..core.drivers.schedule import can_blend, scheduled
 from ..core.drivers.tpso import (
     Outcome,
     Recipe,
+    check_rows,
     one_variant,
     plain_conditioning,
     published,
@@ -332,6 +333,7 @@ def _varied(
 ) -> tuple[list, list, list[Outcome]]:
     """Scheduled variants, the prompt itself, and what came out in each encoder."""
     plain = plain_conditioning(clip, clip.tokenize(text))
+    check_rows(plain, 1 if variant else count)
     found, outcomes = vary_prompt(clip, text, count, seed, recipe, encoders, _Bar(recipe.settings.steps), bank)
     if variant:
         found = one_variant(found, variant - 1)

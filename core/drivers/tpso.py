@@ -205,7 +205,20 @@ def one_variant(conditioning: list, index: int) -> list:
 
 
 def _has_rows(value: Any, count: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
+    return isinstance(value, Tensor) and value.ndim > 1 and len(value) == count
+
+
+def check_rows(plain: list, count: int) -> None:
+    """Raises ValueError for several variants of a prompt, whose CONDITIONING is `plain`, of which the model reads more
+    than embeddings: that cannot have rows."""
+    found = [(name, value) for _, extras in plain for name, value in extras.items()]
+    names = [name for name, value in found if isinstance(value, Tensor) and value.ndim == 1]
+    if count > 1 and names:
+        raise ValueError(
+            f"This model (Anima) reads the prompt's {names[0]} besides its embeddings, and of one prompt only, so a "
+            f"batch cannot have {count} variants. Set variant in Diverse Prompts Options to make them one after "
+            "another (1, 2, 3 ...)."
+        )
 
 
 def vary_prompt(

@@ -194,9 +194,10 @@ def encode_rows(clip: Any, tokens: Tokens, count: int, encode: EncodeRow) -> dic
 
 
 def _joined(name: str, values: list[Any]) -> Any:
-    if "mask" in name or not all(isinstance(value, Tensor) for value in values):
-        return values[0]
-    return torch.cat(values)
+    first = values[0]
+    rows = all(isinstance(value, Tensor) for value in values) and first.ndim > 1 and len(first) == 1
+    # Else it is of the tokens, which all rows share.
+    return torch.cat(values) if rows and "mask" not in name else first
 
 
 def cut_rows(value: Any, rows: slice) -> Any:

@@ -105,7 +105,7 @@ class TextEstimates:
         parts = [encode(rows) for rows in self._chunks.slices()]
         whole = {
             name: torch.cat([part[name] for part in parts])
-            if isinstance(value, Tensor) and "mask" not in name
+            if isinstance(value, Tensor) and value.ndim > 1 and "mask" not in name
             else value
             for name, value in parts[0].items()
         }

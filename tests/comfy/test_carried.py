@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 import comfy.clip_vision
+import comfy.controlnet
 import comfy.hooks
 import comfy.sample
 import comfy.sampler_helpers
@@ -14,6 +15,9 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_edit_model import ReferenceLatent
+from comfy_extras.nodes_flux import FluxGuidance
+from comfy_extras.nodes_hooks import ConditioningSetDefaultAndCombine, ConditioningSetProperties
 from comfyui_diversity.core.drivers.minority import Learning, to_learn, with_learning
 from comfyui_diversity.core.drivers.schedule import scheduled
 from comfyui_diversity.core.drivers.unclip import per_image
@@ -196,6 +200,16 @@ copied: dict[str, Any] = {
     "strength": lambda conds: stock.ConditioningSetAreaStrength().append(conds, 0.5)[0],
     "mask": lambda conds: stock.ConditioningSetMask().append(conds, torch.ones(1, 128, 128), "default", 1.0)[0],
     "times": lambda conds: stock.ConditioningSetTimestepRange().set_range(conds, 0.0, 1.0)[0],
+    "percentages": lambda conds: [
+        *constant(5.0),
+        *stock.NODE_CLASS_MAPPINGS["ConditioningSetAreaPercentage"]().append(conds, 1.0, 0.5, 0.0, 0.0, 1.0)[0],
+    ],
+    "guidance": lambda conds: FluxGuidance.execute(conds, 3.5).args[0],
+    "reference": lambda conds: ReferenceLatent.execute(conds, {"samples": random_latent("eps", 1)}).args[0],
+    "properties": lambda conds: ConditioningSetProperties().set_properties(conds, 1.0, "default")[0],
+    "default": lambda conds: ConditioningSetDefaultAndCombine().set_default_and_combine(
+        mask_bounds(constant(5.0)), conds
+    )[0],
     "unclip": lambda conds: stock_attach(conds, output()),
     "deep copy": lambda conds: [[cond, type(extras)(extras)] for cond, extras in conds],
 }
@@ -207,6 +221,28 @@ def test_a_schedule_survives(node: str) -> None:
     sample(seen.on(small_model("eps")), copied[node](fading()), constant(9.0))
     assert [value for value in seen.positive if value != 5.0] == [1.0, 0.75, 0.5, 0.25]
     assert set(seen.negative) == {9.0}
+
+
+class _Control(comfy.controlnet.ControlBase):
+    """A ControlNet that controls nothing."""
+
+    def copy(self) -> _Control:
+        made = _Control()
+        self.copy_to(made)
+        return made
+
+    def get_control(self, *_: Any) -> None:
+        return None
+
+
+def test_prompt_and_negative_prompt_stay_in_one_call_beside_a_controlnet() -> None:
+    seen = Seen()
+    both = stock.ControlNetApplyAdvanced().apply_controlnet(
+        fading(), constant(9.0), _Control(), torch.zeros(1, 64, 64, 3), 1.0, 0.0, 1.0
+    )
+    sample(seen.on(small_model("eps")), *both)
+    assert seen.calls == STEPS
+    assert seen.positive == [1.0, 0.75, 0.5, 0.25]
 
 
 def test_an_entry_that_was_built_anew_is_refused() -> None:

@@ -468,3 +468,21 @@ def test_few_widgets_in_plain_sight_and_the_defaults_are_the_methods() -> None:
     settings, window = Settings(), Window()
     assert [more[name] for name in ("tolerance", "diversity")] == [settings.tolerance, settings.diversity]
     assert (more["schedule"], more["perturbed_steps"]) == (window.easing, window.steps)
+
+
+@torch.inference_mode()
+def test_a_prompt_of_which_the_model_reads_more_than_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Anima, whose model reads the numbers of the prompt's tokens in T5's vocabulary."""
+    clip = small_encoder("qwen3")
+    real, ids = clip.cond_stage_model.encode_token_weights, torch.tensor([5, 6, 1], dtype=torch.int)
+
+    def encode(pairs: Any) -> tuple[Any, ...]:
+        out, pooled, extra = real(pairs)
+        return out, pooled, {**extra, "t5xxl_ids": ids}
+
+    monkeypatch.setattr(clip.cond_stage_model, "encode_token_weights", encode)
+    with pytest.raises(ValueError, match="reads the prompt's t5xxl_ids besides its embeddings"):
+        run(clip)
+    [(cond, extras)] = run(clip, variant=2, schedule="off")[0]
+    assert len(cond) == 1
+    assert torch.equal(extras["t5xxl_ids"], ids)
