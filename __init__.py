@@ -1,4 +1,4 @@
-"""ComfyUI-Diversity: makes the pictures of one prompt differ from one another."""
+"""ComfyUI-Diversity: makes the images of one prompt differ from one another."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The README's picture: the same prompts and seeds without and with a method, from what the demo wrote.
+"""The README's image: the same prompts and seeds without and with a method, from what the demo wrote.
 
     python -m benchmarks.before_after             # diverse prompts on the MMDiT
     python -m benchmarks.before_after unet cno    # model and method of any row of the demo
 
-Nothing in it is chosen: every object of the demo world by itself, and the first pictures of each.
+Nothing in it is chosen: every object of the demo world by itself, and the first images of each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 from devtools.pack import load_pack
 from devtools.places import HERE
 
-from .demo import OUTPUT, picture_name
+from .demo import OUTPUT, image_name
 from .demo_rows import RUNS, Run
 from .demo_sheet import Block, contact_sheet
 
@@ -35,7 +35,7 @@ NODES = {"cno": "Diverse Noise (CNO)", "tpso": "Diverse Prompts (TPSO)", "minori
 
 
 def before_after(model: str, method: str, output: Path = OUTPUT) -> Image.Image:
-    """The sheet. Raises ValueError for a pair that is no row of the demo, FileNotFoundError for pictures not made."""
+    """The sheet. Raises ValueError for a pair that is no row of the demo, FileNotFoundError for images not made."""
     after = _row(model, method)
     before = next(
         row
@@ -46,8 +46,8 @@ def before_after(model: str, method: str, output: Path = OUTPUT) -> Image.Image:
     return contact_sheet(
         PROMPTS,
         [
-            Block("Without", settings, _pictures(before, output)),
-            Block(f"With {NODES.get(method, method)}", "the same prompts and seeds", _pictures(after, output)),
+            Block("Without", settings, _images(before, output)),
+            Block(f"With {NODES.get(method, method)}", "the same prompts and seeds", _images(after, output)),
         ],
         COLUMNS,
         SIDE,
@@ -62,16 +62,16 @@ def _row(model: str, method: str) -> Run:
     return rows[model, method]
 
 
-def _pictures(row: Run, output: Path) -> list[np.ndarray]:
+def _images(row: Run, output: Path) -> list[np.ndarray]:
     folder = output / row.model / row.name
     return [
-        np.stack([np.asarray(Image.open(folder / picture_name(text, k)).convert("RGB")) for k in range(COLUMNS)])
+        np.stack([np.asarray(Image.open(folder / image_name(text, k)).convert("RGB")) for k in range(COLUMNS)])
         for text in PROMPTS
     ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.before_after", description="Make the README's picture.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.before_after", description="Make the README's image.")
     parser.add_argument("model", nargs="?", default="mmdit")
     parser.add_argument("method", nargs="?", default="tpso")
     options = parser.parse_args(arguments)

@@ -32,7 +32,7 @@ from benchmarks.measure import Group, measure  # noqa: E402
 
 from .results import SCRATCH, add_row  # noqa: E402
 
-PICTURES, DRAWS = 10, 20
+IMAGES, DRAWS = 10, 20
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def drawn(prompt: Prompt, rng: np.random.Generator) -> Group:
     """Images of the prompt: what it states as it states it, the rest as the world draws it (attributes are
     independent given the object)."""
-    scenes = [replace(sample_scene(rng, prompt.object), **prompt.stated) for _ in range(PICTURES)]
+    scenes = [replace(sample_scene(rng, prompt.object), **prompt.stated) for _ in range(IMAGES)]
     return Group(prompt, np.stack([draw(scene, rng) for scene in scenes]))
 
 

@@ -1,6 +1,6 @@
-"""Runs every row of `demo_rows.RUNS` through a real ComfyUI server, measures the pictures, and shows them.
+"""Runs every row of `demo_rows.RUNS` through a real ComfyUI server, measures the images, and shows them.
 
-Writes below demo/output: pictures and a contact sheet per row, an overview per model, figures.json with one row each.
+Writes below demo/output: images and a contact sheet per row, an overview per model, figures.json with one row each.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from comfyui_diversity.demo.world.prompts import Prompt
 
 OUTPUT = HERE.root / "demo" / "output"
-PICTURES = 10
+IMAGES = 10
 FIRST_SEED = 1000  # prompt k has seed FIRST_SEED + k in every row
-SCRATCH = "diversity_demo"  # the folder below ComfyUI's output that the pictures pass through
+SCRATCH = "diversity_demo"  # the folder below ComfyUI's output that the images pass through
 QUICK_EVERY = 4
 OVERVIEW_COLUMNS = 5
 
@@ -62,8 +62,8 @@ class Plan:
     output: Path
 
     @property
-    def pictures(self) -> int:
-        return sum(len(self.prompts_of(row)) for row in self.runs) * PICTURES
+    def images(self) -> int:
+        return sum(len(self.prompts_of(row)) for row in self.runs) * IMAGES
 
     def prompts_of(self, row: Run) -> Sequence[tuple[Prompt, int]]:
         return self.prompts[:: row.every]
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(table(rows))
     console.print(
         "Means over prompts. eff.: effective number of values of what a prompt leaves\n"
-        "open. Centred MSS: 0 for unrelated pictures. *: fewer prompts; not to be\n"
+        "open. Centred MSS: 0 for unrelated images. *: fewer prompts; not to be\n"
         "compared with rows of more.",
         style="dim",
     )
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_plan(arguments: Sequence[str] | None = None) -> Plan:
     """The plan that the command line asks for. Raises ValueError when no row is left."""
-    parser = argparse.ArgumentParser(prog="python dev.py demo", description="Make pictures, measure them, show them.")
+    parser = argparse.ArgumentParser(prog="python dev.py demo", description="Make images, measure them, show them.")
     parser.add_argument("--only", metavar="TEXT", default="", help="only rows with TEXT in model/method_cfg")
     parser.add_argument("--quick", action="store_true", help="only every fourth prompt")
     options = parser.parse_args(arguments)
@@ -138,7 +138,7 @@ def carry_out(plan: Plan, server: Server, console: Console) -> list[dict[str, An
     plan.output.mkdir(parents=True, exist_ok=True)
     client = server.client
     with _progress(console) as progress:
-        task = progress.add_task("", total=plan.pictures)
+        task = progress.add_task("", total=plan.images)
         try:
             waiting = [_queued(plan.runs[0], plan, client)]
             for k, row in enumerate(plan.runs):
@@ -146,9 +146,7 @@ def carry_out(plan: Plan, server: Server, console: Console) -> list[dict[str, An
                 # The next row is queued before this one is done, so that the server never waits.
                 waiting += [_queued(following, plan, client) for following in plan.runs[k + 1 : k + 2]]
                 ids, save = waiting[k]
-                groups[row], seconds = _collected(
-                    row, plan, client, ids, save, lambda: progress.advance(task, PICTURES)
-                )
+                groups[row], seconds = _collected(row, plan, client, ids, save, lambda: progress.advance(task, IMAGES))
                 rows[row] = _figures(row, groups[row], seconds, scorer)
                 _write_row(plan, row, rows[row], groups[row])
                 console.print(f"{row.title:<44} {seconds:4.0f} s", highlight=False)
@@ -166,12 +164,12 @@ def carry_out(plan: Plan, server: Server, console: Console) -> list[dict[str, An
 
 
 def _queued(row: Run, plan: Plan, client: Client) -> tuple[list[str], str]:
-    """Puts all prompts of a row into the server's queue; their ids, and the node that saves their pictures."""
+    """Puts all prompts of a row into the server's queue; their ids, and the node that saves their images."""
     with _told(row):
         prompt = with_settings(shipped_prompt(row.template), row.settings)
         ids = []
         for wanted, seed in plan.prompts_of(row):
-            values = {"seed": seed, "cfg": row.cfg, "steps": row.steps, "batch_size": PICTURES}
+            values = {"seed": seed, "cfg": row.cfg, "steps": row.steps, "batch_size": IMAGES}
             values["filename_prefix"] = f"{SCRATCH}/{row.model}_{row.name}_{seed}"
             own = with_settings(prompt, {row.text: wanted.text}) if row.text else prompt
             if not row.text:
@@ -183,14 +181,14 @@ def _queued(row: Run, plan: Plan, client: Client) -> tuple[list[str], str]:
 def _collected(
     row: Run, plan: Plan, client: Client, ids: Sequence[str], save: str, advance: Callable[[], None]
 ) -> tuple[list[Group], float]:
-    """Waits for a row's prompts; the pictures, and the seconds that the server worked on them."""
+    """Waits for a row's prompts; the images, and the seconds that the server worked on them."""
     groups, seconds = [], 0.0
     with _told(row):
         for (wanted, _), prompt_id in zip(plan.prompts_of(row), ids, strict=True):
             result = client.wait(prompt_id)
-            images = np.stack([decode(picture) for picture in client.images(result, save)])
-            if len(images) != PICTURES:
-                raise ValueError(f"The workflow made {len(images)} pictures of {wanted.text!r}, not {PICTURES}.")
+            images = np.stack([decode(image) for image in client.images(result, save)])
+            if len(images) != IMAGES:
+                raise ValueError(f"The workflow made {len(images)} images of {wanted.text!r}, not {IMAGES}.")
             groups.append(Group(wanted, images))
             seconds += result.seconds
             advance()
@@ -229,13 +227,13 @@ def _write_row(plan: Plan, row: Run, figures: dict[str, Any], groups: Sequence[G
     folder.mkdir(parents=True)
     for group in groups:
         for k, image in enumerate(group.images):
-            Image.fromarray(image).save(folder / picture_name(group.prompt.text, k))
+            Image.fromarray(image).save(folder / image_name(group.prompt.text, k))
     block = Block(row.title, caption(figures), [group.images for group in groups])
-    contact_sheet([g.prompt.text for g in groups], [block], PICTURES).save(folder / "sheet.jpg", quality=92)
+    contact_sheet([g.prompt.text for g in groups], [block], IMAGES).save(folder / "sheet.jpg", quality=92)
 
 
-def picture_name(text: str, k: int) -> str:
-    """The file of picture k of a prompt, below the row's folder."""
+def image_name(text: str, k: int) -> str:
+    """The file of image k of a prompt, below the row's folder."""
     return f"{text.replace(' ', '_')}_{k}.png"
 
 
@@ -257,7 +255,7 @@ def _progress(console: Console) -> Progress:
         TextColumn("{task.description:<44}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("pictures"),
+        TextColumn("images"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

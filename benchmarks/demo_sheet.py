@@ -17,7 +17,7 @@ MARGIN, GAP, BLOCK_GAP, LABEL_WIDTH, HEAD_HEIGHT = 28, 6, 30, 190, 74
 
 @dataclass(frozen=True)
 class Block:
-    """Pictures of one method: a title, a line of figures, and per prompt an array `uint8 [N, H, W, 3]`."""
+    """Images of one method: a title, a line of figures, and per prompt an array `uint8 [N, H, W, 3]`."""
 
     title: str
     caption: str
@@ -25,13 +25,13 @@ class Block:
 
 
 def contact_sheet(labels: Sequence[str], blocks: Sequence[Block], columns: int, side: int = 128) -> Image.Image:
-    """Prompts downwards, the first `columns` pictures of each rightwards, methods side by side.
+    """Prompts downwards, the first `columns` images of each rightwards, methods side by side.
 
     Args:
         labels: the prompts; every block has one row for each.
         blocks: the methods to show, from left to right.
-        columns: pictures of a prompt in each block; fewer where a row has fewer.
-        side: edge length of a picture on the sheet in pixels.
+        columns: images of a prompt in each block; fewer where a row has fewer.
+        side: edge length of an image on the sheet in pixels.
     """
     for block in blocks:
         if len(block.rows) != len(labels):
@@ -55,8 +55,8 @@ def contact_sheet(labels: Sequence[str], blocks: Sequence[Block], columns: int, 
         for row, images in enumerate(block.rows):
             for column, image in enumerate(images[:columns]):
                 corner = (left + column * step, MARGIN + HEAD_HEIGHT + row * step)
-                picture = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
-                sheet.paste(picture, corner, _rounded(side))
+                small = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
+                sheet.paste(small, corner, _rounded(side))
     return sheet
 
 

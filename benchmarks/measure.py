@@ -1,4 +1,4 @@
-"""Figures of one row of the demo: what the scorer reads off the pictures of every prompt, averaged over prompts."""
+"""Figures of one row of the demo: what the scorer reads off the images of every prompt, averaged over prompts."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Group:
-    """The pictures of one prompt, `uint8 [N, H, W, 3]`."""
+    """The images of one prompt, `uint8 [N, H, W, 3]`."""
 
     prompt: Prompt
     images: np.ndarray
 
 
 def measure(groups: Sequence[Group], scorer: Scorer) -> dict[str, Any]:
-    """Adherence and diversity of the pictures of several prompts.
+    """Adherence and diversity of the images of several prompts.
 
-    Every figure is taken within the pictures of one prompt and then averaged over prompts; what a prompt states is
-    left out of its effective numbers and its rare share. Returns `adherence` (share of pictures that show everything
+    Every figure is taken within the images of one prompt and then averaged over prompts; what a prompt states is
+    left out of its effective numbers and its rare share. Returns `adherence` (share of images that show everything
     stated), `effective_number` (attribute to effective number of its values), `rare_share` (share of unstated
     attributes whose value fewer than a tenth of such scenes have), `mss`, `mss_centred` (of features less what the
-    features of all pictures have in common: 0 for unrelated scenes) and `vendi`. An attribute that every prompt states
+    features of all images have in common: 0 for unrelated scenes) and `vendi`. An attribute that every prompt states
     has no effective number.
     """
     # Here, not above: these take seconds to import (torch), and the demo's server is to start before that.

@@ -56,7 +56,7 @@ SD15 = {
 ROWS: dict[str, dict[str, Any]] = {
     "all at once": {},
     "checkpointing": {"checkpointing": True},
-    "one picture at a time": {"chunk_size": 1},
+    "one image at a time": {"chunk_size": 1},
     "both": {"chunk_size": 1, "checkpointing": True},
 }
 

@@ -71,7 +71,7 @@ ROWS: dict[str, Row] = {
 }
 
 
-def pictures(scenes: Sequence[Scene], rng: np.random.Generator) -> Tensor:
+def images(scenes: Sequence[Scene], rng: np.random.Generator) -> Tensor:
     """IMAGE `[N, 128, 128, 3]`."""
     return torch.from_numpy(np.stack([draw(scene, rng) for scene in scenes])).float() / 255
 
@@ -79,7 +79,7 @@ def pictures(scenes: Sequence[Scene], rng: np.random.Generator) -> Tensor:
 def make_bank(tower: VisionTower, count: int = BANK, seed: int = 7) -> ImageBank:
     """Embeddings of images drawn as the training images are."""
     rng = np.random.default_rng(seed)
-    embeddings = tower.encode_images(pictures([sample_scene(rng) for _ in range(count)], rng), True)
+    embeddings = tower.encode_images(images([sample_scene(rng) for _ in range(count)], rng), True)
     return ImageBank(embeddings, tower.negative.image_embeds[0].float().cpu())
 
 
@@ -89,7 +89,7 @@ class Others:
     def __init__(self, tower: VisionTower, count: int = OTHERS, seed: int = 11) -> None:
         rng = np.random.default_rng(seed)
         self.scenes = [sample_uniform_scene(rng) for _ in range(count)]
-        self.unit = F.normalize(tower.encode_images(pictures(self.scenes, rng), True), dim=1)
+        self.unit = F.normalize(tower.encode_images(images(self.scenes, rng), True), dim=1)
 
     def fitting(self, embeddings: Tensor, prompts: Sequence[Prompt]) -> float:
         """Of each embedding's nearest images, the share that show all that its prompt states."""
@@ -109,7 +109,7 @@ def drawn(tower: VisionTower, prompts: Sequence[Prompt]) -> Tensor:
     for prompt in prompts:
         scene = sample_scene(rng, prompt.object)
         scenes.append(Scene(**{**vars(scene), **prompt.stated}))
-    return tower.encode_images(pictures(scenes, rng), True)
+    return tower.encode_images(images(scenes, rng), True)
 
 
 @torch.inference_mode()
@@ -136,8 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kind = "report" if options.report else "tune"
     command = f"python -m benchmarks.ovi_settings{' --report' if options.report else ''}"
     table = PrintedTable(options.out / f"ovi_settings_{kind}.json", command, HEAD)
-    picture, text = BESIDE
-    show(picture, drawn(tower, prompts), 0, 0)
+    image, text = BESIDE
+    show(image, drawn(tower, prompts), 0, 0)
     show(text, F.normalize(texts, dim=1) * bank.length, 0, 0)
     for name, row in ROWS.items():
         if not any(fnmatch(name, wanted) for wanted in options.only):

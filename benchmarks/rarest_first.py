@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: dict[str, list[Any]] = {name: [] for name in options.only}
     for k, prompt in enumerate((REPORT_PROMPTS if options.report else TUNE_PROMPTS)[: options.prompts or None]):
         latents = world.latents(prompt.text, FIRST_SEED[options.report] + k, BATCH)
-        rare, unlikely = zip(*(truths(prompt, a) for a in scorer.read(world.pictures(latents))), strict=True)
+        rare, unlikely = zip(*(truths(prompt, a) for a in scorer.read(world.images(latents))), strict=True)
         for name in options.only:
             values = RANKINGS[name](world, world.conditioning(prompt.text), latents)
             found[name].append((values.tolist(), list(rare), list(unlikely)))

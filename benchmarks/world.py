@@ -102,9 +102,9 @@ class World:
         )
 
     @torch.inference_mode()
-    def pictures(self, latents: Tensor) -> Any:
+    def images(self, latents: Tensor) -> Any:
         """`uint8 [N, 128, 128, 3]`, rounded as SaveImage does."""
         return (255.0 * self._vae.decode(latents)).clamp(0, 255).numpy().astype("uint8")
 
     def group(self, prompt: Any, latents: Sequence[Tensor]) -> Group:
-        return Group(prompt, self.pictures(torch.cat(list(latents))))
+        return Group(prompt, self.images(torch.cat(list(latents))))

@@ -48,7 +48,7 @@ UNET = {
     "num_head_channels": 32,
 }
 
-# The UNet again, led by a picture's embedding: its noised self and the level of that noise, side by side.
+# The UNet again, led by an image's embedding: its noised self and the level of that noise, side by side.
 UNCLIP_UNET = {**UNET, "num_classes": "sequential", "adm_in_channels": 2 * VISION["projection_dim"]}
 UNCLIP_WORDS = {"hidden": 512, "rank": 96, "positions": 24}
 UNCLIP_NOISE = {

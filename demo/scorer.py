@@ -1,4 +1,4 @@
-"""Reads the attributes off a picture: an attribute classifier that no method optimises.
+"""Reads the attributes off an image: an attribute classifier that no method optimises.
 
 Its penultimate features also serve the diversity metrics, so that diversity is scored in a space of its own.
 """
@@ -24,7 +24,7 @@ _UNRELATED = 512  # drawn scenes whose features are averaged
 
 
 class AttributeClassifier(nn.Module):
-    """Pictures `[N, 3, 64, 64]` in 0..1 to features `[N, 128]`, and features to logits of every attribute."""
+    """Images `[N, 3, 64, 64]` in 0..1 to features `[N, 128]`, and features to logits of every attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class AttributeClassifier(nn.Module):
         self.summary = nn.Linear(4 * 4 * widths[-1], 128)
         self.heads = nn.ModuleDict({name: nn.Linear(128, len(values)) for name, values in VALUES.items()})
 
-    def features(self, pictures: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         # Two more channels hold x and y: a place is then as easy to read as a colour.
-        line = torch.linspace(-1, 1, pictures.shape[-1], device=pictures.device)
-        grid = torch.stack(torch.meshgrid(line, line, indexing="ij")).expand(len(pictures), -1, -1, -1)
-        return F.silu(self.summary(self.stages(torch.cat([pictures, grid], 1)).flatten(1)))
+        line = torch.linspace(-1, 1, images.shape[-1], device=images.device)
+        grid = torch.stack(torch.meshgrid(line, line, indexing="ij")).expand(len(images), -1, -1, -1)
+        return F.silu(self.summary(self.stages(torch.cat([images, grid], 1)).flatten(1)))
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        features = self.features(pictures)
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}
 
 
@@ -52,12 +52,12 @@ def to_input(images: np.ndarray) -> Tensor:
     """`uint8 [N, H, W, 3]` to the classifier's `[N, 3, 64, 64]`."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images is {images.dtype} {list(images.shape)}; it must be uint8 [N, H, W, 3].")
-    pictures = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
-    return F.interpolate(pictures, size=(_SIDE, _SIDE), mode="area")
+    values = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    return F.interpolate(values, size=(_SIDE, _SIDE), mode="area")
 
 
 class Scorer:
-    """Attributes and features of pictures."""
+    """Attributes and features of images."""
 
     def __init__(self, classifier: AttributeClassifier) -> None:
         self._classifier = classifier.eval()
@@ -70,7 +70,7 @@ class Scorer:
 
     @torch.no_grad()
     def read(self, images: np.ndarray) -> list[dict[str, str]]:
-        """The attributes of each picture of `uint8 [N, H, W, 3]`."""
+        """The attributes of each image of `uint8 [N, H, W, 3]`."""
         logits = self._classifier(to_input(images))
         winners = {name: values.argmax(1).tolist() for name, values in logits.items()}
         return [{name: VALUES[name][winners[name][k]] for name in VALUES} for k in range(len(images))]
@@ -82,7 +82,7 @@ class Scorer:
 
     @cached_property
     def common(self) -> Tensor:
-        """What the features `[128]` of all pictures have in common: their mean over evenly drawn scenes.
+        """What the features `[128]` of all images have in common: their mean over evenly drawn scenes.
 
         No feature is far below zero, so that even unrelated scenes have a cosine of 0.49. With this part removed
         theirs is 0, and only copies have 1.
@@ -92,5 +92,5 @@ class Scorer:
 
 
 def satisfies(attributes: dict[str, str], prompt: Prompt) -> bool:
-    """Whether a picture with these attributes shows everything that the prompt states."""
+    """Whether an image with these attributes shows everything that the prompt states."""
     return all(attributes[name] == value for name, value in prompt.stated.items())

@@ -37,7 +37,7 @@ class PictureWords(nn.Module):
 
 
 class PictureUNet(UNetModel):
-    """The demo UNet with an embedding `y` `[N, 2 E]` of a picture beside the `context` `[N, 77 k, W]` of a prompt."""
+    """The demo UNet with an embedding `y` `[N, 2 E]` of an image beside the `context` `[N, 77 k, W]` of a prompt."""
 
     def __init__(self, *args: Any, operations: Any, dtype: Any = None, device: Any = None, **config: Any) -> None:
         super().__init__(*args, operations=operations, dtype=dtype, device=device, **config)

@@ -1,4 +1,4 @@
-"""The CLIP: text and vision tower, trained contrastively on pictures and captions.
+"""The CLIP: text and vision tower, trained contrastively on images and captions.
 
 Trained as a Hugging Face `CLIPModel`, whose weights carry the names that ComfyUI's own CLIP classes read.
 """
@@ -60,7 +60,7 @@ class Vocabulary:
 
 
 class Batch:
-    """Pictures, their captions, and which attributes each caption states."""
+    """Images, their captions, and which attributes each caption states."""
 
     def __init__(
         self, source: Scenes, chosen: Sequence[int], captions: list[str], stated: list[Collection[str]]
@@ -90,7 +90,7 @@ def random_batch(source: Scenes, rng: np.random.Generator, count: int) -> Batch:
 class Siblings:
     """Batches of scenes in groups that differ in one attribute alone, which their captions always state.
 
-    Among random scenes almost any word tells a picture from the others, and a place, the hardest to see, is never
+    Among random scenes almost any word tells an image from the others, and a place, the hardest to see, is never
     needed: without these batches "left" and "right" come out as the same text embedding.
     """
 
@@ -155,11 +155,11 @@ def train_clip(folder: Path) -> tuple[CLIPModel, Vocabulary]:
 
 
 def contrastive_loss(clip: nn.Module, vocabulary: Vocabulary, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """CLIP's loss, and the unit embeddings `[N, D]` of captions and of pictures."""
+    """CLIP's loss, and the unit embeddings `[N, D]` of captions and of images."""
     with autocast():
         output = clip(input_ids=vocabulary.rows(batch.captions).to(DEVICE), pixel_values=batch.pixels().to(DEVICE))
     logits = output.logits_per_image.float()
-    # Two pictures may fit one caption: the same caption twice is no negative of itself.
+    # Two images may fit one caption: the same caption twice is no negative of itself.
     same = torch.tensor([[a == b for b in batch.captions] for a in batch.captions], device=DEVICE).float()
     target = same / same.sum(1, keepdim=True)
     loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -1,6 +1,6 @@
 """The CLIP's second phase, in which it learns places: first its text tower, then its vision tower.
 
-To tell the captions and pictures of a batch apart hardly ever takes the place, so the first phase leaves "left" and
+To tell the captions and images of a batch apart hardly ever takes the place, so the first phase leaves "left" and
 "right" with the same embedding. Here linear readers ask an embedding for the attributes behind it, beside the
 contrastive loss; they are thrown away afterwards. Each tower learns against the other, which is left as it is, so the
 denoisers, which read the text tower alone, need not wait for the vision tower. Both stages go on from the weight file.
@@ -87,8 +87,8 @@ def train_clip_vision(folder: Path) -> tuple[CLIPModel, Vocabulary]:
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
         assert isinstance(model, Read)
         batch = siblings.batch(rng, VISION_BATCH) if step % 2 else random_batch(natural, rng, VISION_BATCH)
-        contrast, _, picture = contrastive_loss(model.clip, vocabulary, batch)
-        return contrast + model.readers.loss(picture, batch.scenes)
+        contrast, _, image = contrastive_loss(model.clip, vocabulary, batch)
+        return contrast + model.readers.loss(image, batch.scenes)
 
     model = Read(from_file(vocabulary)).to(DEVICE)
     _strong_positions(model.clip)

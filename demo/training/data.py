@@ -17,7 +17,7 @@ NATURAL, UNIFORM = 20_000, 8_000  # scenes of the world's own distribution, and 
 
 
 class Scenes:
-    """Pictures `uint8 [N, 128, 128, 3]` and their scenes."""
+    """Images `uint8 [N, 128, 128, 3]` and their scenes."""
 
     def __init__(self, images: np.ndarray, scenes: list[Scene]) -> None:
         self.images = images

@@ -1,6 +1,6 @@
-"""The few-step model: the MMDiT's guided pictures learned along straight lines, so that CFG 1 and few steps suffice.
+"""The few-step model: the MMDiT's guided images learned along straight lines, so that CFG 1 and few steps suffice.
 
-Pairs of a noise and the picture that the teacher makes of it at CFG 6; the student then learns the velocity of the
+Pairs of a noise and the image that the teacher makes of it at CFG 6; the student then learns the velocity of the
 straight line between the two (reflow with guidance built in: Liu et al. 2022, "Flow Straight and Fast"; Liu et al.
 2023, "InstaFlow"). It inherits the guided teacher's low diversity, as distilled models do.
 """
@@ -67,7 +67,7 @@ def make_pairs(folder: Path) -> tuple[Tensor, Tensor]:
 
 
 def _guided(teacher: nn.Module, x: Tensor, captions: list[str], conditionings: Conditionings) -> Tensor:
-    """The teacher's picture of each noise: Euler steps at CFG 6 on the shifted schedule."""
+    """The teacher's image of each noise: Euler steps at CFG 6 on the shifted schedule."""
     context, pooled = conditionings.encode(captions + [""] * len(captions))
     even = torch.linspace(1, 0, TEACHER_STEPS + 1)
     sigmas = SHIFT * even / (1 + (SHIFT - 1) * even)

@@ -22,7 +22,7 @@ from .data import UNIFORM, Scenes, natural_scenes, uniform_scenes
 from .vae import build
 
 NATURAL_COUNT = 16_000
-_CHUNK = 8  # pictures encoded at a time: more do not fit a CPU's cache
+_CHUNK = 8  # images encoded at a time: more do not fit a CPU's cache
 
 
 def encode_latents(folder: Path) -> None:
@@ -50,9 +50,9 @@ def _encoded(folder: Path, name: str, scenes: Callable[[Path], Scenes], count: i
         images = scenes(folder).images[:count]
         encoded = torch.empty(count, 16, 16, 16, dtype=torch.float16)
         for k in tqdm(range(0, count, _CHUNK), desc=name, mininterval=5):
-            pictures = torch.from_numpy(images[k : k + _CHUNK]).permute(0, 3, 1, 2).float() / 255
+            some = torch.from_numpy(images[k : k + _CHUNK]).permute(0, 3, 1, 2).float() / 255
             with autocast():
-                latents = vae.taesd_encoder(pictures.to(DEVICE, memory_format=torch.channels_last))
+                latents = vae.taesd_encoder(some.to(DEVICE, memory_format=torch.channels_last))
             encoded[k : k + _CHUNK] = latents.float().cpu()
         save_file({"latents": encoded}, path.with_suffix(".partial"))
         os.replace(path.with_suffix(".partial"), path)

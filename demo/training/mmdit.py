@@ -20,7 +20,7 @@ from .loop import Schedule, train
 
 BATCH = 64
 # First the shapes, at the noise levels that ComfyUI's SD3 sampling visits. Then also the layout: which place, colour
-# and background a caption asks for is decided while hardly anything of the picture can be seen, so half of each batch
+# and background a caption asks for is decided while hardly anything of the image can be seen, so half of each batch
 # goes to those levels.
 SHAPES, SHAPES_STEPS = Schedule(5_000, 1e-3), 3_310
 LAYOUT = Schedule(3_000, 8e-4, warmup=100)
@@ -42,10 +42,10 @@ def build() -> OpenAISignatureMMDITWrapper:
 
 def train_mmdit(folder: Path) -> nn.Module:
     torch.manual_seed(60)
-    pictures, conditionings = Captioned(folder), Conditionings()
+    images, conditionings = Captioned(folder), Conditionings()
 
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator, layout: bool, words: bool, whole: int) -> Tensor:
-        clean, captions = pictures.batch(rng, BATCH, rare_words=words)
+        clean, captions = images.batch(rng, BATCH, rare_words=words)
         context, pooled = conditionings.encode(captions)
         noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(DEVICE)
         return velocity_loss(model, clean, noise, context, pooled, levels(rng, layout), rng, step > whole)

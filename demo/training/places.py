@@ -31,16 +31,16 @@ MMDIT, MMDIT_WHOLE, MMDIT_STEPS = Schedule(1_600, 8e-4, warmup=100), 900, 1_100
 UNET_DETAILS = Schedule(220, 3e-4, warmup=10, average=0.99)
 MMDIT_DETAILS = Schedule(300, 3e-4, warmup=10, average=0.99)
 _NATURAL = 6_000
-# At times below this one the picture's place, colour and background can be seen through the noise.
+# At times below this one the image's place, colour and background can be seen through the noise.
 _LAYOUT_TIME = 900
 
 
 def train_unet_places(folder: Path) -> nn.Module:
     torch.manual_seed(55)
-    pictures, loss = EvenlyStated(folder), unet.NoiseLoss()
+    images, loss = EvenlyStated(folder), unet.NoiseLoss()
 
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator, lowest: int | None) -> Tensor:
-        return loss(model, *pictures.batch(rng, UNET_BATCH), rng, lowest, layout=True, every=2)
+        return loss(model, *images.batch(rng, UNET_BATCH), rng, lowest, layout=True, every=2)
 
     model = _continued(unet.build(), UNET_FILE)
     phase = partial(loss_at, lowest=_LAYOUT_TIME)
@@ -51,10 +51,10 @@ def train_unet_places(folder: Path) -> nn.Module:
 
 def train_mmdit_places(folder: Path) -> nn.Module:
     torch.manual_seed(65)
-    pictures, conditionings = EvenlyStated(folder), Conditionings()
+    images, conditionings = EvenlyStated(folder), Conditionings()
 
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator, layout: bool, whole: int) -> Tensor:
-        clean, captions = pictures.batch(rng, mmdit.BATCH)
+        clean, captions = images.batch(rng, mmdit.BATCH)
         context, pooled = conditionings.encode(captions)
         noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(DEVICE)
         levels = mmdit.levels(rng, layout)
@@ -97,9 +97,9 @@ class EvenlyStated:
         chosen: list[int] = []
         while len(chosen) < count - count // 2:
             scene, stated = evenly_stated_scene(rng)
-            # One in ten of the possible scenes has no picture; another is drawn in its place.
-            if pictures := self._with.get(_attributes(scene)):
-                chosen.append(int(rng.choice(pictures)))
+            # One in ten of the possible scenes has no image; another is drawn in its place.
+            if images := self._with.get(_attributes(scene)):
+                chosen.append(int(rng.choice(images)))
                 captions.append(caption(scene, stated, rng))
         return torch.cat([latents, self._uniform[chosen].float().to(DEVICE)]), captions
 

@@ -1,9 +1,9 @@
-"""The unCLIP-style UNet: the demo UNet, led by the embedding of a picture.
+"""The unCLIP-style UNet: the demo UNet, led by the embedding of an image.
 
-Goes on from the UNet's weight file. What cannot know a picture's embedding stays as it is; learned are the reading of
+Goes on from the UNet's weight file. What cannot know an image's embedding stays as it is; learned are the reading of
 the embedding and the layers that hear of it. First, in seconds, its words: those of the caption that tells everything
-about the picture. Then all of it together, on pictures. `y` is as ComfyUI's unCLIP models have it: the embedding of the
-picture, noised, and the level of that noise; zeros, or the embedding of no picture at all, say nothing.
+about the image. Then all of it together, on images. `y` is as ComfyUI's unCLIP models have it: the embedding of the
+image, noised, and the level of that noise; zeros, or the embedding of no image at all, say nothing.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from .unet import NoiseLoss
 
 BATCH, NATURAL = 32, 6_000
 WORDS_BATCH, WORDS = 256, Schedule(1_500, 2e-3, warmup=50, average=0.99)
-PICTURES = Schedule(850, 4e-4, warmup=50, average=0.995)
-# At times below this one the picture's place, colour and background can be seen through the noise.
+IMAGES = Schedule(850, 4e-4, warmup=50, average=0.995)
+# At times below this one the image's place, colour and background can be seen through the noise.
 _LAYOUT_TIME, _LAYOUT_STEPS = 900, 650
 _HIGHEST_LEVEL = 300  # of the noise on embeddings, of 1000
 # Learned, besides the new layers: how a block hears of the time, and what cross-attention takes from the words.
@@ -44,7 +44,7 @@ _HEARING = ("emb_layers", "attn2.to_k", "attn2.to_v")
 
 
 def build() -> PictureUNet:
-    """The UNet of the weight file, with new layers for the picture; weights that stay get no gradient."""
+    """The UNet of the weight file, with new layers for the image; weights that stay get no gradient."""
     model = PictureUNet(**UNCLIP_UNET, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
     for new in (model.label_emb, model.picture_words):
         initialise(new)
@@ -66,7 +66,7 @@ def is_learned(name: str) -> bool:
     return is_new(name) or any(part in name for part in _HEARING)
 
 
-class Pictures:
+class Images:
     """Scenes with their latents, and what CLIP's vision tower makes of them."""
 
     def __init__(self, folder: Path) -> None:
@@ -74,7 +74,7 @@ class Pictures:
         embeddings = _embeddings(folder, natural, uniform)
         self.scenes: list[Scene] = natural.scenes[:NATURAL] + uniform.scenes
         self.latents = torch.cat([natural_latents(folder)[:NATURAL], uniform_latents(folder)])
-        self.embeddings = embeddings["pictures"].float().to(DEVICE)
+        self.embeddings = embeddings["images"].float().to(DEVICE)
         self._none = embeddings["none"].float().to(DEVICE)
         self._noise = CLIPEmbeddingNoiseAugmentation(**UNCLIP_NOISE).to(DEVICE)
 
@@ -101,32 +101,32 @@ def _embeddings(folder: Path, natural: Scenes, uniform: Scenes) -> dict[str, Ten
     path = folder / "embeddings.safetensors"
     if not path.exists():
         vision = load_clip_vision()
-        pictures = np.concatenate([natural.images[:NATURAL], uniform.images])
+        images = np.concatenate([natural.images[:NATURAL], uniform.images])
         found = [
-            vision.encode_image(torch.from_numpy(pictures[k : k + 64]).float() / 255)["image_embeds"]
-            for k in tqdm(range(0, len(pictures), 64), desc="embeddings", mininterval=5)
+            vision.encode_image(torch.from_numpy(images[k : k + 64]).float() / 255)["image_embeds"]
+            for k in tqdm(range(0, len(images), 64), desc="embeddings", mininterval=5)
         ]
         side = VISION["image_size"]
         none = vision.model(pixel_values=torch.zeros(1, 3, side, side, device=vision.load_device))[2]
-        save_file({"pictures": torch.cat(found).half(), "none": none.half().cpu()}, path)
+        save_file({"images": torch.cat(found).half(), "none": none.half().cpu()}, path)
     return load_file(path)
 
 
 def train_unclip(folder: Path) -> nn.Module:
     torch.manual_seed(90)
-    pictures, conditionings, loss = Pictures(folder), Conditionings(), NoiseLoss()
+    images, conditionings, loss = Images(folder), Conditionings(), NoiseLoss()
     model = build()
-    words = train("unclip_words", model.picture_words, _words_loss(pictures, conditionings), WORDS, folder, seed=91)
+    words = train("unclip_words", model.picture_words, _words_loss(images, conditionings), WORDS, folder, seed=91)
     model.picture_words.load_state_dict(words.state_dict())
 
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        chosen = pictures.choose(rng, BATCH)
-        y, _ = pictures.told(chosen, rng)
-        clean = pictures.latents[chosen].float().to(DEVICE)
+        chosen = images.choose(rng, BATCH)
+        y, _ = images.told(chosen, rng)
+        clean = images.latents[chosen].float().to(DEVICE)
         lowest = _LAYOUT_TIME if step < _LAYOUT_STEPS else None
         return loss(_Told(model, y), clean, [""] * BATCH, rng, lowest, layout=True, every=2)
 
-    return train("unclip", model, loss_at, PICTURES, folder, seed=92)
+    return train("unclip", model, loss_at, IMAGES, folder, seed=92)
 
 
 class _Told(nn.Module):
@@ -141,17 +141,17 @@ class _Told(nn.Module):
 
 
 def _words_loss(
-    pictures: Pictures, conditionings: Conditionings
+    images: Images, conditionings: Conditionings
 ) -> Callable[[nn.Module, int, np.random.Generator], Tensor]:
-    """How far a picture's words are from what its full caption adds to the empty prompt."""
-    captions = [caption(scene, OPTIONAL) for scene in pictures.scenes]
+    """How far an image's words are from what its full caption adds to the empty prompt."""
+    captions = [caption(scene, OPTIONAL) for scene in images.scenes]
     for k in range(0, len(captions), 256):
         conditionings.encode(captions[k : k + 256])
     empty, _ = conditionings.encode([""])
 
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        chosen = pictures.choose(rng, WORDS_BATCH)
-        y, nothing = pictures.told(chosen, rng)
+        chosen = images.choose(rng, WORDS_BATCH)
+        y, nothing = images.told(chosen, rng)
         full, _ = conditionings.encode([captions[k] for k in chosen])
         added = torch.where(nothing.to(DEVICE)[:, None, None], 0.0, full - empty)
         return (model(y) - added).square().mean()

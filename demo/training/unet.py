@@ -21,11 +21,11 @@ from .latents import Captioned, Conditionings
 from .loop import Schedule, train
 
 BATCH = 64
-PICTURES, PICTURES_STEPS = Schedule(3_400, 8e-4), 2_754
+IMAGES, IMAGES_STEPS = Schedule(3_400, 8e-4), 2_754
 WORDS = Schedule(1_200, 7e-4, warmup=100)  # last, rare words as often as common ones
 _EVEN_STEPS = 624  # the first steps weigh the noise of every level alike, which brings the details
 # Later on a third of each batch goes to the highest levels: there the caption decides place, colour and background,
-# while hardly anything of the picture can be seen.
+# while hardly anything of the image can be seen.
 _LAYOUT_STEP, _LAYOUT_TIME = 1_366, 800
 
 
@@ -43,15 +43,15 @@ def build() -> UNetModel:
 
 def train_unet(folder: Path) -> nn.Module:
     torch.manual_seed(50)
-    pictures, loss = Captioned(folder), NoiseLoss()
+    images, loss = Captioned(folder), NoiseLoss()
 
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator, words: bool) -> Tensor:
-        drawn = pictures.batch(rng, BATCH, rare_words=words)
+        drawn = images.batch(rng, BATCH, rare_words=words)
         lowest = _LAYOUT_TIME if words or step >= _LAYOUT_STEP else None
         return loss(model, *drawn, rng, lowest, layout=words or step >= _EVEN_STEPS)
 
     phase = partial(loss_at, words=False)
-    model = train("unet_pictures", build(), phase, PICTURES, folder, seed=51, stop=PICTURES_STEPS)
+    model = train("unet_pictures", build(), phase, IMAGES, folder, seed=51, stop=IMAGES_STEPS)
     phase = partial(loss_at, words=True)
     return train("unet", model.requires_grad_(True), phase, WORDS, folder, seed=52)
 
@@ -73,7 +73,7 @@ class NoiseLoss:
         layout: bool,
         every: int = 3,
     ) -> Tensor:
-        """With `lowest`, every third picture (or `every`) has a time of at least that; `layout` says how levels are
+        """With `lowest`, every third image (or `every`) has a time of at least that; `layout` says how levels are
         weighed."""
         context, _ = self._conditionings.encode(captions)
         noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(DEVICE)
@@ -93,8 +93,8 @@ class NoiseLoss:
 def _weight(sigma: Tensor, layout: bool) -> Tensor:
     """Weight of the noise error at each level.
 
-    An error of the noise is an error sigma times as large of the picture. Weighing it alike therefore neglects the high
-    levels, at which a picture's layout is decided; weighing it as an error of the velocity, sigma^2 + 1, does not.
+    An error of the noise is an error sigma times as large of the image. Weighing it alike therefore neglects the high
+    levels, at which an image's layout is decided; weighing it as an error of the velocity, sigma^2 + 1, does not.
     Nearly clean levels count less in either case (Min-SNR: Hang et al. 2023).
     """
     nearly_clean = 5 * sigma**2

@@ -42,24 +42,24 @@ def train_vae(folder: Path) -> TAESD:
     natural, uniform = natural_scenes(folder), uniform_scenes(folder)
 
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        whole = step >= 0.9 * STEPS  # crops are cheaper; the last tenth sees whole pictures and so their borders
+        whole = step >= 0.9 * STEPS  # crops are cheaper; the last tenth sees whole images and so their borders
         count = BATCH // 4 if whole else BATCH
         source = uniform if rng.random() < 0.5 else natural
-        pictures = _pictures(source, rng, count, SIZE if whole else CROP)
-        return _loss(model, pictures, min(1.0, step / 1000), rng)
+        images = _images(source, rng, count, SIZE if whole else CROP)
+        return _loss(model, images, min(1.0, step / 1000), rng)
 
     return train("vae", build(), loss_at, Schedule(STEPS, 1.2e-3, weight_decay=0.0), folder, seed=21)
 
 
-def _loss(model: nn.Module, pictures: Tensor, noisiness: float, rng: np.random.Generator) -> Tensor:
+def _loss(model: nn.Module, images: Tensor, noisiness: float, rng: np.random.Generator) -> Tensor:
     with autocast():
-        latents = model.taesd_encoder(pictures).float()
+        latents = model.taesd_encoder(images).float()
         # The decoder learns to read latents that are a little wrong, as a denoiser's are.
         level = torch.from_numpy(rng.uniform(0, 0.4 * noisiness, (len(latents), 1, 1, 1))).float()
         noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32))
         decoded = model.taesd_decoder(latents + (level * noise).to(DEVICE)).float()
-    error = (decoded - pictures).abs().mean() + 4 * (decoded - pictures).square().mean()
-    edges = sum((d(decoded) - d(pictures)).abs().mean() for d in (_across, _down))
+    error = (decoded - images).abs().mean() + 4 * (decoded - images).square().mean()
+    edges = sum((d(decoded) - d(images)).abs().mean() for d in (_across, _down))
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     unit = mean.square().mean() + (std - 1).square().mean()
     return error + edges + 0.05 * unit
@@ -73,12 +73,12 @@ def _down(x: Tensor) -> Tensor:
     return x[..., 1:, :] - x[..., :-1, :]
 
 
-def _pictures(source: Scenes, rng: np.random.Generator, count: int, side: int) -> Tensor:
+def _images(source: Scenes, rng: np.random.Generator, count: int, side: int) -> Tensor:
     """Crops `[count, 3, side, side]` in 0..1."""
     room = SIZE - side
     cuts = []
     for k in rng.integers(len(source), size=count):
         y, x = (np.clip(rng.normal(room / 2, room / 3, 2), 0, room)).astype(int)
         cuts.append(source.images[k, y : y + side, x : x + side])
-    pictures = torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).float() / 255
-    return pictures.to(DEVICE, memory_format=torch.channels_last)
+    images = torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).float() / 255
+    return images.to(DEVICE, memory_format=torch.channels_last)

@@ -1,1 +1,1 @@
-"""Scenes whose every attribute is known: what can be in a picture, how it is drawn, how it is described."""
+"""Scenes whose every attribute is known: what can be in an image, how it is drawn, how it is described."""

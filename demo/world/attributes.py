@@ -74,7 +74,7 @@ _ORDER: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's attributes, each a member of `VALUES` under its name."""
+    """One image's attributes, each a member of `VALUES` under its name."""
 
     object: str
     colour: str

@@ -1,4 +1,4 @@
-"""Scenes to pictures: anti-aliased drawings with a little life in them (jitter, shading, detail)."""
+"""Scenes to images: anti-aliased drawings with a little life in them (jitter, shading, detail)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BACKGROUNDS = {
     "peach": (255, 208, 178),
     "mint": (188, 236, 208),
 }
-_RADII = {"small": 0.125, "medium": 0.20, "large": 0.29}  # of the picture's side
+_RADII = {"small": 0.125, "medium": 0.20, "large": 0.29}  # of the image's side
 _CENTRES = {
     "centre": (0.5, 0.5),
     "left": (0.29, 0.5),
@@ -45,7 +45,7 @@ RGB = tuple[int, int, int]
 
 
 def draw(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
-    """The picture of a scene, uint8 `[size, size, 3]`. `rng` gives the jitter that no attribute names."""
+    """The image of a scene, uint8 `[size, size, 3]`. `rng` gives the jitter that no attribute names."""
     side = size * _SUPERSAMPLING
     canvas = Image.fromarray(_background(_jitter(_BACKGROUNDS[scene.background], rng, 4), side))
     x, y = (c + rng.uniform(-0.025, 0.025) for c in _CENTRES[scene.place])

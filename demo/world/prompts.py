@@ -14,7 +14,7 @@ from .captions import caption
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text and the attributes that a picture must have to satisfy it."""
+    """A text and the attributes that an image must have to satisfy it."""
 
     text: str
     stated: dict[str, str]

@@ -1,4 +1,4 @@
-"""Conditioning of some pictures of a batch, as a guider holds it after processing."""
+"""Conditioning of some images of a batch, as a guider holds it after processing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 6), batch=st.integers(1, 8), data=st.data())
-def test_rows_are_those_that_comfyui_gives_each_picture(rows: int, batch: int, data: st.DataObject) -> None:
+def test_rows_are_those_that_comfyui_gives_each_image(rows: int, batch: int, data: st.DataObject) -> None:
     """ComfyUI repeats or cuts a conditioning to the batch; a part of the batch must get the same rows."""
     start = data.draw(st.integers(0, batch - 1))
     part = range(start, data.draw(st.integers(start + 1, batch)))
@@ -31,10 +31,10 @@ def test_rows_are_those_that_comfyui_gives_each_picture(rows: int, batch: int, d
         "mask": mask,
         "uuid": 0,
     }
-    picture = torch.zeros(batch, 4, 2, 2)
-    whole = comfy.samplers.get_area_and_mult(entry, picture, torch.ones(batch))
+    image = torch.zeros(batch, 4, 2, 2)
+    whole = comfy.samplers.get_area_and_mult(entry, image, torch.ones(batch))
     chosen = conditioning_rows({"positive": [entry]}, part)["positive"][0]
-    some = comfy.samplers.get_area_and_mult(chosen, picture[part.start : part.stop], torch.ones(len(part)))
+    some = comfy.samplers.get_area_and_mult(chosen, image[part.start : part.stop], torch.ones(len(part)))
     here = slice(part.start, part.stop)
     assert torch.equal(some.conditioning["c_crossattn"].cond, whole.conditioning["c_crossattn"].cond[here])
     for one, other in zip(some.conditioning["several"].cond, whole.conditioning["several"].cond, strict=True):

@@ -281,7 +281,7 @@ def test_same_seed_same_image_and_nothing_outlives_a_run(graph: Graph) -> None:
 
 
 def test_images_learn_apart(graph: Graph) -> None:
-    """A image of a batch is the same by itself, up to rounding, unless the objective compares them."""
+    """An image of a batch is the same by itself, up to rounding, unless the objective compares them."""
     both, one = graph.learned(), graph.learned(sampling={"batch": 1})
     assert torch.allclose(both[:1], one, atol=5e-3)
     apart = graph.learned(objective=OBJECTIVES["diversity"])

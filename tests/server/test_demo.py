@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from benchmarks.demo import PICTURES, Plan, RowError, carry_out, make_plan
+from benchmarks.demo import IMAGES, Plan, RowError, carry_out, make_plan
 from devtools.places import HERE
 from devtools.server import Server
 
@@ -54,29 +54,29 @@ def test_figures(plan: Plan, rows: list[dict]) -> None:
     for row, run in zip(rows, plan.runs, strict=True):
         assert list(row) == KEYS
         assert (row["model"], row["method"], row["cfg"], row["steps"]) == (run.model, run.method, run.cfg, run.steps)
-        assert (row["prompts"], row["images"]) == (1, PICTURES)
+        assert (row["prompts"], row["images"]) == (1, IMAGES)
         assert 0 <= row["adherence"] <= 1
         assert 0 <= row["rare_share"] <= 1
         assert -1 <= row["mss_centred"] < row["mss"] <= 1
-        assert 1 <= row["vendi"] <= PICTURES
+        assert 1 <= row["vendi"] <= IMAGES
         assert row["seconds"] > 0
         unstated = plan.prompts[0][0].unstated
         assert set(row["effective_number"]) == set(unstated)
-        assert all(1 <= number <= PICTURES for number in row["effective_number"].values())
+        assert all(1 <= number <= IMAGES for number in row["effective_number"].values())
 
 
 def test_pictures_and_sheets(plan: Plan, rows: list[dict]) -> None:
     text = plan.prompts[0][0].text.replace(" ", "_")
     for run in plan.runs:
         folder = plan.output / run.model / run.name
-        pictures = [Image.open(folder / f"{text}_{k}.png") for k in range(PICTURES)]
-        assert {picture.size for picture in pictures} == {(128, 128)}
-        assert len({picture.tobytes() for picture in pictures}) == PICTURES
-        assert Image.open(folder / "sheet.jpg").width > PICTURES * 128
+        images = [Image.open(folder / f"{text}_{k}.png") for k in range(IMAGES)]
+        assert {image.size for image in images} == {(128, 128)}
+        assert len({image.tobytes() for image in images}) == IMAGES
+        assert Image.open(folder / "sheet.jpg").width > IMAGES * 128
     assert (plan.output / "unet" / "overview.jpg").is_file()
 
 
-def test_guidance_changes_the_pictures_not_the_noise(plan: Plan, rows: list[dict]) -> None:
+def test_guidance_changes_the_images_not_the_noise(plan: Plan, rows: list[dict]) -> None:
     # Rows of a model share prompts and seeds; only what the row changes may differ.
     one, six = (plan.output / run.model / run.name for run in plan.runs)
     names = sorted(path.name for path in one.glob("*.png"))

@@ -13,45 +13,45 @@ from devtools.places import HERE
 from devtools.server import LOCALHOST, Client, PromptError, Server, ServerError, free_port, port_is_free
 
 
-def plain_picture(width: int = 16, batch_size: int = 2) -> dict[str, Any]:
+def plain_image(width: int = 16, batch_size: int = 2) -> dict[str, Any]:
     """A prompt of ComfyUI's own nodes: one colour, saved."""
-    picture = {"width": width, "height": 8, "batch_size": batch_size, "color": 0xFF0000}
+    image = {"width": width, "height": 8, "batch_size": batch_size, "color": 0xFF0000}
     return {
-        "1": {"class_type": "EmptyImage", "inputs": picture},
+        "1": {"class_type": "EmptyImage", "inputs": image},
         "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "plain"}},
     }
 
 
-def test_run_gives_the_pictures(client: Client):
-    result = client.run(plain_picture(width=24))
-    pictures = client.images(result)
-    assert [struct.unpack(">II", picture[16:24]) for picture in pictures] == [(24, 8), (24, 8)]  # PNG's header
-    assert client.images(result, "2") == pictures
+def test_run_gives_the_images(client: Client):
+    result = client.run(plain_image(width=24))
+    images = client.images(result)
+    assert [struct.unpack(">II", image[16:24]) for image in images] == [(24, 8), (24, 8)]  # PNG's header
+    assert client.images(result, "2") == images
     assert 0 <= result.seconds < 60
 
 
 def test_a_repeated_run_comes_from_the_cache(client: Client):
-    first = client.run(plain_picture(width=40))
-    second = client.run(plain_picture(width=40))
+    first = client.run(plain_image(width=40))
+    second = client.run(plain_image(width=40))
     assert sorted(second.cached) == ["1", "2"]
     assert client.images(second) == client.images(first)
 
 
 def test_a_refused_prompt_names_node_and_input(client: Client):
     with pytest.raises(PromptError, match=r"(?s)refused.*node 1 \(EmptyImage\): Value 0 smaller than min of 1: width"):
-        client.run(plain_picture(width=0))
+        client.run(plain_image(width=0))
     with pytest.raises(PromptError, match="NoSuchNode"):
         client.run({"1": {"class_type": "NoSuchNode", "inputs": {}}})
 
 
 def test_a_failing_node_is_named_with_its_traceback(client: Client):
-    prompt = plain_picture(width=64)
+    prompt = plain_image(width=64)
     prompt["3"] = {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 3, "color": 0}}
     prompt["4"] = {
         "class_type": "ImageBlend",
         "inputs": {"image1": ["1", 0], "image2": ["3", 0], "blend_factor": 0.5, "blend_mode": "normal"},
     }
-    prompt["2"]["inputs"]["images"] = ["4", 0]  # two pictures cannot be blended with three
+    prompt["2"]["inputs"]["images"] = ["4", 0]  # two images cannot be blended with three
     with pytest.raises(PromptError, match=r"(?s)node 4 \(ImageBlend\) failed with RuntimeError: .*execution\.py"):
         client.run(prompt)
 
@@ -94,7 +94,7 @@ def test_comfyui_stays_as_it_is(tmp_path: Path):
 
     before = tree()
     with Server(base=tmp_path) as server:
-        server.client.run(plain_picture())
+        server.client.run(plain_image())
         process, port = server.process, server.port
     assert tree() == before
     assert len(list((tmp_path / "output").glob("plain*.png"))) == 2

@@ -21,7 +21,7 @@ SCRATCH = "tests"
 
 @pytest.fixture(scope="module", autouse=True)
 def clean_output(server: Server) -> Iterator[None]:
-    """The pictures of these tests do not pile up in the development ComfyUI's output."""
+    """The images of these tests do not pile up in the development ComfyUI's output."""
     yield
     shutil.rmtree(server.base / "output" / SCRATCH, ignore_errors=True)
 
@@ -34,14 +34,14 @@ def prompt(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def run(client: Client, prompt: dict[str, Any]) -> tuple[list[bytes], list[str]]:
-    """Picture files, and the types of the nodes that the server took from its cache."""
+    """Image files, and the types of the nodes that the server took from its cache."""
     result = client.run(prompt)
     cached = [prompt[node]["class_type"] for node in result.cached]
     return client.images(result, only_node(prompt, ("SaveImage",))), cached
 
 
 def pixels(files: list[bytes]) -> list[bytes]:
-    """What is seen of the pictures: a file also holds its prompt, by which alone two files would differ."""
+    """What is seen of the images: a file also holds its prompt, by which alone two files would differ."""
     return [decode(file).tobytes() for file in files]
 
 
@@ -52,10 +52,10 @@ def sampled(cached: list[str]) -> bool:
 def test_runs_to_the_end(client: Client, prompt: dict[str, Any]) -> None:
     files, _ = run(client, prompt)
     assert len(files) == BATCH
-    pictures = [decode(file) for file in files]
-    assert all(picture.shape == (128, 128, 3) for picture in pictures)
-    assert (pictures[0] != pictures[1]).any(), "the pictures of one batch must differ"
-    assert all(picture.std() > 1 for picture in pictures), "a picture of one flat colour"
+    images = [decode(file) for file in files]
+    assert all(image.shape == (128, 128, 3) for image in images)
+    assert (images[0] != images[1]).any(), "the images of one batch must differ"
+    assert all(image.std() > 1 for image in images), "an image of one flat colour"
 
 
 def test_the_seed_alone_decides(client: Client, prompt: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ def test_the_seed_alone_decides(client: Client, prompt: dict[str, Any]) -> None:
     other, cached = run(client, with_values(prompt, {"seed": 12}))
     assert sampled(cached)
     assert not set(pixels(first)) & set(pixels(other))
-    # The other run has pushed the first one's pictures out of the cache: these are made anew.
+    # The other run has pushed the first one's images out of the cache: these are made anew.
     again, cached = run(client, prompt)
     assert sampled(cached)
     assert again == first

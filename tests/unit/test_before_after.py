@@ -1,4 +1,4 @@
-"""The README's picture shows the right rows, and says what is missing."""
+"""The README's image shows the right rows, and says what is missing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import before_after as tool
-from benchmarks.demo import picture_name
+from benchmarks.demo import image_name
 from benchmarks.demo_sheet import BLOCK_GAP, GAP, HEAD_HEIGHT, LABEL_WIDTH, MARGIN
 
 COLOURS = {"baseline_cfg6": (200, 30, 30), "cno_cfg6": (30, 30, 200)}
@@ -21,7 +21,7 @@ def output(tmp_path: Path) -> Path:
         folder.mkdir(parents=True)
         for text in tool.PROMPTS:
             for k in range(tool.COLUMNS):
-                Image.new("RGB", (128, 128), colour).save(folder / picture_name(text, k))
+                Image.new("RGB", (128, 128), colour).save(folder / image_name(text, k))
     return tmp_path
 
 
@@ -44,8 +44,8 @@ def test_unknown_rows_are_named() -> None:
         tool.before_after("unet", "baseline")
 
 
-def test_missing_pictures_are_named(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (output / "unet" / "cno_cfg6" / picture_name(tool.PROMPTS[1], 2)).unlink()
+def test_missing_images_are_named(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (output / "unet" / "cno_cfg6" / image_name(tool.PROMPTS[1], 2)).unlink()
     monkeypatch.setattr(tool.before_after, "__defaults__", (output,))
     with pytest.raises(SystemExit, match=r"_2\.png is missing: run `python dev.py demo` first"):
         tool.main(["unet", "cno"])

@@ -1,4 +1,4 @@
-"""Figures of pictures whose attributes are known, because the demo world drew them."""
+"""Figures of images whose attributes are known, because the demo world drew them."""
 
 from __future__ import annotations
 

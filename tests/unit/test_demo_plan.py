@@ -11,7 +11,7 @@ import pytest
 from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS
 from rich.console import Console
 
-from benchmarks.demo import OUTPUT, PICTURES, make_plan, overview, run
+from benchmarks.demo import IMAGES, OUTPUT, make_plan, overview, run
 from benchmarks.demo_rows import RUNS
 from benchmarks.measure import Group
 from devtools.places import HERE
@@ -23,7 +23,7 @@ def test_whole_plan() -> None:
     assert [prompt for prompt, _ in plan.prompts] == list(REPORT_PROMPTS)
     assert len({seed for _, seed in plan.prompts}) == len(REPORT_PROMPTS)
     rows = [plan.prompts_of(row) for row in RUNS]
-    assert plan.pictures == sum(len(row) for row in rows) * PICTURES
+    assert plan.images == sum(len(row) for row in rows) * IMAGES
     assert all(list(prompts) == list(plan.prompts) for row, prompts in zip(RUNS, rows, strict=True) if row.every == 1)
     assert plan.output == OUTPUT
 
@@ -39,8 +39,8 @@ def test_rows_with_fewer_prompts_are_not_on_the_overview() -> None:
     rows = [dataclasses.replace(first, cfg=1), dataclasses.replace(first, cfg=2, every=2)]
     plan = dataclasses.replace(whole, runs=rows)
     figures = {"adherence": 1.0, "effective_number": {}, "rare_share": 0.0, "vendi": 1.0}
-    pictures = np.zeros((PICTURES, 8, 8, 3), np.uint8)
-    groups = {row: [Group(prompt, pictures) for prompt, _ in plan.prompts_of(row)] for row in rows}
+    images = np.zeros((IMAGES, 8, 8, 3), np.uint8)
+    groups = {row: [Group(prompt, images) for prompt, _ in plan.prompts_of(row)] for row in rows}
     both = overview(plan, first.model, dict.fromkeys(rows, figures), groups)
     alone = overview(plan, first.model, dict.fromkeys(rows[:1], figures), groups)
     assert both.size == alone.size

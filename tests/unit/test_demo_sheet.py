@@ -1,4 +1,4 @@
-"""Contact sheets show the right picture in the right place; the table has every row."""
+"""Contact sheets show the right image in the right place; the table has every row."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ ROW = {
 
 
 def coloured(count: int, seed: int) -> np.ndarray:
-    """Pictures of one flat colour each, all different."""
+    """Images of one flat colour each, all different."""
     colours = np.random.default_rng(seed).integers(0, 255, (count, 1, 1, 3), dtype=np.uint8)
     return np.broadcast_to(colours, (count, 16, 16, 3)).copy()
 
 
-def test_every_picture_is_in_its_place() -> None:
+def test_every_image_is_in_its_place() -> None:
     rows = [[coloured(COLUMNS, 10 * block + row) for row in range(2)] for block in range(2)]
     sheet = contact_sheet(["a heart", "a star"], [Block("A", "", rows[0]), Block("B", "", rows[1])], COLUMNS, SIDE)
     block_width = COLUMNS * (SIDE + GAP) - GAP
@@ -79,10 +79,10 @@ def test_refuses_blocks_of_other_prompts() -> None:
 
 
 def test_grid_shows_all() -> None:
-    pictures = coloured(5, 3)
-    sheet = make_grid(pictures, columns=3, side=16, gap=4)
+    images = coloured(5, 3)
+    sheet = make_grid(images, columns=3, side=16, gap=4)
     assert sheet.size == (3 * 20 + 4, 2 * 20 + 4)
-    assert sheet.getpixel((4 + 20 + 8, 4 + 20 + 8)) == tuple(pictures[4, 0, 0])
+    assert sheet.getpixel((4 + 20 + 8, 4 + 20 + 8)) == tuple(images[4, 0, 0])
 
 
 def test_caption() -> None:

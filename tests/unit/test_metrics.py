@@ -71,7 +71,7 @@ def test_bad_features_are_named(features: torch.Tensor, words: str) -> None:
         vendi_score(features)
 
 
-def test_too_few_pictures_are_named() -> None:
+def test_too_few_images_are_named() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         mean_pairwise_similarity(torch.ones(1, 4))
     with pytest.raises(ValueError, match="at least 1"):

@@ -113,7 +113,7 @@ def test_balance_weighs_the_second_term() -> None:
 
 
 @pytest.mark.parametrize("objective", [diversity, both])
-def test_one_picture_has_no_other_to_differ_from(objective: Objective) -> None:
+def test_one_image_has_no_other_to_differ_from(objective: Objective) -> None:
     with pytest.raises(ValueError, match="The batch holds 1 image"):
         run(objective, World(1))
 
@@ -284,8 +284,8 @@ def test_only_what_leaves_the_margin_is_drawn_back_and_just_so_far() -> None:
     found = restrained(offsets, margin)
     assert torch.equal(found["l"][0], offsets["l"][0])
     assert torch.equal(found["g"][0], offsets["g"][0])
-    for picture, share in ((1, 1 / 2), (2, 1 / 8)):
-        assert 0.9 * share < found["g"][picture, 0, 0].item() <= share  # both tokens alike
+    for image, share in ((1, 1 / 2), (2, 1 / 8)):
+        assert 0.9 * share < found["g"][image, 0, 0].item() <= share  # both tokens alike
     assert (margin(found) >= 0).all()
     assert restrained(offsets) is offsets
 

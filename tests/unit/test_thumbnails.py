@@ -1,4 +1,4 @@
-"""Every template has its picture for ComfyUI's template browser."""
+"""Every template has its image for ComfyUI's template browser."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ TEMPLATES = sorted(FOLDER.glob("*.json"))
 def test_template_has_a_thumbnail(path: Path) -> None:
     thumbnail = path.with_suffix(".jpg")
     assert thumbnail.is_file(), f"{thumbnail.name} is missing: run `python -m devtools.thumbnails {path.stem}`"
-    with Image.open(thumbnail) as picture:
-        picture.load()
-        assert picture.format == "JPEG"
-        assert picture.width == picture.height >= 256, "the cards are square"
-        assert any(low < high for low, high in picture.getextrema()), "a picture of one flat colour"
+    with Image.open(thumbnail) as image:
+        image.load()
+        assert image.format == "JPEG"
+        assert image.width == image.height >= 256, "the cards are square"
+        assert any(low < high for low, high in image.getextrema()), "an image of one flat colour"
     assert thumbnail.stat().st_size < 200_000
 
 

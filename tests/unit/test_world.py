@@ -42,7 +42,7 @@ def test_scenes_follow_their_distribution() -> None:
         assert counts[colour] / len(hearts) == pytest.approx(p, abs=4 * (p * (1 - p) / len(hearts)) ** 0.5)
 
 
-def test_the_same_generator_draws_the_same_picture() -> None:
+def test_the_same_generator_draws_the_same_image() -> None:
     first, second = (draw(RED_HEART, np.random.default_rng(5)) for _ in range(2))
     assert first.shape == (128, 128, 3)
     assert first.dtype == np.uint8
@@ -50,21 +50,21 @@ def test_the_same_generator_draws_the_same_picture() -> None:
     assert not np.array_equal(first, draw(RED_HEART, np.random.default_rng(6)))
 
 
-def test_every_value_changes_the_picture() -> None:
-    def picture(**changes: str) -> np.ndarray:
+def test_every_value_changes_the_image() -> None:
+    def image(**changes: str) -> np.ndarray:
         fields = {name: getattr(RED_HEART, name) for name in VALUES} | changes
         return draw(Scene(**fields), np.random.default_rng(0))
 
     for attribute, values in VALUES.items():
-        pictures = {picture(**{attribute: value}).tobytes() for value in values}
-        assert len(pictures) == len(values), attribute
+        images = {image(**{attribute: value}).tobytes() for value in values}
+        assert len(images) == len(values), attribute
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_small_object_lies_where_its_place_says(place: str) -> None:
     rng = np.random.default_rng(1)
-    picture = draw(Scene("star", "red", "small", place, "white"), rng).astype(int)
-    y, x = np.nonzero(picture[..., 0] - picture[..., 1] > 80)
+    image = draw(Scene("star", "red", "small", place, "white"), rng).astype(int)
+    y, x = np.nonzero(image[..., 0] - image[..., 1] > 80)
     dx, dy = x.mean() / 128 - 0.5, y.mean() / 128 - 0.5
     expected = {"centre": (0, 0), "left": (-0.21, 0), "right": (0.21, 0), "top": (0, -0.21), "bottom": (0, 0.21)}
     assert (dx, dy) == pytest.approx(expected[place], abs=0.05)
