@@ -3,7 +3,7 @@
     python -m benchmarks.diversify_strength --model mmdit             # choose: on the prompts for choosing
     python -m benchmarks.diversify_strength --model mmdit --report --seeds 3
 
-All rows share prompts and seeds. The strength 0 is the stock result.
+All rows share prompts and seeds. The baseline is strength 0, the stock result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .world import World
 
-STRENGTHS = (0.0, 0.5, 1.0, 0.25, 0.75)
+STRENGTHS = (0.5, 1.0, 0.25, 0.75)
 
 
 def diversify(strength: float, prompt: bool = True, cfg: float = 0.0) -> Make:
@@ -39,6 +39,7 @@ def diversify(strength: float, prompt: bool = True, cfg: float = 0.0) -> Make:
 
 
 ROWS: dict[str, Make] = {
+    "baseline": diversify(0.0),
     **{f"strength {strength:g}": diversify(strength) for strength in STRENGTHS},
     **{f"model only, strength {strength:g}": diversify(strength, prompt=False) for strength in (0.5, 1.0)},
     **{f"CFG {cfg:g}, strength {s:g}": diversify(s, cfg=cfg) for cfg in (3.0,) for s in (0.0, 0.5, 1.0)},

@@ -261,6 +261,8 @@ class _ModelSide:
         nothing = replace(chosen, noise_strength=0.0)
         if situation.batch == 1:
             return run.noise, "Noise: as it is, since one image has none to be different from.", nothing
+        if chosen.noise_strength == 0:
+            return run.noise, "Noise: as it is, by choice.", nothing
         strength, iterations = chosen.noise_strength, chosen.noise_iterations
         try:
             settings = Settings(strength=strength, iterations=iterations, projection=chosen.projection)

@@ -17,8 +17,9 @@ from comfyui_diversity.core.drivers import diversify as driver
 from comfyui_diversity.core.drivers.cno import ContrastiveNoise
 from comfyui_diversity.core.drivers.schedule import can_blend, scheduled
 from comfyui_diversity.core.drivers.tpso import plain_conditioning, recommended, unvaried, vary_prompt
+from comfyui_diversity.core.hooks.guidance import guide_after
 from comfyui_diversity.core.hooks.prompt import text_encoders
-from comfyui_diversity.core.hooks.sampling import with_noise_change
+from comfyui_diversity.core.hooks.sampling import SamplerRun, with_noise_change
 from comfyui_diversity.core.hooks.text import PromptEncoder
 from comfyui_diversity.core.methods.cno import Settings
 from comfyui_diversity.core.methods.diversify import VARIANTS_OF_ONE, Situation, plan
@@ -148,29 +149,18 @@ def test_it_is_the_methods_one_after_another(kind: str, workflow_of: Callable[[s
         rows, _ = vary_prompt(own.clip, TEXT, BATCH, 5, recipe)
         between = None if can_blend(rows, plain) else unvaried(own.clip, TEXT, "auto", chosen.added_tokens)
         positive = scheduled(rows, plain, chosen.window, between=between)
-    settings = Settings(
-        strength=chosen.noise_strength, iterations=chosen.noise_iterations, projection=chosen.projection
+    contrast = ContrastiveNoise(
+        Settings(strength=chosen.noise_strength, iterations=chosen.noise_iterations, projection=chosen.projection)
     )
-    model = with_noise_change(late_guidance(own.model, chosen.unguided_steps), "test", ContrastiveNoise(settings))
-    torch.testing.assert_close(found, own.sample(model, positive), rtol=1e-5, atol=1e-5)
-    assert (chosen.unguided_steps > 0) == (own.cfg > 1)
+
+    def change(run: SamplerRun) -> Tensor:
+        guide_after(run.guider, run.sigmas, chosen.unguided_steps)
+        return contrast(run)
+
+    by_hand = own.sample(with_noise_change(own.model, "test", change), positive)
+    torch.testing.assert_close(found, by_hand, rtol=1e-5, atol=1e-5)
     assert apart(found) > apart(own.stock())
-    assert f"{BATCH} images, {own.steps} steps" in own.report if own.report else True
-
-
-def late_guidance(model: Any, steps: int) -> Any:
-    """By another way than the pack's: the guider's result is replaced by the positive's."""
-    if not steps:
-        return model
-    patched = model.clone()
-
-    def guided(args: dict[str, Any]) -> Tensor:
-        options = args["model_options"]["transformer_options"]
-        early = float(args["timestep"][0]) > float(options["sample_sigmas"][steps]) * 1.001
-        return args["cond"] if early else args["uncond"] + (args["cond"] - args["uncond"]) * args["cond_scale"]
-
-    patched.set_model_sampler_cfg_function(guided)
-    return patched
+    assert (chosen.unguided_steps > 0) == (own.cfg > 1)
 
 
 def test_strength_0_is_the_stock_result(sd1: Workflow) -> None:
@@ -214,17 +204,28 @@ def test_one_image_gets_a_variant_by_the_samplers_seed(llm: Workflow) -> None:
 
 
 def test_guidance_is_off_at_the_first_steps_alone(sd1: Workflow) -> None:
-    counter = Counter()
+    counter, noise = Counter(), sd1.noise(1)
+    steps = plan(1.0, Situation(sd1.steps, True, 1)).unguided_steps
     with torch.inference_mode():
         model = DiversifyModel.execute(counter.on(sd1.model), 1.0).args[0]
-    sd1.sample(model, sd1.plain())
-    chosen = plan(1.0, Situation(sd1.steps, True, BATCH))
-    estimates = chosen.noise_iterations + 1  # the second one looks at the step without the network
-    assert 0 < chosen.unguided_steps < sd1.steps
-    unguided = [size for size in counter.sizes if size == BATCH]
-    assert len(counter.sizes) - len(unguided) == sd1.steps - chosen.unguided_steps
-    assert chosen.unguided_steps + chosen.noise_iterations <= len(unguided) <= chosen.unguided_steps + estimates
-    assert f"CFG: off at the first {chosen.unguided_steps} steps." in sd1.report
+    found = sd1.sample(model, sd1.plain(), noise=noise)
+    assert counter.sizes == [1] * steps + [2] * (sd1.steps - steps)
+    assert 0 < steps < sd1.steps
+    assert f"CFG: off at the first {steps} steps." in sd1.report
+    torch.testing.assert_close(found, sd1.sample(guided_late(sd1.model, steps), sd1.plain(), noise=noise))
+
+
+def guided_late(model: Any, steps: int) -> Any:
+    """By another way than the pack's: the result of guidance is replaced."""
+    patched = model.clone()
+
+    def guided(args: dict[str, Any]) -> Tensor:
+        options = args["model_options"]["transformer_options"]
+        early = float(args["timestep"][0]) > float(options["sample_sigmas"][steps]) * 1.001
+        return args["cond"] if early else args["uncond"] + (args["cond"] - args["uncond"]) * args["cond_scale"]
+
+    patched.set_model_sampler_cfg_function(guided)
+    return patched
 
 
 def test_a_guider_with_a_guidance_of_its_own_keeps_it(sd1: Workflow) -> None:
@@ -291,7 +292,7 @@ def test_no_clip(sd1: Workflow) -> None:
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
 def test_another_strength(strength: float, sd1: Workflow) -> None:
     for nodes in (sd1.node, lambda strength: DiversifyModel.execute(sd1.model, strength)):
-        with pytest.raises(ValueError, match="strength is .*; it must be from 0 to 1"):
+        with pytest.raises(ValueError, match=r"strength is .*; it must be from 0 to 1"):
             nodes(strength=strength)
 
 
