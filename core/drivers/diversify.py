@@ -91,11 +91,11 @@ class _CannotVary(ValueError):
 
 @dataclass(frozen=True)
 class _Variants:
-    """Row k is variant k; `between` is what they fade towards (see `scheduled`), `encoders` names what was varied."""
+    """Row k is variant k; `between` is what they fade towards (see `scheduled`), `report` has a line an encoder."""
 
     rows: list
     between: list | None
-    encoders: str
+    report: str
     seconds: float
 
 
@@ -144,8 +144,8 @@ class _Prompt:
             return str(error)
         # Encoders that do not pad every text to one length need a prompt of the variants' length to fade into.
         between = None if can_blend(rows, self.plain) else unvaried(self.clip, self.text, "auto", added)
-        names = " and ".join(f"{outcome.encoder}, {outcome.vector}" for outcome in outcomes)
-        return _Variants(rows, between, names, time.perf_counter() - started)
+        report = "\n".join(f"  {outcome.report}" for outcome in outcomes)
+        return _Variants(rows, between, report, time.perf_counter() - started)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,9 +203,9 @@ class _Carried(Payload):
         entry = {**entry, **own, "cross_attn": cond}
         words = f"variant {which + 1} of {count}, by the sampler's seed" if batch == 1 else f"{batch} variants"
         made = f"made in {variants.seconds:.1f} s" if new else "kept from an earlier run"
+        share = f"{chosen.window.ratio:.0%}"
         return with_payload(entry, PAYLOAD, payloads(extras)[PAYLOAD]), (
-            f"Prompt: {words} (cosine to the prompt {chosen.kappa:.2f}; {variants.encoders}), {made}; in force over "
-            f"the first {chosen.window.ratio:.0%} of the steps."
+            f"Prompt: {words}, in force over the first {share} of the steps, {made}.\n{variants.report}"
         )
 
 

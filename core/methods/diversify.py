@@ -1,7 +1,8 @@
 """One strength for all methods: what is done to a run of which no more is known than what a sampler says of it.
 
-What strength 1 is was chosen by measurement (docs/use/diversify.md). Below it all is in proportion: the distance of a
-prompt's variants from the prompt, that of a noise from the sampler's own, and the share of the steps without guidance.
+Strength 1 is what the methods do at their recommended settings, less where there is guidance (docs/use/diversify.md).
+Below it all is in proportion: the distance of a prompt's variants from the prompt, that of a noise from the sampler's
+own, and the share of the steps without guidance.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .schedule import Window
 
 FEW_STEPS = 9  # a run without guidance of so many steps or fewer is one of a model that was made for few
 # How many variants of a prompt there are for batches of one image: the sampler's seed chooses one of them.
-VARIANTS_OF_ONE = 16
+VARIANTS_OF_ONE = 8
 RATIO = 0.2  # of the steps, over which variants fade into the prompt
 
 

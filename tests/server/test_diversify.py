@@ -60,18 +60,18 @@ def reports(client: Client) -> Iterator[Reports]:
     listening.stop()
 
 
-def diversified(strength: float, sampler_seed: int = 1) -> dict[str, Any]:
+def diversified(strength: float, sampler_seed: int = 1, node: str = INSIDE) -> dict[str, Any]:
     """The few-step template with Diversify in place of CLIP Text Encode, inside two subgraphs."""
     prompt = shipped_prompt("baseline_distilled")
     sampler = only_node(prompt, ("KSampler",))
     inputs = prompt[sampler]["inputs"]
     text, model = inputs["positive"][0], inputs["model"]
     encode = prompt.pop(text)["inputs"]
-    prompt[INSIDE] = {
+    prompt[node] = {
         "class_type": "DiversityDiversify",
         "inputs": {"model": model, "clip": encode["clip"], "text": "a heart", "seed": 0, "strength": strength},
     }
-    inputs.update(model=[INSIDE, 0], positive=[INSIDE, 1])
+    inputs.update(model=[node, 0], positive=[node, 1])
     return with_values(prompt, {"batch_size": 2, "seed": sampler_seed})
 
 
@@ -95,4 +95,5 @@ def test_inside_a_subgraph(client: Client, reports: Reports) -> None:
     assert "kept from an earlier run" in reports.of(title)[-1][1]
 
     reports.found.clear()
-    assert client.images(client.run(diversified(1.0))) == first
+    assert client.images(client.run(diversified(1.0, node="99"))) == first
+    assert [node for node, _ in reports.of(title)] == ["99"]
