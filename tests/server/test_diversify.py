@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from devtools.graph import only_node, shipped_prompt, with_values
+from devtools.images import decode
 from devtools.server import Client
 
 aiohttp = pytest.importorskip("aiohttp")  # ComfyUI's own
@@ -45,9 +47,10 @@ class Reports:
 
     def of(self, title: str) -> list[tuple[str, str]]:
         deadline = time.monotonic() + 30
-        while not (own := [one for one in self.found if one[1].startswith(title)]) and time.monotonic() < deadline:
+        while not any(text.startswith(title) for _, text in self.found) and time.monotonic() < deadline:
             time.sleep(0.1)
-        return own
+        time.sleep(0.5)  # one report is a message a node
+        return [one for one in self.found if one[1].startswith(title)]
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._end.set)
@@ -75,25 +78,33 @@ def diversified(strength: float, sampler_seed: int = 1, node: str = INSIDE) -> d
     return with_values(prompt, {"batch_size": 2, "seed": sampler_seed})
 
 
+def made(client: Client, prompt: dict[str, Any]) -> tuple[np.ndarray, Any]:
+    """Images `[N, H, W, 3]`, without the workflow that their files hold, and the run."""
+    result = client.run(prompt)
+    return np.stack([decode(image) for image in client.images(result)]), result
+
+
 def test_inside_a_subgraph(client: Client, reports: Reports) -> None:
-    stock = client.images(client.run(with_values(shipped_prompt("baseline_distilled"), {"batch_size": 2, "seed": 1})))
-    off = client.images(client.run(diversified(0.0)))
-    assert off == stock
+    stock, _ = made(client, with_values(shipped_prompt("baseline_distilled"), {"batch_size": 2, "seed": 1}))
+    off, _ = made(client, diversified(0.0))
+    assert np.array_equal(off, stock)
     assert reports.found == []
 
-    first = client.images(client.run(diversified(1.0)))
-    assert first != stock
+    first, _ = made(client, diversified(1.0))
+    assert not np.array_equal(first, stock)
     title = "Diversify at strength 1: 2 images, 4 steps, no CFG."
     own = reports.of(title)
     assert [node for node, _ in own] == AROUND
     assert "2 variants" in own[0][1]
     assert "made in" in own[0][1]
 
-    other = client.run(diversified(1.0, sampler_seed=2))
-    assert INSIDE in other.cached
-    assert client.images(other) != first
-    assert "kept from an earlier run" in reports.of(title)[-1][1]
+    reports.found.clear()
+    other, run = made(client, diversified(1.0, sampler_seed=2))
+    assert INSIDE in run.cached
+    assert not np.array_equal(other, first)
+    assert "kept from an earlier run" in reports.of(title)[0][1]
 
     reports.found.clear()
-    assert client.images(client.run(diversified(1.0, node="99"))) == first
+    again, _ = made(client, diversified(1.0, node="99"))
+    assert np.array_equal(again, first)
     assert [node for node, _ in reports.of(title)] == ["99"]
