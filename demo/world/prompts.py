@@ -88,10 +88,8 @@ def _unused(
     obj: str, names: Sequence[str], rare: Sequence[bool], known: Collection[frozenset[tuple[str, str]]]
 ) -> list[dict[str, str]]:
     """All that these attributes of the object can be, each rare or not as `rare` says, but for what is known."""
-    uncommon = rare_values(obj)
-    values = [
-        [v for v in VALUES[name] if (v in uncommon[name]) == kind] for name, kind in zip(names, rare, strict=True)
-    ]
+    uncommon, kinds = rare_values(obj), dict(zip(names, rare, strict=True))
+    values = [[v for v in VALUES[name] if (v in uncommon[name]) == kinds[name]] for name in names]
     found = [dict(zip(names, one, strict=True)) for one in itertools.product(*values)]
     return [one for one in found if frozenset({"object": obj, **one}.items()) not in known]
 

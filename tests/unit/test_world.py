@@ -137,7 +137,7 @@ def test_the_demo_has_every_object_and_number_of_attributes() -> None:
 
 
 def test_published_figures_belong_to_these_prompts() -> None:
-    """A draw that came out otherwise (another Python, another order of values) would make old results another thing's."""
+    """Were the draw to come out otherwise (another Python, another order of values), old results would not compare."""
     texts = "\n".join(prompt.text for prompt in (*REPORT_PROMPTS, *TUNE_PROMPTS))
     assert hashlib.sha256(texts.encode()).hexdigest().startswith("171a4665f8fc6ccc")
 
