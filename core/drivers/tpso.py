@@ -1,6 +1,6 @@
 """TPSO at run time: from a prompt and a CLIP to the conditioning of N variants, by each text encoder in turn.
 
-What differs between the recommended settings and the paper's is in `recommended` and `published`.
+These are the recommended settings; the paper's procedure is in core/drivers/tpso_published.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from ..hooks.gradients import gradients
 from ..hooks.progress import Progress
 from ..hooks.text import PromptEncoder, encode_variants, prompt_encoders
 from ..methods.tpso import (
-    INITIAL_DEVIATION,
     KEEP_MARGIN,
     KEEP_WEIGHT,
     LEAST_CHANGE,
@@ -42,8 +41,6 @@ from ..require import require
 UNRELATED_COSINE = 0.3
 # Adam's rate as a share of the deviation of the token embeddings, which differs a thousandfold between encoders.
 RECOMMENDED_RATE = 2.0
-PUBLISHED_RATE = 0.01
-PUBLISHED_STEPS = 50  # SD1.5 and SD2.1
 # Standard deviation of the offsets at the start, as a share of the same. At the published 1e-4 a variant is so near to
 # the prompt that rounding in float32 would choose the direction in which it leaves.
 RECOMMENDED_START = 0.1
@@ -93,30 +90,8 @@ def recommended(
     keep_words: bool = False,
 ) -> Recipe:
     """The settings chosen by measurement; None takes their value. Raises ValueError as `Settings` and `Recipe` do."""
-    settings = Settings(kappa, tolerance, diversity, Settings.steps if steps is None else steps, spread=True)
+    settings = Settings(kappa, tolerance, diversity, Settings.steps if steps is None else steps)
     return Recipe(settings, ADDED_TOKENS if added_tokens is None else added_tokens, keep_words, learning_rate)
-
-
-def published(
-    kappa: float = Settings.kappa,
-    tolerance: float = Settings.tolerance,
-    diversity: float = Settings.diversity,
-    steps: int | None = None,
-    learning_rate: float | None = None,
-    added_tokens: int | None = None,
-    keep_words: bool = False,
-) -> Recipe:
-    """The paper's settings for SD1.5 and SD2.1; None takes their value. The paper varies the prompt's own words by
-    RMSprop, and stops a variant where it first comes within the tolerance.
-
-    Raises ValueError for what the paper does not have, and as `Settings` and `Recipe` do.
-    """
-    allowed = "-1 (auto) or 0 with mode published, which varies the prompt's own words; or choose mode recommended"
-    require(added_tokens in (None, 0), "added_tokens", added_tokens, allowed)
-    allowed = "off with mode published, which does not have it; or choose mode recommended"
-    require(not keep_words, "keep_words", "on", allowed)
-    settings = Settings(kappa, tolerance, diversity, PUBLISHED_STEPS if steps is None else steps, spread=False)
-    return Recipe(settings, 0, False, learning_rate)
 
 
 @dataclass(frozen=True)
@@ -128,6 +103,8 @@ class Outcome:
     from_disk: the variants were found on disk.
     added_tokens: how many tokens were varied in place of the prompt's own words; 0 for its words.
     words_kept: from how many changes of a word the variants were kept away; None where that was not asked for.
+    note: what else is to be known of how it was done.
+    past: the last step only led past the band, and what was reached is judged by the one before.
     """
 
     encoder: str
@@ -138,12 +115,15 @@ class Outcome:
     from_disk: bool = False
     added_tokens: int = 0
     words_kept: int | None = None
+    note: str = ""
+    past: bool = False
 
     @property
     def missed(self) -> int:
         """How many variants are outside the band."""
+        reached = self.variants.cosines[-2 if self.past else -1]
         # float32 gives a cosine to six digits.
-        return int(((self.variants.cosines[-1] - self.kappa).abs() > self.tolerance + 1e-6).sum())
+        return int(((reached - self.kappa).abs() > self.tolerance + 1e-6).sum())
 
     @property
     def report(self) -> str:
@@ -163,16 +143,21 @@ class Outcome:
             text += "; keep_words has no effect: there is no word to keep"
         elif self.words_kept:
             text += f"; kept away from {self.words_kept} prompts with another word"
-        text += "; loaded from an earlier run" if self.from_disk else f"; {len(self.variants.cosines) - 1} steps"
+        text += "; loaded from an earlier run" if self.from_disk else f"; {self._steps} steps"
         if self.missed:
             text += ". The aim was NOT reached: try more steps, another learning_rate or less diversity"
             text += ", or switch keep_words off" if self.words_kept else ""
         return text
 
     @property
+    def _steps(self) -> int:
+        return len(self.variants.cosines) - (2 if self.past else 1)
+
+    @property
     def _what(self) -> str:
         count = self.added_tokens
-        return f", {count} added {'token' if count == 1 else 'tokens'}" if count else ""
+        added = f", {count} added {'token' if count == 1 else 'tokens'}" if count else ""
+        return added + (f", {self.note}" if self.note else "")
 
 
 def check_clip(clip: Any) -> None:
@@ -273,16 +258,16 @@ def _vary(
 ) -> Outcome:
     settings = _calibrated(encoder, recipe)
     unmoved = settings.steps == 0
-    keep_words = recipe.keep_words and settings.spread and not unmoved
+    keep_words = recipe.keep_words and not unmoved
     reference = encoder.reference()
     name = _key(encoder, reference, count, seed, settings, keep_words)
     path = None if cache is None else cache / f"{name}.safetensors"
     # Offsets are divided by the number of positions before they are added.
-    deviation = RECOMMENDED_START * encoder.deviation * encoder.positions if settings.spread else INITIAL_DEVIATION
+    deviation = RECOMMENDED_START * encoder.deviation * encoder.positions
     start = initial_offsets(count, encoder.positions, encoder.width, seed, 0.0 if unmoved else deviation)
     stored = None if path is None else files.load(path, {"offsets": tuple(start.shape), "words_kept": (1,)})
     if stored is not None:
-        variants, kept = _measured(encoder, reference, stored["offsets"]), int(stored["words_kept"].item())
+        variants, kept = measured(encoder, reference, stored["offsets"]), int(stored["words_kept"].item())
     else:
         variants, kept = _optimised(encoder, reference, start, settings, on_step, keep_words)
         if path is not None:
@@ -303,7 +288,7 @@ def _calibrated(encoder: PromptEncoder, recipe: Recipe) -> Settings:
     """The settings as they are meant for this encoder."""
     settings = recipe.settings
     kappa = native_kappa(encoder, settings.kappa)
-    chosen = RECOMMENDED_RATE * encoder.deviation if settings.spread else PUBLISHED_RATE
+    chosen = RECOMMENDED_RATE * encoder.deviation
     steps = 0 if kappa == 1 else settings.steps  # with a kappa of 1 variants are the prompt itself
     return replace(settings, kappa=kappa, learning_rate=recipe.learning_rate or chosen, steps=steps)
 
@@ -331,13 +316,13 @@ def _optimised(
     return variants, 0 if keep is None else len(keep)
 
 
-def _measured(encoder: PromptEncoder, reference: Tensor, offsets: Tensor) -> Variants:
+def measured(encoder: PromptEncoder, reference: Tensor, offsets: Tensor) -> Variants:
     """Given offsets, measured as an optimisation of no steps would."""
     with gradients():
-        measured = optimise_variants(
+        found = optimise_variants(
             (offsets * encoder.positions).to(encoder.device), reference.clone(), encoder, Settings(steps=0)
         )
-    return replace(measured, offsets=offsets.to(encoder.device))
+    return replace(found, offsets=offsets.to(encoder.device))
 
 
 def _key(encoder: PromptEncoder, reference: Tensor, count: int, seed: int, settings: Settings, keep_words: bool) -> str:
