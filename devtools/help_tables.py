@@ -83,11 +83,17 @@ def list_of_nodes(schemas: Iterable[Any]) -> str:
     """A table of nodes by category, each with the first sentence of its description. Without options nodes."""
     shown = [schema for schema in schemas if not schema.node_id.endswith("Options")]
     rows = []
-    # What belongs to no method, the demo world, comes last.
-    for schema in sorted(shown, key=lambda schema: (schema.category == "diversity", schema.category)):
+    for schema in sorted(shown, key=_place):
         sentence = re.split(r"(?<=\.) (?=[A-Z])", schema.description or "")[0].removesuffix(".")
         rows.append([f"[{schema.display_name}](web/docs/{schema.node_id}.md)", sentence])
     return table(["Node", "What it does"], rows)
+
+
+def _place(schema: Any) -> tuple[int, str]:
+    """Diversify comes first, what belongs to no method (the demo world) last."""
+    if schema.node_id.startswith("DiversityDiversify"):
+        return 0, ""
+    return 2 if schema.category == "diversity" else 1, schema.category
 
 
 def outdated(nodes: Iterable[Any], folder: Path = PAGES) -> dict[Path, str]:

@@ -57,6 +57,20 @@ class Preparation:
 
 
 @dataclass(frozen=True, eq=False)
+class Beginning:
+    """A run that is about to begin: nothing is loaded for it yet.
+
+    noise: `[B, C, ...]`, on the CPU; zeros where the sampler goes on with what another one has begun.
+    """
+
+    guider: Any
+    sampler: Any
+    noise: Tensor
+    sigmas: Tensor
+    seed: int | None
+
+
+@dataclass(frozen=True, eq=False)
 class Call:
     """A call of the model: its noise level, the run's falling noise levels (T + 1 values), the images at once."""
 
@@ -83,6 +97,11 @@ class Payload:
         """Whether the entry still carries this payload when a run of this guider begins. Raises ValueError for an
         entry that cannot be sampled."""
         return True
+
+    def begun(self, entry: dict[str, Any], key: str, beginning: Beginning) -> dict[str, Any]:
+        """The entry, which carries this payload under `key`, for this run: called once before anything is loaded, so
+        that text encoders may run."""
+        return entry
 
     def prepared(self, entry: dict[str, Any], key: str, prepare: Preparation) -> dict[str, Any]:
         """The entry, which carries this payload under `key`, before the first step, once the model's own `model_conds`
@@ -162,13 +181,17 @@ def unchanged(entry: Mapping[str, Any], original: Tensor, changed: str) -> bool:
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-def _start(executor: Any, *args: Any, **named: Any) -> Any:
+def _start(
+    executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, *rest: Any, **named: Any
+) -> Any:
     """The guider's conditioning and its options are this run's own copies."""
     guider = executor.class_obj
+    seed = named["seed"] if "seed" in named else (*rest, None, None, None, None)[3]
+    beginning = Beginning(guider, sampler, noise, sigmas, seed)
     groups = [group for entries in guider.conds.values() for entry in entries if (group := entry.get("hooks"))]
     groups = [group for group in groups if _HOOK not in group.hooks]
     guider.conds = {
-        kind: [_started(entry, guider, groups) for entry in entries] for kind, entries in guider.conds.items()
+        kind: [_started(entry, beginning, groups) for entry in entries] for kind, entries in guider.conds.items()
     }
     if comfy.samplers.get_total_hook_groups_in_conds(guider.conds) <= 1:
         guider.model_patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram  # as ComfyUI, which has counted ours
@@ -177,14 +200,16 @@ def _start(executor: Any, *args: Any, **named: Any) -> Any:
     # wrappers of a call find the conditioning that is in force.
     for kind in (WrappersMP.SAMPLER_SAMPLE, WrappersMP.CALC_COND_BATCH):
         wrappers[kind] = {_KEY: wrappers[kind][_KEY], **wrappers[kind]}
-    return executor(*args, **named)
+    return executor(noise, latent_image, sampler, sigmas, *rest, **named)
 
 
-def _started(entry: dict[str, Any], guider: Any, groups: list[comfy.hooks.HookGroup]) -> dict[str, Any]:
+def _started(entry: dict[str, Any], beginning: Beginning, groups: list[comfy.hooks.HookGroup]) -> dict[str, Any]:
     entry = _without_hook(entry, groups)
     for key, payload in payloads(entry).items():
-        if not payload.started(entry, guider):
+        if not payload.started(entry, beginning.guider):
             entry = without_payload(entry, key)
+    for key, payload in payloads(entry).items():
+        entry = payload.begun(entry, key, beginning)
     return entry
 
 

@@ -24,10 +24,20 @@ class Progress:
             show(text)
 
 
-def show(text: str) -> None:
-    """Shows a few lines on the node that runs now; nothing where there is no front end."""
+def show(text: str, node: str | None = None) -> None:
+    """Shows a few lines on a node; nothing where there is no front end.
+
+    node: its id in the prompt that runs; None is the node that runs now. Lines for a node inside a subgraph are shown
+        on the subgraph's own node too, which is all that is seen from outside.
+    """
     context = get_executing_context()
     # Not imported: where no server runs, there is none to be had.
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-    if context is not None and server is not None:
-        server.send_progress_text(text, context.node_id)
+    if server is None or (node is None and context is None):
+        return
+    if node is None:
+        server.send_progress_text(text, context.node_id)  # pyright: ignore[reportOptionalMemberAccess]
+        return
+    parts = node.split(":")
+    for depth in range(len(parts), 0, -1):
+        server.send_progress_text(text, ":".join(parts[:depth]))

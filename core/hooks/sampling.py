@@ -43,11 +43,13 @@ class SamplerRun:
 NoiseChange = Callable[[SamplerRun], Tensor]
 
 
-def with_noise_change(model: ModelPatcher, key: str, change: NoiseChange) -> ModelPatcher:
+def with_noise_change(model: ModelPatcher, key: str, change: NoiseChange, any_shape: bool = False) -> ModelPatcher:
     """A clone of the model with which every sampler starts from `change(run)` in place of its own noise.
 
     Wrappers of other packs stay in place; a change under the same key replaces the earlier one. A sampler that adds no
     noise, such as the second of two KSampler (Advanced) in a row, is left alone, and the log says so.
+
+    any_shape: `change` can do with noise that has no image grid (sound, video and sound together).
     """
 
     def wrapper(
@@ -70,7 +72,8 @@ def with_noise_change(model: ModelPatcher, key: str, change: NoiseChange) -> Mod
             else:
                 image = torch.zeros_like(noise) if latent_image is None else latent_image
                 run = SamplerRun(guider, sampler, sigmas, extra_args, noise, image, denoise_mask)
-                check_shape(noise)
+                if not any_shape:
+                    check_shape(noise)
                 noise = change(run)
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *rest, **named)
 

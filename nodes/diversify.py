@@ -1,0 +1,116 @@
+"""Diversify: the methods of this pack behind one strength, for the common case."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..core.drivers.diversify import diversified_model, diversified_prompt
+
+CATEGORY = "diversity"
+STRENGTH = 0.5
+
+_Control = getattr(io, "ControlAfterGenerate", None)
+
+
+def _strength_input() -> io.Input:
+    return io.Float.Input(
+        "strength",
+        default=STRENGTH,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        tooltip=(
+            "How much the images of a batch are made to differ. 0: off. Higher: more, and some of them follow the "
+            "prompt less or come out broken. A report on the node says what was done."
+        ),
+    )
+
+
+def _model_input() -> io.Input:
+    return io.Model.Input("model", tooltip="Any diffusion model, with its LoRAs.")
+
+
+def _model_output() -> io.Output:
+    return io.Model.Output(display_name="model", tooltip="For the sampler or the guider.")
+
+
+class Diversify(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityDiversify",
+            display_name="Diversify",
+            category=CATEGORY,
+            description=(
+                "Makes the images of one prompt differ, with one strength. Goes in place of CLIP Text Encode and "
+                "between the model and any sampler; chooses what to do by the sampler's steps, CFG and batch, and "
+                "reports it."
+            ),
+            inputs=[
+                _model_input(),
+                io.Clip.Input("clip", tooltip="The model's text encoder."),
+                io.String.Input(
+                    "text", multiline=True, dynamic_prompts=True, tooltip="The prompt, as in CLIP Text Encode."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    # Older versions of ComfyUI cannot say which.
+                    control_after_generate=True if _Control is None else _Control.fixed,
+                    tooltip="Which variants of the prompt. Leave it fixed and change the sampler's seed: faster.",
+                ),
+                _strength_input(),
+            ],
+            outputs=[
+                _model_output(),
+                io.Conditioning.Output(
+                    display_name="positive",
+                    tooltip="The prompt, of which each image of the sampler's batch gets a variant of its own.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, text: str, seed: int, strength: float) -> io.NodeOutput:
+        if clip is None:
+            raise ValueError(
+                "clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP; or take the prompt from "
+                "elsewhere and use Diversify (Model Only), which does without variants of the prompt."
+            )
+        node = _node_id(cls)
+        positive = diversified_prompt(clip, text, seed, strength, node)
+        return io.NodeOutput(diversified_model(model, strength, node, prompt=True), positive)
+
+
+class DiversifyModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiversityDiversifyModel",
+            display_name="Diversify (Model Only)",
+            category=CATEGORY,
+            description=(
+                "Diversify for a prompt that comes from elsewhere: goes between the model and any sampler, and leaves "
+                "the prompt alone."
+            ),
+            inputs=[_model_input(), _strength_input()],
+            outputs=[_model_output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, strength: float) -> io.NodeOutput:
+        return io.NodeOutput(diversified_model(model, strength, _node_id(cls), prompt=False))
+
+
+def _node_id(cls: type[io.ComfyNode]) -> str | None:
+    hidden = getattr(cls, "hidden", None)
+    return None if hidden is None or hidden.unique_id is None else str(hidden.unique_id)
+
+
+NODES = [Diversify, DiversifyModel]
