@@ -41,11 +41,11 @@ def main() -> None:
     parser.add_argument("--prompts", action="store_true", help="leave the workflows, write their prompts anew")
     options = parser.parse_args()
     with Server() as server, Frontend(server.url) as frontend:
-        for name, nodes in TEMPLATES.items():
+        for name, graph in TEMPLATES.items():
             if options.name not in name:
                 continue
             if not options.prompts:
-                frontend.build(nodes)
+                frontend.build(graph.nodes, graph.groups)
                 frontend.load(frontend.saved())  # what a reader opens and saves again must not differ
                 write_workflow(name, frontend.saved())
             frontend.load(json.loads((HERE.workflows / f"{name}.json").read_text(encoding="utf-8")))

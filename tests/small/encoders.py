@@ -81,11 +81,16 @@ def small_encoder(kind: str, inference: bool = True, seed: int = 0) -> comfy.sd.
     inference: its weights are inference tensors, as ComfyUI's loader nodes make them.
     """
     model, tokenizer, sizes = _KINDS[kind]()
-    target = comfy.supported_models_base.ClipTarget(tokenizer, model)
     with torch.inference_mode(inference):
-        clip = comfy.sd.CLIP(target, model_options={**sizes, "dtype": torch.float32})
+        clip = empty_encoder(model, tokenizer, sizes)
         _randomise(clip.cond_stage_model, seed)
     return clip
+
+
+def empty_encoder(model: Any, tokenizer: Any, sizes: dict[str, dict], data: dict[str, Any] | None = None) -> Any:
+    """A CLIP whose weights are uninitialised memory; `data` is what its tokenizer reads from a model's file."""
+    target = comfy.supported_models_base.ClipTarget(tokenizer, model)
+    return comfy.sd.CLIP(target, tokenizer_data=data or {}, model_options={**sizes, "dtype": torch.float32})
 
 
 def _randomise(network: nn.Module, seed: int) -> None:

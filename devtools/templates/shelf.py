@@ -1,0 +1,88 @@
+"""Templates of released models: each shows Diversify on the model as its official workflow runs it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..frontend import Graph, Node
+from .before_after import Sampling, Source, before_after
+from .models import MODELS, Released
+
+_WIDTH = 340
+
+NOTES = "{title}"
+
+
+def shelf(model: Released) -> Graph:
+    """The workflow of one released model."""
+    sampling = Sampling(
+        model.prompt,
+        model.negative,
+        model.steps,
+        model.cfg,
+        model.sampler,
+        model.scheduler,
+        model.size,
+        model.latent,
+        guidance=model.guidance,
+        custom=model.custom,
+    )
+    return before_after(model.title, _loaders(model), sampling, note(model))
+
+
+def note(model: Released) -> str:
+    return NOTES.format(title=model.title)
+
+
+def _loaders(model: Released) -> Source:
+    if model.checkpoint is not None:
+        name, files = model.checkpoint.name, (model.checkpoint.metadata,)
+        node = Node("CheckpointLoaderSimple", (0, 0), (_WIDTH, 98), values={"ckpt_name": name}, models=files)
+        return Source({"load": node}, 150, ("load", 0), ("load", 1), ("load", 2))
+    assert model.unet is not None
+    assert model.vae is not None
+    nodes = {
+        "unet": Node(
+            "UNETLoader",
+            size=(_WIDTH, 82),
+            values={"unet_name": model.unet.name, "weight_dtype": "default"},
+            models=(model.unet.metadata,),
+        ),
+        "clip": _text_encoders(model),
+        "vae": Node("VAELoader", size=(_WIDTH, 58), values={"vae_name": model.vae.name}, models=(model.vae.metadata,)),
+    }
+    source, clip = ("unet", 0), ("clip", 0)
+    if model.t5_padding:
+        nodes["padding"] = Node(
+            "T5TokenizerOptions", size=(_WIDTH, 82), values={"min_padding": 0, "min_length": 0}, inputs={"clip": clip}
+        )
+        clip = ("padding", 0)
+    if model.shift is not None:
+        nodes["shift"] = Node(
+            "ModelSamplingAuraFlow", size=(_WIDTH, 58), values={"shift": model.shift}, inputs={"model": source}
+        )
+        source = ("shift", 0)
+    return _stacked(nodes, source, clip)
+
+
+def _text_encoders(model: Released) -> Node:
+    names = [file.name for file in model.encoders]
+    files = tuple(file.metadata for file in model.encoders)
+    values = {"type": model.clip_type, "device": "default"}
+    if len(names) == 1:
+        return Node("CLIPLoader", size=(_WIDTH, 106), values={"clip_name": names[0], **values}, models=files)
+    both = {"clip_name1": names[0], "clip_name2": names[1]}
+    return Node("DualCLIPLoader", size=(_WIDTH, 130), values={**both, **values}, models=files)
+
+
+def _stacked(nodes: dict[str, Node], model: tuple[str, int], clip: tuple[str, int]) -> Source:
+    """One below the other."""
+    top, placed = 0, {}
+    for name, node in nodes.items():
+        assert node.size is not None
+        placed[name] = replace(node, pos=(0, top))
+        top += node.size[1] + 50
+    return Source(placed, top, model, clip, ("vae", 0))
+
+
+SHELF_TEMPLATES: dict[str, Graph] = {model.template: shelf(model) for model in MODELS}
