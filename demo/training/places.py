@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .comfy_boot import DEVICE  # isort: skip
 
 from ..loader import MMDIT_FILE, UNET_FILE, WEIGHTS
+from ..packing import unpack
 from ..world.attributes import VALUES, Scene, sample_scene, sample_uniform_scene
 from ..world.captions import OPTIONAL, caption
 from . import mmdit, unet
@@ -68,7 +69,7 @@ def train_mmdit_places(folder: Path) -> nn.Module:
 
 
 def _continued(model: nn.Module, file: str) -> nn.Module:
-    model.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS / file).items()})
+    model.load_state_dict({name: value.float() for name, value in unpack(load_file(WEIGHTS / file)).items()})
     return model.requires_grad_(True)
 
 
