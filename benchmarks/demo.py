@@ -35,7 +35,7 @@ from .measure import Group, measure
 
 load_pack()
 
-from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS  # noqa: E402
+from comfyui_diversity.demo.world.prompts import DEMO_PROMPTS  # noqa: E402
 
 if TYPE_CHECKING:
     from comfyui_diversity.demo.scorer import Scorer
@@ -109,7 +109,7 @@ def make_plan(arguments: Sequence[str] | None = None) -> Plan:
     if not chosen:
         names = ", ".join(f"{row.model}/{row.name}" for row in RUNS)
         raise ValueError(f"--only is {options.only!r}; it must be part of one of {names}.")
-    prompts = [(prompt, FIRST_SEED + k) for k, prompt in enumerate(REPORT_PROMPTS)]
+    prompts = [(prompt, FIRST_SEED + k) for k, prompt in enumerate(DEMO_PROMPTS)]
     if options.quick:
         prompts = prompts[::QUICK_EVERY]
     # Part of the rows, or of the prompts, must not pass for the whole.

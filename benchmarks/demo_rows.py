@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Run:
-    """One row: a template, run on every report prompt at this guidance scale and number of steps.
+    """One row: a template, run on every prompt of the demo at this guidance scale and number of steps.
 
     `settings` are values of single nodes, `{"NodeType.input": value}`; `variant` tells apart rows that differ in
     nothing but these. `text` says in the same way where the prompt goes, for templates whose sampler does not get it

@@ -28,7 +28,7 @@ from comfyui_diversity.core.methods.ovi import MAHALANOBIS_WEIGHT, NEAREST_WEIGH
 from comfyui_diversity.demo import loader
 from comfyui_diversity.demo.world.attributes import Scene, sample_scene, sample_uniform_scene
 from comfyui_diversity.demo.world.draw import draw
-from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS, Prompt
+from comfyui_diversity.demo.world.prompts import EIGHT_PROMPTS, TEN_PROMPTS, Prompt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of the results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    prompts = REPORT_PROMPTS if options.report else TUNE_PROMPTS
+    prompts = TEN_PROMPTS if options.report else EIGHT_PROMPTS
     clip, tower = loader.load_clip(), VisionTower(loader.load_clip_vision())
     bank, others = make_bank(tower), Others(tower)
     texts = torch.cat([text_target(clip, prompt.text, tower.width).vectors for prompt in prompts])

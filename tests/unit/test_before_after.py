@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from comfyui_diversity.demo.world.attributes import OBJECTS
+from comfyui_diversity.demo.world.prompts import DEMO_PROMPTS
 from PIL import Image
 
 from benchmarks import before_after as tool
@@ -36,7 +38,8 @@ def test_both_rows_side_by_side(output: Path) -> None:
 
 
 def test_every_object_is_shown() -> None:
-    assert len(tool.PROMPTS) >= 5
+    shown = [prompt.object for prompt in DEMO_PROMPTS if prompt.text in tool.PROMPTS]
+    assert sorted(shown) == sorted(OBJECTS)
 
 
 def test_unknown_rows_are_named() -> None:

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS
+from comfyui_diversity.demo.world.prompts import DEMO_PROMPTS
 from rich.console import Console
 
 from benchmarks.demo import IMAGES, OUTPUT, make_plan, overview, run
@@ -20,8 +20,8 @@ from devtools.places import HERE
 def test_whole_plan() -> None:
     plan = make_plan([])
     assert list(plan.runs) == list(RUNS)
-    assert [prompt for prompt, _ in plan.prompts] == list(REPORT_PROMPTS)
-    assert len({seed for _, seed in plan.prompts}) == len(REPORT_PROMPTS)
+    assert [prompt for prompt, _ in plan.prompts] == list(DEMO_PROMPTS)
+    assert len({seed for _, seed in plan.prompts}) == len(DEMO_PROMPTS)
     rows = [plan.prompts_of(row) for row in RUNS]
     assert plan.images == sum(len(row) for row in rows) * IMAGES
     assert all(list(prompts) == list(plan.prompts) for row, prompts in zip(RUNS, rows, strict=True) if row.every == 1)
@@ -62,7 +62,7 @@ def test_part_of_it_goes_elsewhere() -> None:
     assert [row.name for row in plan.runs] == ["baseline_cfg3"]
     assert plan.output == OUTPUT / "partial"
     quick = make_plan(["--quick"])
-    assert 0 < len(quick.prompts) < len(REPORT_PROMPTS)
+    assert 0 < len(quick.prompts) < len(DEMO_PROMPTS)
     # A prompt has the seed it has in the whole plan.
     assert all(entry in make_plan([]).prompts for entry in quick.prompts)
     assert quick.output == OUTPUT / "partial"
