@@ -26,16 +26,17 @@ def tpso(mode: str = "recommended", ratio: float = 0.2, negative: bool = False, 
     @torch.inference_mode()
     def change(job: Job) -> None:
         from comfyui_diversity.core.drivers import tpso as driver
-        from comfyui_diversity.core.drivers.schedule import scheduled
+        from comfyui_diversity.core.drivers.schedule import can_blend, scheduled
         from comfyui_diversity.core.methods.schedule import Window
 
         recipe = {"recommended": driver.recommended, "published": driver.published}[mode](**settings)
 
         def varied(text: str, plain: list, seed: int) -> list:
             variants, _ = driver.vary_prompt(job.world.clip, text, job.images, seed, recipe)
-            # As in the node: the prompt with the tokens that were added is what the variants fade towards.
-            between = driver.unvaried(job.world.clip, text, "auto", recipe.added_tokens)
-            return scheduled(variants, plain, Window(ratio), between=between if recipe.added_tokens else None)
+            added, between = recipe.added_tokens, None
+            if added and not can_blend(variants, plain):  # as in the node
+                between = driver.unvaried(job.world.clip, text, "auto", added)
+            return scheduled(variants, plain, Window(ratio), between=between)
 
         job.positive = varied(job.text, job.positive, job.seed)
         if negative:
