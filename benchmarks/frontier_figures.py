@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def best_at(points: Sequence[tuple[float, float]], quality: float) -> float:
     `quality`; minus infinity where there is none."""
     ordered = sorted(points, key=lambda one: one[1])
     found = [vendi for good, vendi in ordered if good >= quality]
-    for (a, x), (b, y) in zip(ordered, ordered[1:], strict=False):
+    for (a, x), (b, y) in pairwise(ordered):
         if (a - quality) * (b - quality) < 0:
             found.append(x + (y - x) * (quality - a) / (b - a))
     return max(found, default=-np.inf)

@@ -33,9 +33,7 @@ def dpp(strength: float, pool: int = 1) -> Change:
 
     def move(noisy: Tensor, clean: Tensor, share: float) -> Tensor:
         pooled = F.avg_pool2d(clean, pool)
-        force = F.interpolate(
-            gradient(pooled.flatten(1)).view_as(pooled), scale_factor=float(pool), mode="nearest"
-        )
+        force = F.interpolate(gradient(pooled.flatten(1)).view_as(pooled), scale_factor=float(pool), mode="nearest")
         lengths = [x.flatten(1).norm(dim=1)[:, None, None, None] for x in (noisy - clean, force)]
         return strength * share * force * lengths[0] / lengths[1].clamp(min=1e-12)
 
