@@ -51,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(row)
 
 
-def drawn(prompt: Prompt, rng: np.random.Generator) -> Group:
+def drawn(prompt: Prompt, rng: np.random.Generator, images: int = IMAGES) -> Group:
     """Images of the prompt: what it states as it states it, the rest as the world draws it (attributes are
     independent given the object)."""
-    scenes = [replace(sample_scene(rng, prompt.object), **prompt.stated) for _ in range(IMAGES)]
+    scenes = [replace(sample_scene(rng, prompt.object), **prompt.stated) for _ in range(images)]
     return Group(prompt, np.stack([draw(scene, rng) for scene in scenes]))
 
 

@@ -25,7 +25,7 @@ def add_row(path: Path, command: str, row: Mapping[str, Any]) -> None:
     """Adds a row to the file, in place of an earlier one of the same name."""
     found = read(path) if path.exists() else {"rows": []}
     rows = {one["row"]: one for one in found["rows"]}
-    rows[row["row"]] = {**row, "commit": _commit()}
+    rows[row["row"]] = {**row, "commit": commit()}
     write(path, command, list(rows.values()))
 
 
@@ -39,7 +39,8 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that is checked out, in ten digits; `-dirty` if files differ from it."""
     git = ["git", "-C", str(HERE.root), "describe", "--always", "--dirty", "--abbrev=10"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

@@ -51,6 +51,7 @@ class World:
     def __init__(self, model: str, steps: int = 0) -> None:
         if model not in RECIPES:
             raise ValueError(f"model is {model!r}; it must be one of {', '.join(RECIPES)}.")
+        self.name = model
         self.recipe = RECIPES[model] if steps == 0 else replace(RECIPES[model], steps=steps)
         with torch.inference_mode():
             if model == "unet":
