@@ -1,8 +1,8 @@
 """Whether an image is sound: the scene that the classifier reads is fitted to it, drawn again, and compared.
 
-The classifier reads "heart" off half a heart. So its scene is drawn in the position, size, tilt and shades that suit the
-image best, and the `residual` is how much of the object, measured by its area, the image shows otherwise: where there
-is a clearly other colour than anywhere near in the drawing, or none of a colour that the drawing has there. Soft or
+The classifier reads "heart" off half a heart. So its scene is drawn in the position, size, tilt and shades that suit
+the image best, and the `residual` is the area in which the two clearly differ, as a share of the object's: where the
+image has a colour that the drawing has nowhere near, or lacks one that the drawing has. Soft or
 wobbling edges, other shades of a colour and a little asymmetry do not count; missing, additional, smeared and
 mis-coloured parts do.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .world.attributes import OBJECTS, SIZES
+from .world.attributes import OBJECTS
 from .world.draw import CENTRES, FILLS, GRADIENT, GROUNDS, RADII, SIZE, Paint, regions
 
 CALIBRATION = Path(__file__).parent / "fidelity.json"
@@ -28,6 +28,7 @@ _SIDE = 64  # images are compared at half their size
 _EXTENT = 1.35  # of a template, in radii from the object's middle
 _TEMPLATE, _FINE = 100, 8  # samples a side, and finer ones averaged for each
 _STEPS = 6
+_AT_ONCE = 20  # images
 _ROBUST = 0.12  # differences (0..1) beyond which a pixel loses its say in the fit
 _REACH = (6.0, 6.0, 0.26, 0.3)  # pixels, pixels, log of the size, radians: how far a fit may go from what was read
 _NUDGE = (0.25, 0.25, 0.02, 0.03)  # for finite differences
@@ -282,3 +283,34 @@ def _painted(paint: Paint, fill: Tensor) -> Tensor:
 def _light() -> Tensor:
     """`[64, 1]`, the background's light from top to bottom."""
     return torch.linspace(*GRADIENT, _SIDE)[:, None]
+
+
+class Judge:
+    """Tells broken images from sound ones, as `fidelity.json` has it (`python -m benchmarks.calibrate_fidelity`)."""
+
+    def __init__(self, threshold: float, tolerance: Tolerance | None = None) -> None:
+        self.threshold = threshold
+        self.tolerance = tolerance or Tolerance()
+
+    @classmethod
+    def load(cls, path: Path = CALIBRATION) -> Judge:
+        """Raises ValueError for a file that is damaged."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return cls(float(found["threshold"]), Tolerance(**found["tolerance"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}); restore it or run `python -m benchmarks.calibrate_fidelity`."
+            ) from error
+
+    def residuals(self, images: np.ndarray, read: Sequence[Mapping[str, str]]) -> Tensor:
+        """`[N]` of images `uint8 [N, 128, 128, 3]` of which the classifier has read these attributes."""
+        pixels = to_pixels(images)
+        if len(read) != len(images):
+            raise ValueError(f"read has {len(read)} entries; it must have one for each of the {len(images)} images.")
+        parts = [slice(k, k + _AT_ONCE) for k in range(0, len(images), _AT_ONCE)]
+        return torch.cat([residuals(pixels[p], fit(pixels[p], read[p]), self.tolerance) for p in parts])
+
+    def broken(self, found: Tensor) -> Tensor:
+        """Which residuals `[N]` are of broken images, bool `[N]`."""
+        return found > self.threshold

@@ -158,8 +158,10 @@ class _RegionPen(_Pen):
 
 
 def regions(obj: str, side: int, extent: float) -> tuple[list[Paint], np.ndarray]:
-    """The paints of an object, and where each of them is seen, bool `[R, side, side]`, on a square that reaches `extent`
-    of the object's radii from its middle. No jitter, no tilt, hard edges."""
+    """The paints of an object, and where each of them is seen, bool `[R, side, side]`.
+
+    extent: how far the square reaches from the object's middle, in its radii. No jitter, no tilt, hard edges.
+    """
     canvas = Image.new("L", (side, side))
     pen = _RegionPen(ImageDraw.Draw(canvas), (side / 2, side / 2), side / 2 / extent, 0.0, (0, 0, 0))
     _OBJECTS[obj](pen)
