@@ -411,6 +411,8 @@ def _published(
     rule = rule_of(preset, similarity, chosen["tolerance"], diversity, steps, rate)
     window = None if chosen["schedule"] == OFF else ReleasedWindow(ratio)
     with_bank, no_bank = _from_bank(clip, negative_text, chosen)
+    allowed = f"1 to {preset.bank_rows}, the number of negatives in the bank; or switch negative_bank off"
+    require(not with_bank or 1 <= variants <= preset.bank_rows, "variants", variants, allowed)
 
     def in_force(varied: list, plain: list) -> list:
         if variant := chosen["variant"]:

@@ -101,8 +101,8 @@ _NOT_FLOW = {"sd15": "SD1.5", "sd21": "SD2", "sdxl": "SDXL"}
 
 # What to say of a prompt vector that is not the release's.
 _VECTORS = {
-    "unprojected pooled": "no text projection is loaded, which the release has from CLIP's own files; similarity is that "
-    "of the unprojected vector.",
+    "unprojected pooled": "no text projection is loaded, which the release has from CLIP's own files; similarity is "
+    "that of the unprojected vector.",
     SURROGATE: "not a CLIP, so that the paper has no rule for it; similarity is that of the mean of its output.",
 }
 
@@ -253,7 +253,8 @@ def draw_negative(
     _load(clip, encoders, preset.bank_rows)
     own_rule, outcomes = bank_rule(preset, rule), []
     for encoder, bank in zip(encoders, _banks(encoders, preset, own_rule, folder, on_step), strict=True):
-        found = measured(encoder, encoder.reference(), bank.offsets[rows])
+        offsets = bank.offsets[rows].to(encoder.device)
+        found = measured(encoder, encoder.vectors(torch.zeros_like(offsets[:1]))[0], offsets)
         if bank.course is not None:
             found = replace(found, cosines=bank.course[:, rows])
         inside = int(own_rule.in_band(bank.cosines).sum())
