@@ -21,9 +21,10 @@ from small.encoders import small_encoder
 from small.vision import SIZES, small_vision
 from torch import Tensor
 
-TEXT, SEED, VARIANTS, TOKENS = "a red fish", 5, 2, 6
+TEXT, SEED, TOKENS = "a red fish", 5, 6
+TOWER = {"image_size": 24, "num_hidden_layers": 2}  # 3 x 3 patches, so that a thousand steps take seconds
 RATE, DECAY = 0.02, 0.01
-LIMIT = 60  # steps where not all are wanted
+SHORT = 60  # steps where not all are wanted
 
 
 # --- the reference ----------------------------------------------------------------------------------------------------
@@ -49,7 +50,7 @@ class Tower:
     """Pseudo-tokens [P, D] to an embedding [E] in double precision."""
 
     def __init__(self) -> None:
-        self.model = copy.deepcopy(small_vision(inference=False).model).double().requires_grad_(False)
+        self.model = copy.deepcopy(small_vision(inference=False, **TOWER).model).double().requires_grad_(False)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         vision, (count, _) = self.model.vision_model, tokens.shape
@@ -84,12 +85,14 @@ def nearest(bank: ImageBank) -> Callable[[Tensor], Tensor]:
     return lambda e: 1 - cosine(e[None], bank.members.double()).max()
 
 
-def procedure(steps: int, constraint: Callable[[Tensor], Tensor] | None, weight: float) -> tuple[Tensor, Tensor]:
+def procedure(
+    steps: int, variants: int, constraint: Callable[[Tensor], Tensor] | None, weight: float, rate: float
+) -> tuple[Tensor, Tensor]:
     """Cosines [steps + 1, N] before the first step and after each, and the last embeddings [N, E]: AdamW written out,
     a fixed number of steps, one variant after the other."""
     tower, target = Tower(), text_vector()
     cosines, found = [], []
-    for start in initial_tokens(VARIANTS, TOKENS, SIZES["hidden_size"], SEED).double():
+    for start in initial_tokens(variants, TOKENS, SIZES["hidden_size"], SEED).double():
         tokens, first, second, own = start, torch.zeros_like(start), torch.zeros_like(start), []
         for k in range(1, steps + 1):
             leaf = tokens.clone().requires_grad_()
@@ -102,7 +105,7 @@ def procedure(steps: int, constraint: Callable[[Tensor], Tensor] | None, weight:
             first = 0.9 * first + 0.1 * gradient
             second = 0.999 * second + 0.001 * gradient**2
             step = (first / (1 - 0.9**k)) / ((second / (1 - 0.999**k)).sqrt() + 1e-8)
-            tokens = tokens * (1 - RATE * DECAY) - RATE * step
+            tokens = tokens * (1 - rate * DECAY) - rate * step
         last = tower(tokens)
         cosines.append(torch.stack([*own, cosine(last, target)]))
         found.append(last)
@@ -122,26 +125,38 @@ def as_nodes_run() -> Iterator[None]:
 def bank() -> ImageBank:
     with torch.inference_mode():
         images = torch.rand(30, 40, 40, 3, generator=torch.Generator().manual_seed(0))
-        return MakeImageBank.execute([images], [small_vision()], ["center"], None).args[0]
+        return MakeImageBank.execute([images], [small_vision(**TOWER)], ["center"], None).args[0]
 
 
-def ours(monkeypatch: pytest.MonkeyPatch, constraint: str = "off", bank: Any = None, **changed: Any) -> tuple:
+def ours(
+    monkeypatch: pytest.MonkeyPatch, variants: int, constraint: str = "off", bank: Any = None, **changed: Any
+) -> tuple:
     """Cosines and embeddings as above, and the report, of the node with one widget turned to published."""
     kept: list[Any] = []
     real = node.invert_text
     monkeypatch.setattr(node, "invert_text", lambda *args, **named: kept.append(real(*args, **named)) or kept[-1])
     options = TextToVisionOptions.execute(**changed).args[0] if changed else None
     outputs, _, _, report = TextToVision.execute(
-        small_encoder("sd1"), small_vision(), TEXT, VARIANTS, constraint, SEED, "published", bank, options=options
+        small_encoder("sd1"),
+        small_vision(**TOWER),
+        TEXT,
+        variants,
+        constraint,
+        SEED,
+        "published",
+        bank,
+        options=options,
     ).args
     return kept[0].inversion.cosines, torch.cat([output.image_embeds for output in outputs]), report
 
 
-def reference(steps: int, constraint: Callable[[Tensor], Tensor] | None = None, weight: float = 0.0) -> tuple:
+def reference(
+    steps: int, variants: int, constraint: Any = None, weight: float = 0.0, rate: float = RATE
+) -> tuple[Tensor, Tensor]:
     # ComfyUI's layers add in place to what autograd has saved.
     hooks = torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda saved: saved)
     with torch.inference_mode(False), torch.enable_grad(), hooks:
-        return procedure(steps, constraint, weight)
+        return procedure(steps, variants, constraint, weight, rate)
 
 
 def agree(found: tuple, expected: tuple, tolerance: float) -> None:
@@ -153,14 +168,23 @@ def agree(found: tuple, expected: tuple, tolerance: float) -> None:
 # --- agreement --------------------------------------------------------------------------------------------------------
 
 
-def test_a_thousand_steps_and_the_last_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, expected = ours(monkeypatch), reference(1000)
-    assert found[0].shape == (1001, VARIANTS)
-    agree((found[0][:200], found[1]), (expected[0][:200], found[1].double()), 1e-4)
-    agree(found, expected, 2e-2)  # a thousand steps make more of rounding
-    assert found[2].count("after 1000 steps (last step)") == VARIANTS
+def test_a_thousand_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding grows on the way: cosines agree to 1e-4 at first, and to 1e-2 at the end."""
+    found, (cosines, embeddings) = ours(monkeypatch, 1), reference(1000, 1)
+    assert found[0].shape == (1001, 1)
+    assert (found[0][:SHORT].double() - cosines[:SHORT]).abs().max() < 1e-4
+    agree(found, (cosines, embeddings), 1e-2)
+    assert "after 1000 steps (last step)" in found[2]
     assert "As published." in found[2]
     assert "Not as published" not in found[2]
+
+
+def test_the_last_result_is_kept_and_not_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a rate at which the last is not the best."""
+    found, expected = ours(monkeypatch, 2, steps=20, learning_rate=0.5), reference(20, 2, rate=0.5)
+    assert (expected[0].amax(0) - expected[0][-1]).max() > 0.01
+    agree(found, expected, 1e-3)
+    assert "Not as published: 20 steps (it has 1000), a learning rate of 0.5 (it has 0.02)." in found[2]
 
 
 @pytest.mark.parametrize(
@@ -170,11 +194,10 @@ def test_the_constraints_at_the_papers_weights(
     name: str, make: Any, weight: float, bank: ImageBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with torch.inference_mode(False):
-        own = ImageBank(bank.members.clone(), bank.origin.clone())
-        constraint = make(own)
-    found = ours(monkeypatch, name, bank, steps=LIMIT)
-    agree(found, reference(LIMIT, constraint, weight), 1e-4)
+        constraint = make(ImageBank(bank.members.clone(), bank.origin.clone()))
+    found = ours(monkeypatch, 2, name, bank, steps=SHORT)
+    agree(found, reference(SHORT, 2, constraint, weight), 1e-4)
     with pytest.raises(AssertionError):
-        agree(found, reference(LIMIT), 1e-4)  # the constraint counts
+        agree(found, reference(SHORT, 2), 1e-4)  # the constraint counts
     assert "form of the paper's constraint is not public" in found[2]
-    assert f"Not as published: {LIMIT} steps (it has 1000)." in found[2]
+    assert f"Not as published: {SHORT} steps (it has 1000)." in found[2]
