@@ -279,6 +279,11 @@ def _learn_in_run(
     if not learning.settings.active:
         return executor(*arguments, **named)
     check_falling(sigmas, "Minority Prompt learns while an image is made")
+    if learning.late and training_steps(guider.inner_model.model_sampling) is None:
+        raise ValueError(
+            "late_alphas is on, but this model has no discrete timesteps (SD1.5, SD2 and SDXL have; flow-matching "
+            "models have not). Switch it off."
+        )
     kinds = tuple(dict.fromkeys(kind for kind, _ in marks))
     run = _Run(learning, kinds, sigmas, latent_image, denoise_mask, guider.inner_model)
     # The guider's options are this run's own copy, in which nothing outlives the run.
@@ -517,7 +522,7 @@ class _StepEstimates:
         self._sigma = torch.tensor(sigma, dtype=timestep.dtype, device=timestep.device)
         # The released code looks its alphas up one level below the timestep, but where it noises again to a fixed one;
         # after the last step it noises again to t = T, and takes the noisiest alpha for it.
-        late, last = run.learning.late and run.discrete, run.sigmas[step + 1] == 0
+        late, last = run.learning.late, run.sigmas[step + 1] == 0
         self._before = level_before(sampling, float(timestep[0])) if late else None
         self._second_before = level_before(sampling, sigma) if late and renoise is None and not last else None
 

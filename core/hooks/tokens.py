@@ -66,7 +66,8 @@ class LearnableToken:
         if position not in POSITIONS:
             raise ValueError(f"position is {position!r}; it must be one of {', '.join(POSITIONS)}.")
         require(begin in STARTS, "start", begin, f"one of {', '.join(STARTS)}")
-        require(scale >= 0, "start_scale", scale, "0 or more")
+        scaled = begin in ("gaussian", "white")
+        require(scale >= 0 and (scaled or scale == 1), "start_scale", scale, "0 or more; 1 but for gaussian and white")
         require(begin != "word" or bool(word.strip()), "initial_word", word, 'a word with start "word"')
         self._begin, self._scale = begin, scale
         self._clip = clip.clone()

@@ -131,6 +131,7 @@ def objective_of(name: str, balance: float = 1.0, published: bool = False) -> Ob
     """
     require(name in OBJECTIVES, "objective", name, f"one of {', '.join(OBJECTIVES)}")
     require(math.isfinite(balance) and balance >= 0, "sg_lambda", balance, "0 or more")
+    require(name != "diversity" or balance == 1, "sg_lambda", balance, "1 with objective diversity, which has one term")
     if name == "diversity":
         return total_diversity if published else diversity
     return partial(minority if name == "minority" else both, balance=balance)

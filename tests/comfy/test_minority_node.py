@@ -188,6 +188,8 @@ def test_published_is_the_releases(graph: Graph) -> None:
         ({"start": "word", "initial_word": " "}, "initial_word is ' '; it must be a word with start"),
         ({"anneal": "on", "renoise": 0.5}, r"renoise is 0\.5; it must be -1 \(auto\) with anneal on"),
         ({"sg_lambda": -1.0}, "sg_lambda is -1"),
+        ({"sg_lambda": 0.5, "objective": "diversity"}, r"sg_lambda is 0\.5; it must be 1 with objective diversity"),
+        ({"start_scale": 2.0}, r"start_scale is 2\.0; it must be 0 or more; 1 but for gaussian and white"),
     ],
 )
 def test_what_contradicts_a_mode_is_refused(graph: Graph, changed: dict[str, Any], words: str) -> None:

@@ -327,6 +327,18 @@ def test_diversity_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.report.endswith("As published, but for iterations 4 (it has 10).")
 
 
+def test_late_alphas_need_discrete_timesteps() -> None:
+    model, clip = small_model("auraflow"), small_encoder("t5")
+    with torch.inference_mode():
+        given = MinorityPromptOptions.execute(late_alphas=True).args[0]
+        main = (TEXT, "base model", 1.0, "cool", "minority", "published")
+        patched, positive = MinorityPrompt.execute(model, clip, *main, options=given).args
+        noise = start_noise(1)
+        rest = (noise, 2, 1.0, "euler", "simple", positive, positive, torch.zeros_like(noise))
+        with pytest.raises(ValueError, match="late_alphas is on, but this model has no discrete timesteps"):
+            comfy.sample.sample(patched, *rest, disable_pbar=True, seed=SEED)
+
+
 # --- where the token starts -------------------------------------------------------------------------------------------
 
 
