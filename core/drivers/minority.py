@@ -24,7 +24,15 @@ from ..hooks.chunks import Chunks, check_chunk_size
 from ..hooks.conditioning import in_force
 from ..hooks.denoise import check_falling
 from ..hooks.gradients import gradients
-from ..hooks.noise_levels import percent_of, sigma_at
+from ..hooks.noise_levels import (
+    level_before,
+    percent_of,
+    read_one_level_late,
+    sigma_at,
+    sigma_at_timestep,
+    timestep_share,
+    training_steps,
+)
 from ..hooks.progress import show
 from ..hooks.sampling import is_probe
 from ..hooks.text_estimates import Conds, Passes, TextEstimates
@@ -68,7 +76,7 @@ _NO_GRADIENT = (
 class Learning:
     """What is learned, at which steps, and what becomes of it.
 
-    clip, text, word, position, encoders: see `LearnableToken`.
+    clip, text, word, position, encoders, start, start_scale: see `LearnableToken`.
     settings: the learning rate is in standard deviations of each encoder's token embeddings; with `absolute` it is in
         the embeddings' own unit (as published).
     similarity: lower bound of the cosine of the prompt with the token to the prompt with the word that it starts from,
@@ -78,6 +86,11 @@ class Learning:
     chunk_size: images that go through the models at once; -1 is all, and fewer when memory runs out.
     checkpointing: gradient checkpointing of every layer; begins by itself when memory runs out for a single image.
     save: file of the learned token, for several images one each with its number; None for none.
+    published: noise levels are shares of the model's training steps (t > 0.9 T, s = 0.75 T), and the token is one in
+        every encoder.
+    late: clean estimates are read with the alphas of the level one training step below the one that the network is
+        told, as in the released code; not where the level that is noised again to is fixed. See `read_one_level_late`.
+    notes: what in published settings is not as published, for the report.
 
     Raises ValueError for a value that is not allowed.
     """
@@ -97,6 +110,11 @@ class Learning:
     checkpointing: bool = False
     absolute: bool = False
     save: Path | None = None
+    published: bool = False
+    late: bool = False
+    start: str = "auto"
+    start_scale: float = 1.0
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         noise_share(self.renoise, 0.0)
@@ -111,7 +129,16 @@ class Learning:
                 "This CLIP has scheduled hooks (Set CLIP Hooks with schedule_clip on); a token would have to be "
                 "learned for every keyframe. Switch schedule_clip off."
             )
-        return LearnableToken(self.clip, self.text, self.word, self.position, self.encoders)
+        token = LearnableToken(
+            self.clip, self.text, self.word, self.position, self.encoders, self.start, self.start_scale
+        )
+        for name, count in token.counts.items():
+            if self.published and count != 1:
+                raise ValueError(
+                    f"initial_word is {self.word!r}, which is {count} tokens in {name}; with mode published it must be "
+                    "a word of one token."
+                )
+        return token
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,6 +279,11 @@ def _learn_in_run(
     if not learning.settings.active:
         return executor(*arguments, **named)
     check_falling(sigmas, "Minority Prompt learns while an image is made")
+    if learning.late and training_steps(guider.inner_model.model_sampling) is None:
+        raise ValueError(
+            "late_alphas is on, but this model has no discrete timesteps (SD1.5, SD2 and SDXL have; flow-matching "
+            "models have not). Switch it off."
+        )
     kinds = tuple(dict.fromkeys(kind for kind, _ in marks))
     run = _Run(learning, kinds, sigmas, latent_image, denoise_mask, guider.inner_model)
     # The guider's options are this run's own copy, in which nothing outlives the run.
@@ -283,7 +315,11 @@ class _Run:
         self.latent_image, self.denoise_mask = latent_image, denoise_mask
         self.sigmas = [float(sigma) for sigma in sigmas]
         self.percents = [percent_of(model.model_sampling, sigma) for sigma in self.sigmas]
-        self.waiting = set(learning.steps.chosen(self.percents[:-1]))
+        shares = self.percents
+        if learning.published:
+            shares = [timestep_share(model.model_sampling, sigma) for sigma in self.sigmas]
+        self.waiting = set(learning.steps.chosen(shares[:-1]))
+        self.discrete = training_steps(model.model_sampling) is not None
         self.done: list[int] = []
         self.postponed = False
         self.checkpointing = learning.checkpointing
@@ -359,6 +395,7 @@ class _Run:
                 self.learning.settings,
                 self._margin,
                 lambda: self._after_iteration(step, estimates.iteration),
+                step,
             )
             return found, estimates
 
@@ -428,8 +465,20 @@ class _Run:
         return (
             f"Minority Prompt: learned at {len(self.done)} of {len(self.sigmas) - 1} steps with {self.passes.forward} "
             f"more forward and {self.passes.backward} backward passes of the model. Objective {first:.4g} to "
-            f"{last:.4g} within a step; tokens moved by {moved.min():.2f} to {moved.max():.2f}{unit}."
+            f"{last:.4g} within a step; tokens moved by {moved.min():.2g} to {moved.max():.2g}{unit}."
+            f"{self._published_report()}"
         )
+
+    def _published_report(self) -> str:
+        """What of a published run is not as published; empty in other modes."""
+        if not self.learning.published:
+            return ""
+        notes = list(self.learning.notes)
+        if not self.token.only_clip:
+            notes.append("text encoders other than CLIP, which the release does not know")
+        if not self.discrete:
+            notes.append("a model without discrete timesteps, whose shares of the noise schedule stand for t / T")
+        return f" As published{', but for ' if notes else ''}{'; '.join(notes)}."
 
     def _save(self, path: Path) -> None:
         keys = check_embedding_names(self.learning.clip, self.token.encoders)
@@ -465,8 +514,17 @@ class _StepEstimates:
         )
         self.iteration = 0
         after = run.percents[min(step + 1, len(run.percents) - 1)]
-        sigma = sigma_at(guider.inner_model.model_sampling, noise_share(run.learning.renoise, after))
+        sampling, renoise = guider.inner_model.model_sampling, run.learning.renoise
+        if run.learning.published and renoise is not None:
+            sigma = sigma_at_timestep(sampling, renoise)
+        else:
+            sigma = sigma_at(sampling, noise_share(renoise, after))
         self._sigma = torch.tensor(sigma, dtype=timestep.dtype, device=timestep.device)
+        # The released code looks its alphas up one level below the timestep, but where it noises again to a fixed one;
+        # after the last step it noises again to t = T, and takes the noisiest alpha for it.
+        late, last = run.learning.late, run.sigmas[step + 1] == 0
+        self._before = level_before(sampling, float(timestep[0])) if late else None
+        self._second_before = level_before(sampling, sigma) if late and renoise is None and not last else None
 
     def clean(self, offsets: Offsets) -> tuple[Tensor, Callable[[Tensor], Offsets]]:
         """Clean estimates under the prompt with the token."""
@@ -475,7 +533,10 @@ class _StepEstimates:
 
         def estimate(rows: slice, own: Offsets) -> Tensor:
             text = self._run.token.encode(self._run.embeddings(own, rows))
-            return self._estimates.estimate(rows, x[rows], timestep[rows], text)
+            clean = self._estimates.estimate(rows, x[rows], timestep[rows], text)
+            if self._before is None:
+                return clean
+            return read_one_level_late(clean, x[rows], float(timestep[0]), self._before)
 
         return self._estimates.differentiable(estimate, offsets)
 
@@ -487,8 +548,13 @@ class _StepEstimates:
 
         def estimate(rows: slice, own: Tensor) -> Tensor:
             # A copy, to which the models' own code adds in place.
-            noisy = sampling.noise_scaling(self._sigma, noise[rows].clone(), own, False)
-            return self._estimates.estimate(rows, noisy, sigmas[rows])
+            if self._second_before is None:
+                noisy = sampling.noise_scaling(self._sigma, noise[rows].clone(), own, False)
+                return self._estimates.estimate(rows, noisy, sigmas[rows])
+            sigma, before = float(self._sigma), self._second_before
+            noisy = sampling.noise_scaling(torch.full_like(self._sigma, before), noise[rows].clone(), own, False)
+            told = noisy * ((1 + sigma**2) / (1 + before**2)) ** 0.5
+            return read_one_level_late(self._estimates.estimate(rows, told, sigmas[rows]), told, sigma, before)
 
         return self._estimates.differentiable(estimate, clean)
 

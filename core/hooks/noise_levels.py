@@ -51,3 +51,19 @@ def read_one_level_late(clean: Tensor, x: Tensor, sigma: float, before: float) -
     """
     scale = ((1 + before**2) / (1 + sigma**2)) ** 0.5
     return scale * x - before / sigma * (x - clean)
+
+
+def timestep_share(model_sampling: Any, sigma: float) -> float:
+    """1 - t / T for the timestep t of a noise level: what lies behind it of T training steps, whose last t is T - 1.
+
+    The same as `percent_of` for continuous schedules.
+    """
+    steps = training_steps(model_sampling)
+    percent = percent_of(model_sampling, sigma)
+    return percent if steps is None else 1 - (1 - percent) * (steps - 1) / steps
+
+
+def sigma_at_timestep(model_sampling: Any, share: float) -> float:
+    """The noise level at t = share T; see `timestep_share`."""
+    steps = training_steps(model_sampling)
+    return sigma_at(model_sampling, 1 - share * (1 if steps is None else steps / (steps - 1)))

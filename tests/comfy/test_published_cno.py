@@ -157,17 +157,23 @@ def as_latent(family: str, **changed: Any) -> Tensor:
 
 def trajectory(family: str, monkeypatch: pytest.MonkeyPatch, **changed: Any) -> list[Tensor]:
     """The noise before each iteration, and the result."""
-    seen: list[Tensor] = []
+    return [*(noise for noise, _ in estimates(family, monkeypatch, **changed)), as_latent(family, **changed)]
+
+
+def estimates(family: str, monkeypatch: pytest.MonkeyPatch, **changed: Any) -> list[tuple[Tensor, Tensor]]:
+    """The noise before each iteration, and its clean estimate."""
+    seen: list[tuple[Tensor, Tensor]] = []
     real = CleanEstimate.__call__
 
     def spy(self: CleanEstimate, noise: Tensor) -> Any:
-        seen.append(noise.clone())
-        return real(self, noise)
+        clean, pullback = real(self, noise)
+        seen.append((noise.clone(), clean.clone()))
+        return clean, pullback
 
     with monkeypatch.context() as patched:
         patched.setattr(CleanEstimate, "__call__", spy)
-        found = as_latent(family, **changed)
-    return [*seen, found]
+        as_latent(family, **changed)
+    return seen
 
 
 def agree(ours: list[Tensor], reference: list[Tensor]) -> None:
@@ -192,10 +198,15 @@ def test_the_papers_form(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.fast
 def test_the_releases_form_and_its_late_alphas(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = trajectory("eps", monkeypatch, form="release")
-    agree(ours, procedure(NOISE, Denoiser("eps", stopped=False, late=True), release_loss))
-    with pytest.raises(AssertionError, match="iteration 1"):
-        agree(ours, procedure(NOISE, Denoiser("eps", stopped=False, late=False), release_loss))
+    """That the alphas are late shows in the estimates; to cosines their length does not matter."""
+    agree(
+        trajectory("eps", monkeypatch, form="release"),
+        procedure(NOISE, Denoiser("eps", stopped=False, late=True), release_loss),
+    )
+    clean = estimates("eps", monkeypatch, form="release")[0][1].double()
+    for late, apart in ((True, (0, 1e-5)), (False, (1e-3, 1e-2))):
+        expected = Denoiser("eps", stopped=True, late=late)(NOISE.double())
+        assert apart[0] <= (clean - expected).norm() / expected.norm() < apart[1]
 
 
 def test_without_attraction(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,9 +215,10 @@ def test_without_attraction(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_repulsion_nothing_moves() -> None:
-    """In double precision, too, but for what its rounding leaves of a gradient of zero."""
+    """The gradient is zero at the start, and there the noise stays. What is 1e-13 by rounding Adam makes larger a
+    million times an iteration, in any precision; so one iteration is compared."""
     reference = procedure(NOISE, Denoiser("eps", stopped=True, late=False), without_repulsion)
-    assert (reference[-1] - NOISE).abs().max() < 1e-4 * RATE
+    assert (reference[1] - NOISE).abs().max() < 1e-6 * RATE
     assert torch.equal(as_latent("eps", terms="no repulsion"), NOISE)
 
 
