@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-import comfy.model_base
+import comfy.ldm.chroma.model
+import comfy.ops
 import comfy.supported_models
 import comfy.text_encoders.flux
 import comfy.text_encoders.qwen_image
@@ -72,7 +73,7 @@ def _sd35() -> tuple[Any, Any]:
     table.weight = nn.Parameter(torch.empty(0), requires_grad=False)  # else they would be drawn after all
     encoders._randomise(encoder.cond_stage_model, 0)
     table.weight = nn.Parameter(some[torch.arange(rows) % len(some)], requires_grad=False)
-    return models.sd3_of_width(width), encoder
+    return models.small_sd35(width, 64 + 96), encoder
 
 
 def _flux(guidance: bool) -> tuple[Any, Any]:
@@ -112,7 +113,8 @@ def _tekken() -> dict[str, Any]:
     special = [{"rank": k, "token_str": text} for k, text in enumerate(_MARKS)]
     vocab = [{"rank": k, "token_bytes": base64.b64encode(bytes([k])).decode()} for k in range(256)]
     count = len(special) + len(vocab)
-    text = json.dumps({"config": {"default_vocab_size": count}, "special_tokens": special, "vocab": vocab})
+    config = {"default_vocab_size": count, "default_num_special_tokens": len(special)}
+    text = json.dumps({"config": config, "special_tokens": special, "vocab": vocab})
     return {"tekken_model": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
 
 
@@ -122,7 +124,7 @@ _MARKS += ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
 
 def _flux2_dev() -> tuple[Any, Any]:
     flux = comfy.text_encoders.flux
-    sizes = {"mistral3_24b_model_config": {**_qwen(31), "head_dim": 32}}
+    sizes = {"mistral3_24b_model_config": _qwen(31)}
     encoder = encoders.empty_encoder(flux.flux2_te(), flux.Flux2Tokenizer, sizes, _tekken())
     return _flux2(True), _checked(encoder)
 
@@ -153,13 +155,13 @@ def _z_image() -> tuple[Any, Any]:
         "image_model": "lumina2",
         "patch_size": 2,
         "in_channels": 16,
-        "dim": 64,
+        "dim": 256,  # the least that its time embedding fits
         "cap_feat_dim": WIDTH,
         "n_layers": 2,
         "qk_norm": True,
         "n_heads": 2,
         "n_kv_heads": 2,
-        "axes_dims": [8, 12, 12],
+        "axes_dims": [32, 48, 48],
         "axes_lens": [300, 512, 512],
         "rope_theta": 256.0,
         "ffn_dim_multiplier": 8 / 3,
@@ -248,21 +250,14 @@ def _anima() -> tuple[Any, Any]:
         "rope_t_extrapolation_ratio": 1.0,
     }
     network = models._supported(comfy.supported_models.Anima, sizes)
-    adapter = network.diffusion_model.llm_adapter
     small = {"source_dim": WIDTH, "target_dim": WIDTH, "model_dim": WIDTH, "num_layers": 1, "num_heads": 2}
+    # Its own is a hundred million weights, whatever the sizes above.
     network.diffusion_model.llm_adapter = LLMAdapter(
-        **small, dtype=torch.float32, device=CPU, operations=network.model_config.custom_operations or _operations()
+        **small, dtype=torch.float32, device=CPU, operations=comfy.ops.manual_cast
     )
-    del adapter
     models._randomise(network.diffusion_model, 0)
     encoder = encoders.empty_encoder(anima.te(), anima.AnimaTokenizer, {"qwen3_06b_model_config": _qwen(3)})
     return ModelPatcher(network, load_device=CPU, offload_device=CPU), _checked(encoder)
-
-
-def _operations() -> Any:
-    import comfy.ops
-
-    return comfy.ops.manual_cast
 
 
 _WHOLE: dict[str, tuple[Callable[[], tuple[Any, Any]], tuple[int, int]]] = {
@@ -283,7 +278,7 @@ SAME = {"SDXL-Lightning": "SDXL", "FLUX.2 Klein 4B Base": "FLUX.2 Klein 4B"}
 
 
 def small_released(title: str) -> tuple[ModelPatcher, Any, SmallDecoder]:
-    """Diffusion model, text encoder and decoder of the family of `devtools.templates.models.Released.title`."""
+    """Diffusion model, text encoder and decoder of the family of `devtools.released.Released.title`."""
     build, latent = _WHOLE[SAME.get(title, title)]
     with torch.inference_mode():
         model, clip = build()
