@@ -16,7 +16,7 @@ WITHOUT, WITH = "Without Diversify", "With Diversify"
 TEAL = ("#233", "#355")
 _BAND = 620  # pixels from one band to the other
 _NOTE, _SHARED, _PROMPT, _SAMPLER, _IMAGES = -400, 0, 400, 800, 1180  # left edges of the columns
-_GRAY, _GREEN = "#444", "#3a5a40"
+_GRAY, _GREEN = "#999", "#7ab88a"
 
 Link = tuple[str, int]
 
