@@ -1,4 +1,4 @@
-"""Every template of the demo world, run by a real server: to the end, reproducibly, and from the cache when nothing changed."""
+"""Every template of the demo world, run by a real server: to the end, reproducibly, and from the cache where it may."""
 
 from __future__ import annotations
 

@@ -6,10 +6,12 @@ Call `devtools.pack.load_comfyui()` before importing this module.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
+from unittest import mock
 
 import comfy.ldm.chroma.model
 import comfy.ops
@@ -122,16 +124,25 @@ _MARKS = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", *(f"<{k}>" for k in range
 _MARKS += ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
 
 
+def _three_layers(name: str, clip_model: Any) -> Callable[..., Any]:
+    """FLUX.2's way with a text encoder, which reads three of its layers: here the first ones, and there are no more."""
+    layers = functools.partial(clip_model, layer=[0, 1, 2])
+    return functools.partial(comfy.text_encoders.flux.Flux2TEModel, name=name, clip_model=layers)
+
+
 def _flux2_dev() -> tuple[Any, Any]:
-    flux = comfy.text_encoders.flux
-    sizes = {"mistral3_24b_model_config": _qwen(31)}
-    encoder = encoders.empty_encoder(flux.flux2_te(), flux.Flux2Tokenizer, sizes, _tekken())
+    flux, name = comfy.text_encoders.flux, "mistral3_24b"
+    encoder = encoders.empty_encoder(
+        _three_layers(name, flux.Mistral3_24BModel), flux.Flux2Tokenizer, {f"{name}_model_config": _qwen(3)}, _tekken()
+    )
     return _flux2(True), _checked(encoder)
 
 
 def _klein() -> tuple[Any, Any]:
-    flux = comfy.text_encoders.flux
-    encoder = encoders.empty_encoder(flux.klein_te(), flux.KleinTokenizer, {"qwen3_4b_model_config": _qwen(28)})
+    flux, name = comfy.text_encoders.flux, "qwen3_4b"
+    encoder = encoders.empty_encoder(
+        _three_layers(name, flux.Qwen3_4BModel), flux.KleinTokenizer, {f"{name}_model_config": _qwen(3)}
+    )
     return _flux2(False), _checked(encoder)
 
 
@@ -215,7 +226,9 @@ def _krea2() -> tuple[Any, Any]:
         "txtheads": 2,
         "txtkvheads": 2,
     }
-    encoder = encoders.empty_encoder(krea2.te(), krea2.Krea2Tokenizer, {"qwen3vl_4b_model_config": _qwen(36)})
+    # The twelve layers that it reads of thirty-six: here there are no others.
+    with mock.patch.object(krea2, "KREA2_TAP_LAYERS", list(range(12))):
+        encoder = encoders.empty_encoder(krea2.te(), krea2.Krea2Tokenizer, {"qwen3vl_4b_model_config": _qwen(12)})
     return _model("Krea2", sizes), _checked(encoder)
 
 
