@@ -4,6 +4,8 @@
     python -m devtools.templates baseline             # those whose name has "baseline" in it
     python -m devtools.templates --prompts [baseline] # only the prompts, of the workflows as they are
 
+Blueprints (subgraphs/NAME.json) are built with them.
+
 A workflow (workflows/NAME.json) is what a user opens. Its prompt (demo/prompts/NAME.json) is what the front end sends
 to the server for it: the demo and the tests run that.
 """
@@ -23,6 +25,7 @@ from ..places import HERE
 from ..released import place_empty_files
 from ..server import Server
 from . import TEMPLATES
+from .blueprints import BLUEPRINTS, build
 
 
 def write_workflow(name: str, workflow: dict[str, Any]) -> None:
@@ -60,6 +63,9 @@ def _write_all(frontend: Frontend, options: argparse.Namespace) -> None:
             write_workflow(name, frontend.saved())
         frontend.load(json.loads((HERE.workflows / f"{name}.json").read_text(encoding="utf-8")))
         _write(HERE.prompts / f"{name}.json", frontend.prompt())
+    for name, blueprint in BLUEPRINTS.items():
+        if options.name in name and not options.prompts:
+            _write(HERE.blueprints / f"{name}.json", build(name, blueprint, frontend))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def shelf(model: Released) -> Graph:
         guidance=model.guidance,
         custom=model.custom,
     )
-    return before_after(model.title, _loaders(model), sampling, note(model))
+    return before_after(model.title, loaders(model), sampling, note(model))
 
 
 def note(model: Released) -> str:
@@ -75,7 +75,8 @@ def note(model: Released) -> str:
     )
 
 
-def _loaders(model: Released) -> Source:
+def loaders(model: Released) -> Source:
+    """Stock loaders of the model's files, and what its workflow does to model and text encoder."""
     if model.checkpoint is not None:
         name, files = model.checkpoint.name, (model.checkpoint.metadata,)
         node = Node("CheckpointLoaderSimple", (0, 0), (_WIDTH, 98), values={"ckpt_name": name}, models=files)
