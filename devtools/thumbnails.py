@@ -70,7 +70,7 @@ def _of_released(model: Released, client: Client) -> Image.Image:
     without = titled(prompt, "Without Diversify")
     assert without is not None
     number = MODELS.index(model)
-    prompt = with_values(prompt, {"text": OBJECTS[number % len(OBJECTS)], "seed": number})
+    prompt = with_values(prompt, {"text": OBJECTS[number % len(OBJECTS)], "seed": number, "batch_size": PAIRS})
     return _pair(prompt, without, client, model.title, f"drawn by a demo model of this pack, not by {model.title}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,14 +21,13 @@ SMALL = {"steps": 2, "batch_size": BATCH, "width": SIDE, "height": SIDE, "seed":
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    base = tmp_path_factory.mktemp("base")
+def client() -> Iterator[Client]:
+    base = HERE.work / "-".join(["test-base-small", *filter(None, [os.environ.get("PYTEST_XDIST_WORKER")])])
     prepare_base(base, HERE.root)
     place_empty_files(base)
     mount_folder(HERE.root / "tests" / "node_packs" / "small_loaders", base / "custom_nodes" / "small_loaders")
     with Server(base=base) as server:
         yield server.client
-    shutil.rmtree(base, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

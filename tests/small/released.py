@@ -292,7 +292,11 @@ SAME = {"SDXL-Lightning": "SDXL", "FLUX.2 Klein 4B Base": "FLUX.2 Klein 4B"}
 
 def small_released(title: str) -> tuple[ModelPatcher, Any, SmallDecoder]:
     """Diffusion model, text encoder and decoder of the family of `devtools.released.Released.title`."""
-    build, latent = _WHOLE[SAME.get(title, title)]
     with torch.inference_mode():
-        model, clip = build()
-        return model, clip, SmallDecoder(*latent)
+        model, clip = _WHOLE[SAME.get(title, title)][0]()
+    return model, clip, small_decoder(title)
+
+
+def small_decoder(title: str) -> SmallDecoder:
+    """The decoder alone, which needs nothing of the family's own code."""
+    return SmallDecoder(*_WHOLE[SAME.get(title, title)][1])

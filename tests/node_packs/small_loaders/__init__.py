@@ -33,7 +33,7 @@ def _package(folder: Path, name: str) -> Any:
 _package(_TESTS.parent / "devtools", "devtools")
 _package(_TESTS / "small", "small")
 
-from small.released import SmallDecoder, small_released  # noqa: E402
+from small.released import SmallDecoder, small_decoder, small_released  # noqa: E402
 
 from devtools.released import MODELS, Released  # noqa: E402
 
@@ -78,7 +78,7 @@ def _two_encoders(clip_name1: str, clip_name2: str, type: str, **_: Any) -> tupl
 
 
 def _decoder(vae_name: str, **_: Any) -> tuple | None:
-    return (_whole(_BY_DECODER[vae_name].title)[2],) if vae_name in _BY_DECODER else None
+    return (small_decoder(_BY_DECODER[vae_name].title),) if vae_name in _BY_DECODER else None
 
 
 for _name, _small in {
