@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from devtools.errors import SetupError
-from devtools.graph import only_node, shipped_prompt, with_settings, with_values
+from devtools.graph import only_for, only_node, shipped_prompt, with_settings, with_values
 from devtools.images import decode
 from devtools.pack import load_pack
 from devtools.places import HERE
@@ -175,7 +175,9 @@ def carry_out(plan: Plan, server: Server, console: Console) -> list[dict[str, An
 def _queued(row: Run, plan: Plan, client: Client) -> tuple[list[str], str]:
     """Puts all prompts of a row into the server's queue; their ids, and the node that saves their images."""
     with _told(row):
-        prompt = with_settings(shipped_prompt(row.template), row.settings)
+        whole = with_settings(shipped_prompt(row.template), row.settings)
+        save = only_node(whole, ("SaveImage",))
+        prompt = only_for(whole, save)  # plots, and the images without Diversify, would be made for nobody
         ids = []
         for wanted, seed in plan.prompts_of(row):
             values = {"seed": seed, "cfg": row.cfg, "steps": row.steps, "batch_size": IMAGES}
@@ -184,7 +186,7 @@ def _queued(row: Run, plan: Plan, client: Client) -> tuple[list[str], str]:
             if not row.text:
                 values["text"] = wanted.text
             ids.append(client.queue(with_values(own, values)))
-        return ids, only_node(prompt, ("SaveImage",))
+        return ids, save
 
 
 def _collected(

@@ -155,6 +155,14 @@ class Frontend:
         """What the front end would write to a file now (Export)."""
         return json.loads(self.page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).workflow)"))
 
+    def inputs(self) -> dict[int, list[dict[str, Any]]]:
+        """All inputs of the open graph's nodes by their ids, those of unlinked widgets too, which a file leaves out."""
+        found = self.page.evaluate(
+            """() => app.graph.nodes.map(node => [node.id, (node.inputs ?? []).map(({name, type, widget}) =>
+                ({name, type: String(type), ...(widget ? {widget: {name: widget.name}} : {})}))])"""
+        )
+        return dict(found)
+
     def screenshot(self, path: Path) -> None:
         """An image of the whole open graph."""
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")

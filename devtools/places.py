@@ -54,6 +54,11 @@ class Places:
         return self.root / "workflows"
 
     @property
+    def blueprints(self) -> Path:
+        """Subgraphs that ComfyUI lists by itself."""
+        return self.root / "subgraphs"
+
+    @property
     def prompts(self) -> Path:
         """For each of the workflows the prompt that the front end sends to run it."""
         return self.root / "demo" / "prompts"

@@ -11,11 +11,12 @@ from ..frontend import Graph, Group, Node
 from .baseline import GREEN, RED, SEED, YELLOW
 
 BATCH = 4
+STRENGTH = 0.5
 WITHOUT, WITH = "Without Diversify", "With Diversify"
 TEAL = ("#233", "#355")
 _BAND = 620  # pixels from one band to the other
 _NOTE, _SHARED, _PROMPT, _SAMPLER, _IMAGES = -400, 0, 400, 800, 1180  # left edges of the columns
-_GRAY, _GREEN = "#444", "#3a5a40"
+_GRAY, _GREEN = "#999", "#7ab88a"
 
 Link = tuple[str, int]
 
@@ -33,7 +34,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the images are made; as in `models.Released`."""
+    """How the images are made; as in `released.Released`."""
 
     prompt: str
     negative: str | None
@@ -48,7 +49,7 @@ class Sampling:
     custom: bool = False
 
 
-def before_after(name: str, source: Source, sampling: Sampling, note: str, strength: float = 0.5) -> Graph:
+def before_after(name: str, source: Source, sampling: Sampling, note: str) -> Graph:
     """The workflow. name: of the files that it saves."""
     nodes = {**source.nodes, **_shared(source, sampling, note)}
     nodes["encode"] = Node(
@@ -62,7 +63,7 @@ def before_after(name: str, source: Source, sampling: Sampling, note: str, stren
         "DiversityDiversify",
         (_PROMPT, _BAND),
         (340, 220),
-        values={"seed": 0, "control_after_generate": "fixed", "strength": strength},
+        values={"seed": 0, "control_after_generate": "fixed", "strength": STRENGTH},
         inputs={"model": source.model, "clip": source.clip, "text": ("prompt", 0)},
         color=TEAL,
     )

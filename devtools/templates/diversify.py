@@ -7,9 +7,24 @@ from .baseline import IMAGES, MODELS, PROMPT
 from .before_after import Sampling, Source, before_after
 
 NOTES = {
-    "unet": "",
-    "mmdit": "",
-    "distilled": "",
+    "unet": """**Ten hearts, and the same ten made to differ.** Above: the model as it is. Below: one node more, \
+*Diversify*. Prompt and seed are the same.
+
+Press **Run** and compare: count colours, sizes, places and backgrounds, and see whether all are hearts still.
+
+**strength** is the knob: 0 gives the images above again, 1 is the most. What was done stands on the node.
+
+The models are small ones that come with the pack and need no download. Then take the template of your own model.""",
+    "mmdit": """**The same on a flow-matching transformer** of the kind of SD3, FLUX and Qwen-Image.
+
+Press **Run** and compare, then turn **strength**.
+
+Type another prompt, such as *a small fish* or *a tree at night*.""",
+    "distilled": """**On a fast model:** four steps at cfg 1, as Lightning, Turbo and schnell run. Fast models are the \
+ones that people find monotonous.
+
+Press **Run** and compare, then turn **strength**. *Diversify* sees that there are few steps and no cfg, and does \
+other things than in *diversify_mmdit*: the node tells which.""",
 }
 
 

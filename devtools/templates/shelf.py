@@ -5,12 +5,38 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..frontend import Graph, Node
-from .before_after import Sampling, Source, before_after
-from .models import MODELS, Released
+from ..pack import load_pack
+from ..released import MODELS, Released
+from .before_after import BATCH, STRENGTH, WITHOUT, Sampling, Source, before_after
+
+load_pack()
+
+from comfyui_diversity.core.methods.diversify import Situation, plan  # noqa: E402
 
 _WIDTH = 340
 
-NOTES = "{title}"
+# The first line is what the gallery's search finds.
+NOTE = """**{title}: four images of one prompt, and the same four made to differ.** Above: the model as it is. Below: \
+one node more, *Diversify*. Prompt, seed and settings are the same.
+
+1. Press **Run**. Files that are missing are offered for download when the workflow opens.
+2. Compare the images above with those below.
+3. Turn **strength** on *Diversify*: 0 gives the images above again, 0.5 is a start, 1 is the most. What was done \
+stands on the node.
+
+Other images: change **Seed**. Leave Diversify's own seed: the variants of the prompt are then kept.
+
+**What it costs:** about {extra:.0%} more sampling time ({iterations} steps on top of {steps}), and some steps of the \
+text encoder, once for each prompt.
+
+**Enough compared?** Select the nodes in *{without}* and press Ctrl+M: they no longer run.
+
+**In a workflow of yours:** *Diversify* takes the place of *CLIP Text Encode* and goes between the model and the \
+sampler; connect both outputs.
+
+Settings: {sampler}, {scheduler}, {steps} steps, CFG {cfg:g}{more}, as the model's own workflow has them.{needs}
+
+The image on this template's card was drawn by the demo model of this pack that is nearest in kind, not by {title}."""
 
 
 def shelf(model: Released) -> Graph:
@@ -27,14 +53,30 @@ def shelf(model: Released) -> Graph:
         guidance=model.guidance,
         custom=model.custom,
     )
-    return before_after(model.title, _loaders(model), sampling, note(model))
+    return before_after(model.title, loaders(model), sampling, note(model))
 
 
 def note(model: Released) -> str:
-    return NOTES.format(title=model.title)
+    """What stands beside the loaders."""
+    chosen = plan(STRENGTH, Situation(model.steps, model.cfg != 1, BATCH))
+    more = f", guidance {model.guidance:g}" if model.guidance is not None else ""
+    needs = f" Needs a ComfyUI newer than {model.missing_in[-1]}." if model.missing_in else ""
+    return NOTE.format(
+        title=model.title,
+        without=WITHOUT,
+        iterations=chosen.noise_iterations,
+        extra=chosen.noise_iterations / model.steps,
+        steps=model.steps,
+        sampler=model.sampler,
+        scheduler=model.scheduler,
+        cfg=model.cfg,
+        more=more,
+        needs=needs,
+    )
 
 
-def _loaders(model: Released) -> Source:
+def loaders(model: Released) -> Source:
+    """Stock loaders of the model's files, and what its workflow does to model and text encoder."""
     if model.checkpoint is not None:
         name, files = model.checkpoint.name, (model.checkpoint.metadata,)
         node = Node("CheckpointLoaderSimple", (0, 0), (_WIDTH, 98), values={"ckpt_name": name}, models=files)

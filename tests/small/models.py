@@ -78,9 +78,9 @@ def small_sdxl() -> ModelPatcher:
     return ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
 
-def sd3_of_width(width: int) -> ModelPatcher:
-    """SD3's own class, for text embeddings of this width, as its encoders give them."""
-    return _patcher(_sd3(width))
+def small_sd35(width: int, pooled: int) -> ModelPatcher:
+    """SD3's own class, for text embeddings and pooled vectors of these widths."""
+    return _patcher(_sd3(width, pooled))
 
 
 def small_flux(guidance: bool) -> ModelPatcher:
@@ -155,7 +155,7 @@ def _supported(config_class: type, sizes: dict) -> comfy.model_base.BaseModel:
     return config.get_model({}, "", device=CPU)
 
 
-def _sd3(width: int = WIDTH) -> comfy.model_base.BaseModel:
+def _sd3(width: int = WIDTH, pooled: int = 2048) -> comfy.model_base.BaseModel:
     depth = 2
     embedder = {"target": "torch.nn.Linear", "params": {"in_features": width, "out_features": 64 * depth}}
     sizes = {
@@ -164,7 +164,7 @@ def _sd3(width: int = WIDTH) -> comfy.model_base.BaseModel:
         "patch_size": 2,
         "depth": depth,
         "input_size": None,
-        "adm_in_channels": 2048,
+        "adm_in_channels": pooled,
         "context_embedder_config": embedder,
         "num_patches": 64,
         "pos_embed_max_size": 8,

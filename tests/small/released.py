@@ -6,12 +6,15 @@ Call `devtools.pack.load_comfyui()` before importing this module.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
+from unittest import mock
 
-import comfy.model_base
+import comfy.ldm.chroma.model
+import comfy.ops
 import comfy.supported_models
 import comfy.text_encoders.flux
 import comfy.text_encoders.qwen_image
@@ -72,7 +75,7 @@ def _sd35() -> tuple[Any, Any]:
     table.weight = nn.Parameter(torch.empty(0), requires_grad=False)  # else they would be drawn after all
     encoders._randomise(encoder.cond_stage_model, 0)
     table.weight = nn.Parameter(some[torch.arange(rows) % len(some)], requires_grad=False)
-    return models.sd3_of_width(width), encoder
+    return models.small_sd35(width, 64 + 96), encoder
 
 
 def _flux(guidance: bool) -> tuple[Any, Any]:
@@ -112,7 +115,8 @@ def _tekken() -> dict[str, Any]:
     special = [{"rank": k, "token_str": text} for k, text in enumerate(_MARKS)]
     vocab = [{"rank": k, "token_bytes": base64.b64encode(bytes([k])).decode()} for k in range(256)]
     count = len(special) + len(vocab)
-    text = json.dumps({"config": {"default_vocab_size": count}, "special_tokens": special, "vocab": vocab})
+    config = {"default_vocab_size": count, "default_num_special_tokens": len(special)}
+    text = json.dumps({"config": config, "special_tokens": special, "vocab": vocab})
     return {"tekken_model": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
 
 
@@ -120,16 +124,25 @@ _MARKS = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", *(f"<{k}>" for k in range
 _MARKS += ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
 
 
+def _three_layers(name: str, clip_model: Any) -> Callable[..., Any]:
+    """FLUX.2's way with a text encoder, which reads three of its layers: here the first ones, and there are no more."""
+    layers = functools.partial(clip_model, layer=[0, 1, 2])
+    return functools.partial(comfy.text_encoders.flux.Flux2TEModel, name=name, clip_model=layers)
+
+
 def _flux2_dev() -> tuple[Any, Any]:
-    flux = comfy.text_encoders.flux
-    sizes = {"mistral3_24b_model_config": {**_qwen(31), "head_dim": 32}}
-    encoder = encoders.empty_encoder(flux.flux2_te(), flux.Flux2Tokenizer, sizes, _tekken())
+    flux, name = comfy.text_encoders.flux, "mistral3_24b"
+    encoder = encoders.empty_encoder(
+        _three_layers(name, flux.Mistral3_24BModel), flux.Flux2Tokenizer, {f"{name}_model_config": _qwen(3)}, _tekken()
+    )
     return _flux2(True), _checked(encoder)
 
 
 def _klein() -> tuple[Any, Any]:
-    flux = comfy.text_encoders.flux
-    encoder = encoders.empty_encoder(flux.klein_te(), flux.KleinTokenizer, {"qwen3_4b_model_config": _qwen(28)})
+    flux, name = comfy.text_encoders.flux, "qwen3_4b"
+    encoder = encoders.empty_encoder(
+        _three_layers(name, flux.Qwen3_4BModel), flux.KleinTokenizer, {f"{name}_model_config": _qwen(3)}
+    )
     return _flux2(False), _checked(encoder)
 
 
@@ -153,13 +166,13 @@ def _z_image() -> tuple[Any, Any]:
         "image_model": "lumina2",
         "patch_size": 2,
         "in_channels": 16,
-        "dim": 64,
+        "dim": 256,  # the least that its time embedding fits
         "cap_feat_dim": WIDTH,
         "n_layers": 2,
         "qk_norm": True,
         "n_heads": 2,
         "n_kv_heads": 2,
-        "axes_dims": [8, 12, 12],
+        "axes_dims": [32, 48, 48],
         "axes_lens": [300, 512, 512],
         "rope_theta": 256.0,
         "ffn_dim_multiplier": 8 / 3,
@@ -213,7 +226,9 @@ def _krea2() -> tuple[Any, Any]:
         "txtheads": 2,
         "txtkvheads": 2,
     }
-    encoder = encoders.empty_encoder(krea2.te(), krea2.Krea2Tokenizer, {"qwen3vl_4b_model_config": _qwen(36)})
+    # The twelve layers that it reads of thirty-six: here there are no others.
+    with mock.patch.object(krea2, "KREA2_TAP_LAYERS", list(range(12))):
+        encoder = encoders.empty_encoder(krea2.te(), krea2.Krea2Tokenizer, {"qwen3vl_4b_model_config": _qwen(12)})
     return _model("Krea2", sizes), _checked(encoder)
 
 
@@ -248,21 +263,14 @@ def _anima() -> tuple[Any, Any]:
         "rope_t_extrapolation_ratio": 1.0,
     }
     network = models._supported(comfy.supported_models.Anima, sizes)
-    adapter = network.diffusion_model.llm_adapter
     small = {"source_dim": WIDTH, "target_dim": WIDTH, "model_dim": WIDTH, "num_layers": 1, "num_heads": 2}
+    # Its own is a hundred million weights, whatever the sizes above.
     network.diffusion_model.llm_adapter = LLMAdapter(
-        **small, dtype=torch.float32, device=CPU, operations=network.model_config.custom_operations or _operations()
+        **small, dtype=torch.float32, device=CPU, operations=comfy.ops.manual_cast
     )
-    del adapter
     models._randomise(network.diffusion_model, 0)
     encoder = encoders.empty_encoder(anima.te(), anima.AnimaTokenizer, {"qwen3_06b_model_config": _qwen(3)})
     return ModelPatcher(network, load_device=CPU, offload_device=CPU), _checked(encoder)
-
-
-def _operations() -> Any:
-    import comfy.ops
-
-    return comfy.ops.manual_cast
 
 
 _WHOLE: dict[str, tuple[Callable[[], tuple[Any, Any]], tuple[int, int]]] = {
@@ -283,8 +291,12 @@ SAME = {"SDXL-Lightning": "SDXL", "FLUX.2 Klein 4B Base": "FLUX.2 Klein 4B"}
 
 
 def small_released(title: str) -> tuple[ModelPatcher, Any, SmallDecoder]:
-    """Diffusion model, text encoder and decoder of the family of `devtools.templates.models.Released.title`."""
-    build, latent = _WHOLE[SAME.get(title, title)]
+    """Diffusion model, text encoder and decoder of the family of `devtools.released.Released.title`."""
     with torch.inference_mode():
-        model, clip = build()
-        return model, clip, SmallDecoder(*latent)
+        model, clip = _WHOLE[SAME.get(title, title)][0]()
+    return model, clip, small_decoder(title)
+
+
+def small_decoder(title: str) -> SmallDecoder:
+    """The decoder alone, which needs nothing of the family's own code."""
+    return SmallDecoder(*_WHOLE[SAME.get(title, title)][1])
