@@ -18,7 +18,7 @@ from .loop import Schedule, train
 from .turbo_targets import make_targets
 
 BATCH = 16
-TEACHER = Schedule(3_000, 3e-3, warmup=100, average=0.997)
+TEACHER = Schedule(2_300, 2.5e-3, warmup=100, average=0.997)
 _GATE = 0.3  # how far a block's branches are open at first
 
 

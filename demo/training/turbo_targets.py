@@ -70,7 +70,7 @@ def make_targets(folder: Path) -> Targets:
                 kept = {name: [torch.cat(values)] for name, values in kept.items()}
                 save_file({**{n: v[0] for n, v in kept.items()}, "done": torch.tensor(first + _CHUNK)}, partial)
         os.replace(partial, path)
-    runs = torch.cat(kept["runs"]).tolist()
+    runs = torch.cat(kept["runs"]).long().tolist()
     texts = ["" if run < 0 else captions[run] for run in runs]
     return Targets(*(torch.cat(kept[name]) for name in ("states", "sigmas", "velocities")), texts)
 
@@ -103,7 +103,7 @@ def _chunk(teacher: nn.Module, conditionings: Conditionings, captions: list[str]
         lessons["states"].append(states.half().cpu())
         lessons["sigmas"].append(torch.full((len(states),), sigma))
         lessons["velocities"].append(velocities.half().cpu())
-        lessons["runs"].append(torch.tensor(runs))
+        lessons["runs"].append(torch.tensor(runs, dtype=torch.long))
 
     for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
         v = velocity(x, sigma, context[:-1], pooled[:-1])
