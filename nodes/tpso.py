@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from ._inputs import (
     check_choices,
     make_options,
     mode_input,
+    optimiser_input,
     options_input,
     options_output,
     read_options,
@@ -174,6 +176,11 @@ class DiversePromptsOptions(io.ComfyNode):
                         ),
                     )
                 ),
+                optimiser_input(
+                    "the variants are searched by forward passes alone, for text encoders that give no gradient "
+                    "(compiled, activations quantised)",
+                    "Only with mode recommended. With added tokens a search spreads the variants less",
+                ),
             ],
             outputs=[options_output("TPSO", "Diverse Prompts (TPSO)")],
         )
@@ -282,7 +289,7 @@ class DiversePrompts(CheckedNode):
         chosen = read_options(DiversePromptsOptions, options)
         variant = chosen["variant"]
         require(variant <= variants, "variant", variant, f"0 (all) or 1 to {variants}, the number of variants")
-        recipe = _recipe(mode, similarity, chosen)
+        recipe = replace(_recipe(mode, similarity, chosen), optimiser=chosen["optimiser"])
         easing = chosen["schedule"]
         window = None if easing == OFF else Window(ratio, 0.0, easing, chosen["perturbed_steps"])
         encoders = chosen["encoders"]
