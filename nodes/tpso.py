@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ from ._inputs import (
     check_choices,
     make_options,
     mode_input,
+    optimiser_input,
     options_input,
     options_output,
     read_options,
@@ -72,6 +73,7 @@ _NOT_PUBLISHED: dict[str, tuple[tuple[Any, ...], str]] = {
     "keep_words": ((False,), ", which does not have it; or choose mode recommended"),
     "schedule": (("linear", OFF), ", whose weights are evenly spaced; or choose mode recommended"),
     "perturbed_steps": ((0,), ", whose window is ratio; or choose mode recommended"),
+    "optimiser": ((AUTO, "gradient"), ", which follows the gradient; or choose mode recommended"),
 }
 # What of these options goes with mode recommended; for the other values choose published.
 _PUBLISHED_ALONE = {"preset": (AUTO,), "negative_bank": (AUTO, OFF), "published_diversity": (AUTO_NUMBER,)}
@@ -227,6 +229,11 @@ class DiversePromptsOptions(io.ComfyNode):
                         ),
                     )
                 ),
+                optimiser_input(
+                    "the variants are searched by forward passes alone, for text encoders that give no gradient "
+                    "(compiled, activations quantised)",
+                    "Only with mode recommended. With added tokens a search spreads the variants less",
+                ),
             ],
             outputs=[options_output("TPSO", "Diverse Prompts (TPSO)")],
         )
@@ -377,6 +384,7 @@ def _recommended(
         _unless_auto(chosen["added_tokens"]),
         chosen["keep_words"],
     )
+    recipe = replace(recipe, optimiser=chosen["optimiser"])
     easing, encoders = chosen["schedule"], chosen["encoders"]
     window = None if easing == OFF else Window(ratio, 0.0, easing, chosen["perturbed_steps"])
     varied = partial(_varied, clip, variants, recipe, encoders, window, chosen["variant"])

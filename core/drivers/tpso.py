@@ -33,7 +33,9 @@ from ..methods.tpso import (
     least_mean_pairwise,
     optimise_variants,
 )
+from ..methods.tpso_search import search_variants
 from ..require import require
+from . import tpso_search
 
 # Mean cosine between unrelated prompts in the space for which kappa was chosen, the projected pooled vectors of the
 # released CLIPs; every other space is calibrated to it. An assumption, not a measurement: with it a kappa of 0.8 is as
@@ -65,16 +67,20 @@ class Recipe:
     added_tokens: so many neutral tokens are appended to the prompt, and only those are varied; 0 varies its own words.
     keep_words: variants are kept away from the prompt with one of its words left out or exchanged.
     learning_rate: None chooses one for each encoder.
+    optimiser: see `core.drivers.tpso_search`.
 
-    Raises ValueError for a negative number of tokens and a learning rate that is not above 0.
+    Raises ValueError for a negative number of tokens, a choice that there is not, and a learning rate that is not
+    above 0.
     """
 
     settings: Settings
     added_tokens: int = 0
     keep_words: bool = False
     learning_rate: float | None = None
+    optimiser: str = "auto"
 
     def __post_init__(self) -> None:
+        tpso_search.check(self.optimiser, self.settings)
         require(self.added_tokens >= 0, "added_tokens", self.added_tokens, "0 (vary the prompt's own words) or more")
         rate = self.learning_rate
         require(rate is None or (math.isfinite(rate) and rate > 0), "learning_rate", rate, "above 0, or chosen (auto)")
@@ -105,6 +111,7 @@ class Outcome:
     words_kept: from how many changes of a word the variants were kept away; None where that was not asked for.
     note: what else is to be known of how it was done.
     past: the last step only led past the band, and what was reached is judged by the one before.
+    searched: why the variants were found by search, without gradients; None where gradients were used.
     """
 
     encoder: str
@@ -117,6 +124,7 @@ class Outcome:
     words_kept: int | None = None
     note: str = ""
     past: bool = False
+    searched: str | None = None
 
     @property
     def missed(self) -> int:
@@ -143,7 +151,9 @@ class Outcome:
             text += "; keep_words has no effect: there is no word to keep"
         elif self.words_kept:
             text += f"; kept away from {self.words_kept} prompts with another word"
-        text += "; loaded from an earlier run" if self.from_disk else f"; {self._steps} steps"
+        text += "" if self.searched is None else f"; {tpso_search.report(self.searched, self.added_tokens)}"
+        unit = "steps" if self.searched is None else "rounds"
+        text += "; loaded from an earlier run" if self.from_disk else f"; {self._steps} {unit}"
         if self.missed:
             text += ". The aim was NOT reached: try more steps, another learning_rate or less diversity"
             text += ", or switch keep_words off" if self.words_kept else ""
@@ -260,16 +270,22 @@ def _vary(
     unmoved = settings.steps == 0
     keep_words = recipe.keep_words and not unmoved
     reference = encoder.reference()
-    name = _key(encoder, reference, count, seed, settings, keep_words)
-    path = None if cache is None else cache / f"{name}.safetensors"
     # Offsets are divided by the number of positions before they are added.
     deviation = RECOMMENDED_START * encoder.deviation * encoder.positions
     start = initial_offsets(count, encoder.positions, encoder.width, seed, 0.0 if unmoved else deviation)
+    at = start[:1] / encoder.positions
+    searched = None if unmoved else tpso_search.reason(encoder, at, recipe.optimiser, settings)
+    name = _key(encoder, reference, count, seed, settings, keep_words, searched is not None)
+    path = None if cache is None else cache / f"{name}.safetensors"
     stored = None if path is None else files.load(path, {"offsets": tuple(start.shape), "words_kept": (1,)})
     if stored is not None:
         variants, kept = measured(encoder, reference, stored["offsets"]), int(stored["words_kept"].item())
     else:
-        variants, kept = _optimised(encoder, reference, start, settings, on_step, keep_words)
+        if searched is not None:
+            start = tpso_search.candidates(encoder, count, seed, deviation, recipe.added_tokens > 0)
+        variants, kept = _optimised(
+            encoder, reference, start, settings, on_step, keep_words, None if searched is None else (count, seed)
+        )
         if path is not None:
             files.store(path, {"offsets": variants.offsets, "words_kept": torch.tensor([kept])})
     return Outcome(
@@ -281,6 +297,7 @@ def _vary(
         from_disk=stored is not None,
         added_tokens=encoder.positions if recipe.added_tokens else 0,
         words_kept=kept if keep_words else None,
+        searched=searched,
     )
 
 
@@ -300,8 +317,12 @@ def _optimised(
     settings: Settings,
     on_step: OnStep | None,
     keep_words: bool,
+    search: tuple[int, int] | None = None,
 ) -> tuple[Variants, int]:
-    """Variants, and from how many changes of a word they were kept away."""
+    """Variants, and from how many changes of a word they were kept away.
+
+    search: how many variants are searched among the candidates `start`, and the seed; None where gradients are used.
+    """
 
     def after(cosines: Tensor, spread: Tensor | None) -> None:
         if on_step is not None:
@@ -312,27 +333,48 @@ def _optimised(
         if keep_words:
             changed = changed_prompts(encoder, encoder.embedding(NEUTRAL_WORD))
             keep = directions_to_keep(reference.clone(), changed)
-        variants = optimise_variants(start.to(encoder.device), reference.clone(), encoder, settings, after, keep)
+        start, reference = start.to(encoder.device), reference.clone()
+        if search is None:
+            variants = optimise_variants(start, reference, encoder, settings, after, keep)
+        else:
+            count, seed = search
+            variants = search_variants(start, count, reference, encoder.forward_only, settings, after, keep, seed)
     return variants, 0 if keep is None else len(keep)
 
 
 def measured(encoder: PromptEncoder, reference: Tensor, offsets: Tensor) -> Variants:
-    """Given offsets, measured as an optimisation of no steps would."""
+    """Given offsets, measured as a search of no rounds would."""
+    start = (offsets * encoder.positions).to(encoder.device)
     with gradients():
-        found = optimise_variants(
-            (offsets * encoder.positions).to(encoder.device), reference.clone(), encoder, Settings(steps=0)
-        )
+        found = search_variants(start, len(start), reference.clone(), encoder.vectors, Settings(steps=0))
     return replace(found, offsets=offsets.to(encoder.device))
 
 
-def _key(encoder: PromptEncoder, reference: Tensor, count: int, seed: int, settings: Settings, keep_words: bool) -> str:
+def _key(
+    encoder: PromptEncoder,
+    reference: Tensor,
+    count: int,
+    seed: int,
+    settings: Settings,
+    keep_words: bool,
+    searched: bool,
+) -> str:
     # The prompt's own vector and embeddings stand for the encoder: any change of its weights (LoRA) shows in them.
     embeds = [section.embeds[: section.end + 1] for section in encoder.sections]
     # The last digits of what was measured on the encoder differ with the number of threads.
     settings = replace(settings, kappa=round(settings.kappa, 3), learning_rate=float(f"{settings.learning_rate:.3g}"))
     # The constants too, so that variants of an older version are not taken for this one's.
     constants = (RECOMMENDED_START, keep_words and (NEUTRAL_WORD, NEIGHBOURS, LEAST_CHANGE, KEEP_WEIGHT, KEEP_MARGIN))
-    return files.key([reference, *embeds], encoder.name, encoder.vector_name, count, seed, settings, constants)
+    return files.key(
+        [reference, *embeds],
+        encoder.name,
+        encoder.vector_name,
+        count,
+        seed,
+        settings,
+        constants,
+        *["search"] * searched,
+    )
 
 
 def native_kappa(encoder: PromptEncoder, kappa: float) -> float:

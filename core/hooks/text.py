@@ -137,6 +137,11 @@ class PromptEncoder(InChunks):
         section = self.read(self._clip.tokenize(word))[0]
         return section.embeds[section.first]
 
+    def words(self) -> Tensor:
+        """Token embeddings `[W, D]` of the words of `UNRELATED`."""
+        sections = [section for text in UNRELATED for section in self.read(self._clip.tokenize(text))]
+        return torch.cat([section.embeds[section.first : section.last] for section in sections])
+
     def reference(self) -> Tensor:
         """The prompt's own vector `[E]`."""
         with gradients():

@@ -33,7 +33,7 @@ INITIAL_DEVIATION = 1e-4
 # axis; the hinge is therefore active before a variant moves.
 KEEP_WEIGHT, KEEP_MARGIN = 5.0, 0.04
 LEAST_CHANGE = 0.03  # of the largest: a word that changes the prompt less has no meaning that could be lost
-_CONVERGED = 0.005  # mean pairwise cosine this near its least value, on the scale of 1 - cosine
+CONVERGED = 0.005  # mean pairwise cosine this near its least value, on the scale of 1 - cosine
 _POLISH_STEPS = 8
 
 
@@ -280,7 +280,7 @@ def _arrived(unit: Tensor, cosines: Tensor, settings: Settings, keep: Tensor | N
         return False
     if len(unit) < 2 or settings.diversity == 0:
         return True
-    return mean_pairwise(unit).item() <= least_mean_pairwise(settings.kappa, len(unit)) + _CONVERGED
+    return mean_pairwise(unit).item() <= least_mean_pairwise(settings.kappa, len(unit)) + CONVERGED
 
 
 def _onto_surface(
