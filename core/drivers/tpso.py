@@ -80,7 +80,7 @@ class Recipe:
     optimiser: str = "auto"
 
     def __post_init__(self) -> None:
-        tpso_search.check(self.optimiser, self.settings)
+        tpso_search.check(self.optimiser)
         require(self.added_tokens >= 0, "added_tokens", self.added_tokens, "0 (vary the prompt's own words) or more")
         rate = self.learning_rate
         require(rate is None or (math.isfinite(rate) and rate > 0), "learning_rate", rate, "above 0, or chosen (auto)")
@@ -274,7 +274,7 @@ def _vary(
     deviation = RECOMMENDED_START * encoder.deviation * encoder.positions
     start = initial_offsets(count, encoder.positions, encoder.width, seed, 0.0 if unmoved else deviation)
     at = start[:1] / encoder.positions
-    searched = None if unmoved else tpso_search.reason(encoder, at, recipe.optimiser, settings)
+    searched = None if unmoved else tpso_search.reason(encoder, at, recipe.optimiser)
     name = _key(encoder, reference, count, seed, settings, keep_words, searched is not None)
     path = None if cache is None else cache / f"{name}.safetensors"
     stored = None if path is None else files.load(path, {"offsets": tuple(start.shape), "words_kept": (1,)})

@@ -29,7 +29,8 @@ from ..hooks.text import (
 from ..methods.tpso import Variants
 from ..methods.tpso_published import ROOM, Rule, drawn_rows, optimise_as_released, released_start
 from ..require import require
-from .tpso import OnStep, Outcome, check_clip, measured
+from . import tpso_search
+from .tpso import RECOMMENDED_START, OnStep, Outcome, check_clip, measured
 
 
 @dataclass(frozen=True)
@@ -321,6 +322,9 @@ def _optimised(encoder: PromptEncoder, start: Tensor, rule: Rule, on_step: OnSte
         if on_step is not None:
             on_step(encoder.name, cosines, spread)
 
+    if rule.steps:
+        # The start itself is so near the prompt that rounding would hide its gradient.
+        tpso_search.require_gradient(encoder, RECOMMENDED_START * encoder.deviation / start.std() * start[:1])
     with gradients():
         start = start.to(encoder.device)
         reference = encoder.vectors(torch.zeros_like(start[:1]))[0]

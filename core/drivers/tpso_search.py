@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..hooks.gradient_check import missing_gradient
 from ..hooks.text import PromptEncoder
-from ..methods.tpso import Settings, initial_offsets
+from ..methods.tpso import initial_offsets
 from ..methods.tpso_search import candidates_for
 from ..require import require
 
@@ -16,31 +16,35 @@ _ASKED_FOR = "as chosen"
 _FIRST_LENGTH = 0.5  # of the way from a neutral token to a word
 
 
-def check(optimiser: str, settings: Settings) -> None:
-    """Raises ValueError for a choice that there is not, and for a search where the paper's rule is asked for."""
+def check(optimiser: str) -> None:
+    """Raises ValueError for a choice that there is not."""
     require(optimiser in OPTIMISERS, "optimiser", optimiser, f"one of {', '.join(OPTIMISERS)}")
-    allowed = "auto or gradient with mode published, whose rule is one for gradients; or choose mode recommended"
-    require(settings.spread or optimiser != SEARCH, "optimiser", optimiser, allowed)
 
 
-def reason(encoder: PromptEncoder, rows: Tensor, optimiser: str, settings: Settings) -> str | None:
+def reason(encoder: PromptEncoder, rows: Tensor, optimiser: str) -> str | None:
     """Why the variants in this encoder are to be searched; None where gradients are used.
 
     rows: offsets `[N, P, D]` at which one gradient is checked, unless the choice is made already.
 
-    Raises ValueError where the choice, or the paper's rule, needs a gradient that there is not.
+    Raises ValueError where gradients are chosen and the encoder passes none on.
     """
     if optimiser == SEARCH:
         return _ASKED_FOR
     missing = missing_gradient(encoder, rows.to(encoder.device))
-    if missing is None or (optimiser == AUTO and settings.spread):
-        return missing
-    way_out = (
-        "set optimiser to auto or search in Diverse Prompts Options"
-        if settings.spread
-        else "choose mode recommended, which can search without gradients"
-    )
-    raise ValueError(
+    if missing is not None and optimiser == GRADIENT:
+        raise _no_gradient(encoder, missing, "set optimiser to auto or search in Diverse Prompts Options")
+    return missing
+
+
+def require_gradient(encoder: PromptEncoder, rows: Tensor) -> None:
+    """Raises ValueError where the encoder passes no gradient on, which the published procedure follows."""
+    missing = missing_gradient(encoder, rows.to(encoder.device))
+    if missing is not None:
+        raise _no_gradient(encoder, missing, "choose mode recommended, which can search without gradients")
+
+
+def _no_gradient(encoder: PromptEncoder, missing: str, way_out: str) -> ValueError:
+    return ValueError(
         f"The text encoder {encoder.name} passes no gradient on ({missing}). That is so for compiled encoders and for "
         f"quantised ones that also round activations: {way_out}, or load the encoder without these."
     )
