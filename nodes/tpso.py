@@ -454,8 +454,8 @@ def _from_bank(clip: Any, negative_text: str, chosen: dict[str, Any]) -> tuple[b
             "Other than published: a negative prompt with words, not varied (published: blank, varied).",
         )
     if not has_clip(clip):
-        allowed = f"auto or off with mode {PUBLISHED} and this text encoder, which is not a CLIP"
-        require(not wanted, "negative_bank", bank, allowed)
+        name, value = ("negative_bank", bank) if bank == ON else ("vary_negative", ON)
+        require(not wanted, name, value, f"off with mode {PUBLISHED} and this text encoder, which is not a CLIP")
         return False, "The negative is not varied: there is no bank for a text encoder that is not a CLIP."
     return bank != OFF, "Other than published: the negative is not varied (negative_bank is off)."
 
