@@ -78,7 +78,7 @@ def paper_loss(clean: Tensor, reference: Tensor) -> Tensor:
     gamma = 1 / (TAU * math.log(len(clean) - 1) + 1)
     total = clean.new_zeros(())
     for i in range(len(clean)):
-        below = sum((cosine(clean[i], other) / TAU).exp() for other in clean)
+        below = torch.stack([(cosine(clean[i], other) / TAU).exp() for other in clean]).sum(0)
         total = total + (below.log() - cosine(clean[i], reference[i]) / (gamma * TAU)).mean()
     return total / len(clean)
 
@@ -88,7 +88,8 @@ def release_loss(clean: Tensor, reference: Tensor) -> Tensor:
     total = clean.new_zeros(())
     for i in range(len(clean)):
         positive = (cosine(clean[i], reference[i]) / TAU).exp()
-        others = sum((cosine(clean[i], clean[j]) / TAU).exp() for j in range(len(clean)) if j != i)
+        apart = [(cosine(clean[i], clean[j]) / TAU).exp() for j in range(len(clean)) if j != i]
+        others = torch.stack(apart).sum(0)
         total = total - (positive / (positive + others)).log().mean()
     return total / len(clean)
 
@@ -96,13 +97,14 @@ def release_loss(clean: Tensor, reference: Tensor) -> Tensor:
 def without_attraction(clean: Tensor, reference: Tensor) -> Tensor:
     total = clean.new_zeros(())
     for own in clean:
-        total = total + sum((cosine(own, other) / TAU).exp() for other in clean).log().mean()
+        total = total + torch.stack([(cosine(own, other) / TAU).exp() for other in clean]).sum(0).log().mean()
     return total / len(clean)
 
 
 def without_repulsion(clean: Tensor, reference: Tensor) -> Tensor:
     gamma = 1 / (TAU * math.log(len(clean) - 1) + 1)
-    return -sum(cosine(a, b).mean() for a, b in zip(clean, reference, strict=True)) / (gamma * TAU * len(clean))
+    drawn = torch.stack([cosine(a, b).mean() for a, b in zip(clean, reference, strict=True)])
+    return -drawn.mean() / (gamma * TAU)
 
 
 def pooled(clean: Tensor) -> Tensor:

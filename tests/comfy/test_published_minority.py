@@ -60,7 +60,7 @@ class Text:
 
     def __call__(self, text: str, tokens: dict[str, Tensor] | None, batch: int) -> tuple[Tensor, Tensor]:
         """tokens: [B, D] by encoder, at the end of the text; None is the text alone."""
-        hidden = []
+        hidden, projected = [], torch.empty(0)
         for key, tower in self.towers.items():
             ids = self.ids(key, text)
             end = ids.index(49407)
@@ -169,7 +169,8 @@ class Procedure:
             clean = (z - (1 - level).sqrt() * eps) / level.sqrt()
             self.passes += 1
             if rules.diverse:
-                total = sum((clean[i] - clean[j]).norm() for i in range(batch) for j in range(batch) if i != j)
+                pairs = [(i, j) for i in range(batch) for j in range(batch) if i != j]
+                total = torch.stack([(clean[i] - clean[j]).norm() for i, j in pairs]).sum()
             else:
                 noisy = second.sqrt() * clean + (1 - second).sqrt() * self.noises.pop(0).double()
                 # ComfyUI's models know no timestep above 999.
@@ -312,9 +313,9 @@ def test_sdxl_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_script_for_one_image_and_what_else_the_release_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rate 0.01 from "handsome"; every second step, the plain prompt at the others, a rate that decays, sg_lambda, and
     alphas one level late."""
-    options = {"every": 2, "keep_until": 0.0, "lr_decay": 0.1, "sg_lambda": 0.5, "late_alphas": True}
+    options: dict[str, Any] = {"every": 2, "keep_until": 0.0, "lr_decay": 0.1, "sg_lambda": 0.5, "late_alphas": True}
     found = ours(monkeypatch, "eps", "SDXL-Lightning, one image", 1, 4, "simple", 1.0, **options)
-    own = {"word": "handsome", "decay": 0.1, "balance": 0.5, "plain_after": True, "late": True}
+    own: dict[str, Any] = {"word": "handsome", "decay": 0.1, "balance": 0.5, "plain_after": True, "late": True}
     procedure, latent = reference("eps", Rules(FOUR, [0, 2], 0.01, 3, **own), 1, found.noises)
     agree(found, procedure, latent)
 

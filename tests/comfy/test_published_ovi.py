@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from comfyui_diversity.core.drivers.ovi import published
 from comfyui_diversity.core.methods.image_bank import ImageBank
-from comfyui_diversity.core.methods.ovi import initial_tokens
+from comfyui_diversity.core.methods.ovi import initial_tokens, invert
 from comfyui_diversity.nodes import ovi as node
 from comfyui_diversity.nodes.image_bank import MakeImageBank
 from comfyui_diversity.nodes.ovi import TextToVision, TextToVisionOptions
@@ -22,9 +23,9 @@ from small.vision import SIZES, small_vision
 from torch import Tensor
 
 TEXT, SEED, TOKENS = "a red fish", 5, 6
-TOWER = {"image_size": 24, "num_hidden_layers": 2}  # 3 x 3 patches, so that a thousand steps take seconds
+TOWER: dict[str, Any] = {"image_size": 24, "num_hidden_layers": 2}  # 3 x 3 patches
 RATE, DECAY = 0.02, 0.01
-SHORT = 60  # steps where not all are wanted
+SHORT = 60  # steps; over more, single precision goes its own way about the plateau
 
 
 # --- the reference ----------------------------------------------------------------------------------------------------
@@ -86,14 +87,18 @@ def nearest(bank: ImageBank) -> Callable[[Tensor], Tensor]:
 
 
 def procedure(
-    steps: int, variants: int, constraint: Callable[[Tensor], Tensor] | None, weight: float, rate: float
+    starts: Tensor,
+    tower: Callable[[Tensor], Tensor],
+    target: Tensor,
+    steps: int,
+    constraint: Callable[[Tensor], Tensor] | None = None,
+    weight: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cosines [steps + 1, N] before the first step and after each, and the last embeddings [N, E]: AdamW written out,
     a fixed number of steps, one variant after the other."""
-    tower, target = Tower(), text_vector()
     cosines, found = [], []
-    for start in initial_tokens(variants, TOKENS, SIZES["hidden_size"], SEED).double():
-        tokens, first, second, own = start, torch.zeros_like(start), torch.zeros_like(start), []
+    for tokens in starts.double():
+        first, second, own = torch.zeros_like(tokens), torch.zeros_like(tokens), []
         for k in range(1, steps + 1):
             leaf = tokens.clone().requires_grad_()
             embedding = tower(leaf)
@@ -105,7 +110,7 @@ def procedure(
             first = 0.9 * first + 0.1 * gradient
             second = 0.999 * second + 0.001 * gradient**2
             step = (first / (1 - 0.9**k)) / ((second / (1 - 0.999**k)).sqrt() + 1e-8)
-            tokens = tokens * (1 - rate * DECAY) - rate * step
+            tokens = tokens * (1 - RATE * DECAY) - RATE * step
         last = tower(tokens)
         cosines.append(torch.stack([*own, cosine(last, target)]))
         found.append(last)
@@ -128,35 +133,25 @@ def bank() -> ImageBank:
         return MakeImageBank.execute([images], [small_vision(**TOWER)], ["center"], None).args[0]
 
 
-def ours(
-    monkeypatch: pytest.MonkeyPatch, variants: int, constraint: str = "off", bank: Any = None, **changed: Any
-) -> tuple:
+def ours(monkeypatch: pytest.MonkeyPatch, constraint: str = "off", bank: Any = None) -> tuple:
     """Cosines and embeddings as above, and the report, of the node with one widget turned to published."""
     kept: list[Any] = []
     real = node.invert_text
     monkeypatch.setattr(node, "invert_text", lambda *args, **named: kept.append(real(*args, **named)) or kept[-1])
-    options = TextToVisionOptions.execute(**changed).args[0] if changed else None
+    options = TextToVisionOptions.execute(steps=SHORT).args[0]
+    main = (TEXT, 2, constraint, SEED, "published", bank)
     outputs, _, _, report = TextToVision.execute(
-        small_encoder("sd1"),
-        small_vision(**TOWER),
-        TEXT,
-        variants,
-        constraint,
-        SEED,
-        "published",
-        bank,
-        options=options,
+        small_encoder("sd1"), small_vision(**TOWER), *main, options=options
     ).args
     return kept[0].inversion.cosines, torch.cat([output.image_embeds for output in outputs]), report
 
 
-def reference(
-    steps: int, variants: int, constraint: Any = None, weight: float = 0.0, rate: float = RATE
-) -> tuple[Tensor, Tensor]:
+def reference(constraint: Any = None, weight: float = 0.0) -> tuple[Tensor, Tensor]:
     # ComfyUI's layers add in place to what autograd has saved.
     hooks = torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda saved: saved)
     with torch.inference_mode(False), torch.enable_grad(), hooks:
-        return procedure(steps, variants, constraint, weight, rate)
+        starts = initial_tokens(2, TOKENS, SIZES["hidden_size"], SEED)
+        return procedure(starts, Tower(), text_vector(), SHORT, constraint, weight)
 
 
 def agree(found: tuple, expected: tuple, tolerance: float) -> None:
@@ -168,23 +163,11 @@ def agree(found: tuple, expected: tuple, tolerance: float) -> None:
 # --- agreement --------------------------------------------------------------------------------------------------------
 
 
-def test_a_thousand_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounding grows on the way: cosines agree to 1e-4 at first, and to 1e-2 at the end."""
-    found, (cosines, embeddings) = ours(monkeypatch, 1), reference(1000, 1)
-    assert found[0].shape == (1001, 1)
-    assert (found[0][:SHORT].double() - cosines[:SHORT]).abs().max() < 1e-4
-    agree(found, (cosines, embeddings), 1e-2)
-    assert "after 1000 steps (last step)" in found[2]
-    assert "As published." in found[2]
-    assert "Not as published" not in found[2]
-
-
-def test_the_last_result_is_kept_and_not_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At a rate at which the last is not the best."""
-    found, expected = ours(monkeypatch, 2, steps=20, learning_rate=0.5), reference(20, 2, rate=0.5)
-    assert (expected[0].amax(0) - expected[0][-1]).max() > 0.01
-    agree(found, expected, 1e-3)
-    assert "Not as published: 20 steps (it has 1000), a learning rate of 0.5 (it has 0.02)." in found[2]
+def test_through_both_towers(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ours(monkeypatch)
+    agree(found, reference(), 1e-4)
+    assert f"after {SHORT} steps (last step)" in found[2]
+    assert f"As published. Not as published: {SHORT} steps (it has 1000)." in found[2]
 
 
 @pytest.mark.parametrize(
@@ -195,9 +178,31 @@ def test_the_constraints_at_the_papers_weights(
 ) -> None:
     with torch.inference_mode(False):
         constraint = make(ImageBank(bank.members.clone(), bank.origin.clone()))
-    found = ours(monkeypatch, 2, name, bank, steps=SHORT)
-    agree(found, reference(SHORT, 2, constraint, weight), 1e-4)
-    with pytest.raises(AssertionError):
-        agree(found, reference(SHORT, 2), 1e-4)  # the constraint counts
+    found = ours(monkeypatch, name, bank)
+    agree(found, reference(constraint, weight), 1e-4)
     assert "form of the paper's constraint is not public" in found[2]
-    assert f"Not as published: {SHORT} steps (it has 1000)." in found[2]
+
+
+def test_all_thousand_steps_in_double_precision() -> None:
+    """The optimisation with the published plan through a small network, until long after its plateau."""
+    with torch.inference_mode(False), torch.enable_grad():
+        generator = torch.Generator().manual_seed(0)
+        one, other = (torch.randn(24, 40, generator=generator).double() for _ in range(2))
+        target = torch.randn(24, generator=generator).double()
+        starts = initial_tokens(2, TOKENS, 4, SEED).double()
+
+        def tower(tokens: Tensor) -> Tensor:
+            return torch.tanh(3 * tokens.flatten() @ one) @ other.T
+
+        def encode(tokens: Tensor) -> tuple[Tensor, Any]:
+            leaf = tokens.detach().requires_grad_()
+            embeddings = torch.stack([tower(row) for row in leaf])
+            return embeddings.detach(), lambda gradient: torch.autograd.grad(embeddings, leaf, gradient)[0]
+
+        plan = published()
+        found = invert(starts, target[None], encode, plan.settings)
+        expected = procedure(starts, tower, target, 1000)
+    assert plan.unpublished() == ""
+    assert found.steps.tolist() == [1000, 1000]
+    agree((found.cosines, found.embeddings), expected, 1e-6)
+    assert (expected[0].amax(0) - expected[0][-1]).max() > 1e-5  # the last is kept, and is not the best
