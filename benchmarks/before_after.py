@@ -32,7 +32,12 @@ TARGET = HERE.root / "docs" / "before_after.jpg"
 PROMPTS = [prompt.text for prompt in DEMO_PROMPTS if len(prompt.stated) <= 2]
 COLUMNS, SIDE = 5, 96
 # What a reader looks for in ComfyUI; a method without an entry is named by itself.
-NODES = {"cno": "Diverse Noise (CNO)", "tpso": "Diverse Prompts (TPSO)", "minority": "Minority Prompt"}
+NODES = {
+    "diversify": "Diversify",
+    "cno": "Diverse Noise (CNO)",
+    "tpso": "Diverse Prompts (TPSO)",
+    "minority": "Minority Prompt",
+}
 
 
 def before_after(model: str, method: str, output: Path = OUTPUT) -> Image.Image:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+TESTED = ("0.3.75", "0.33.0")  # versions of ComfyUI that the templates are opened and run on
 _HUB = "https://huggingface.co"
 _SPLIT = "resolve/main/split_files"
 
@@ -42,7 +43,7 @@ class Released:
     custom: the sampler is SamplerCustomAdvanced; its scheduler node is Flux2Scheduler where `scheduler` is "flux2".
     negative: the negative prompt; None: zeros, as CFG 1 ignores it.
     kind: of the demo model that stands for it in the thumbnail.
-    missing_in: versions of ComfyUI, of those that the tests run on, that do not know the model.
+    missing_in: which of `TESTED` do not know the model.
     """
 
     title: str
