@@ -81,8 +81,6 @@ TABLES = {
     "tpso spread": Table(("tpso_spread",), None),
     "tpso cosines": Table(("tpso_cosines",), None),
     "tpso speed": Table(("tpso_speed",), None),
-    "turbo report": Table(("turbo_turbo_report_100", "turbo_turbo_base_report_100"), data=True),
-    "turbo tune": Table(("turbo_turbo_tune_80",), (*SHORT, "colours (eff.)", "rare share")),
     "turbo cosines": Table(("turbo_cosines",), None),
     "ovi settings": Table(("ovi_settings_tune",), None),
     "ovi images": Table(("ovi_images_unclip_tune_80",), ("adherence", "MSS", "Vendi", "rare share")),

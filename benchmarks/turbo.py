@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
+from unittest import mock
 
 from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this makes ComfyUI and the pack importable
 import numpy as np
@@ -21,6 +23,8 @@ from comfyui_diversity.core.drivers.cno import ContrastiveNoise
 from comfyui_diversity.core.drivers.minority import Learning
 from comfyui_diversity.core.drivers.schedule import scheduled
 from comfyui_diversity.core.drivers.tpso import native_kappa, recommended, vary_prompt
+from comfyui_diversity.core.hooks import text as hooks_text
+from comfyui_diversity.core.hooks.prompt import Section
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.hooks.text import PromptEncoder, prompt_encoders, surrogate_vector
 from comfyui_diversity.core.methods.cno import Settings as NoiseSettings
@@ -73,6 +77,19 @@ def embedding_noise(strength: float, share: float = 0.5, until: float = 0.2) -> 
     return make
 
 
+def read_behind(make: Make) -> Make:
+    """The same with another vector of a prompt: the mean over what follows its words, the end of the chat template."""
+
+    def behind(module: Any, embeds: Tensor, section: Section) -> Tensor:
+        return surrogate_vector(module, embeds, replace(section, first=section.last, last=len(section.embeds)))
+
+    def made(world: World, text: str, seed: int) -> Tensor:
+        with mock.patch.object(hooks_text, "surrogate_vector", behind):
+            return make(world, text, seed)
+
+    return made
+
+
 def with_cno(strength: float | None = None) -> Make:
     settings = NoiseSettings() if strength is None else NoiseSettings(strength=strength)
 
@@ -119,6 +136,14 @@ ROWS: dict[str, Make] = {
             (2, 0.8, 0.2),
             (2, 0.8, 0.4),
         )
+    },
+    **{
+        f"read behind, {row}": read_behind(make)
+        for row, make in {
+            "words, kappa 0.8, ratio 0.4": tpso(0.8, 0.4, tries=60),
+            "added 4, kappa 0.8, ratio 0.2": tpso(0.8, 0.2, added=4, tries=60),
+            "added 4, kappa 0.8, ratio 0.4": tpso(0.8, 0.4, added=4, tries=60),
+        }.items()
     },
     "shipped prompts": tpso(0.8, 0.2, added=4, tries=60),
     "shipped noise": with_cno(),
@@ -176,7 +201,7 @@ def print_cosines(count: int, table: PrintedTable) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = arguments_of(__doc__)
     parser.set_defaults(model="turbo")
-    parser.add_argument("--cosines", type=int, nargs="?", const=200, help="of so many captions; no images")
+    parser.add_argument("--cosines", type=int, nargs="?", const=60, help="of so many captions; no images")
     options = parser.parse_args(arguments)
     if options.cosines:
         head = ["vector", "paraphrase", *tpso_cosines.KINDS[1:-1], "any swapped word", "unrelated"]

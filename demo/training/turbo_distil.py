@@ -28,8 +28,8 @@ from .mmdit import SHIFT, SHORT
 from .places import continued, evenly_stated_scene
 from .turbo import BATCH, ByLength, Contexts, train_turbo_base, velocity_error
 
-PAIRS, STEPS = 3_072, 6
-STUDENT = Schedule(2_000, 1.5e-3, warmup=50, average=0.995)
+PAIRS, STEPS = 1_792, 6
+STUDENT = Schedule(1_400, 2e-3, warmup=50, average=0.995)
 _CHUNK = 32
 
 
