@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+# Variants of baselines that are not stock behaviour but what a method competes with.
+RIVALS = ("real", "text")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -29,6 +32,11 @@ class Run:
     def name(self) -> str:
         """Its folder below the model's."""
         return f"{self.method}_cfg{self.cfg:g}" + (f"_{self.variant}" if self.variant else "")
+
+    @property
+    def role(self) -> str:
+        """What the row is there for: `baseline`, `rival` (what else one could do), or `method`."""
+        return "rival" if self.variant in RIVALS else "baseline" if self.method == "baseline" else "method"
 
     @property
     def title(self) -> str:
