@@ -3,9 +3,9 @@
     python -m benchmarks.released --workflow my_workflow.json --clip clip_vit_l.safetensors
     python -m benchmarks.released --workflow my_workflow.json --prompts prompts.txt --seeds 1 2 3 --images 8
 
-The workflow is one that makes images with your model, saved by Workflow > Export (API). A ComfyUI that has this pack runs
-(`--server`). Every row sets the same prompts, seeds and batch; rows differ by the pack's nodes, at their defaults, put in
-before the one sampler. `--clip` is a CLIP checkpoint with both towers (such as model.safetensors of
+The workflow is one that makes images with your model, saved by Workflow > Export (API). A ComfyUI that has this pack
+runs (`--server`). Every row sets the same prompts, seeds and batch; rows differ by the pack's nodes, at their defaults,
+put in before the one sampler. `--clip` is a CLIP checkpoint with both towers (such as model.safetensors of
 openai/clip-vit-large-patch14); its vision features give the Vendi score and the mean pairwise similarity, its cosines
 between image and prompt, times 100, the CLIP score.
 
@@ -205,7 +205,9 @@ def with_noise(prompt: Prompt, schemas: Schemas) -> Prompt:
     """Diverse Noise between the model and what samples it."""
     edited = copy.deepcopy(prompt)
     node_id, name = upstream(edited, sampler_of(edited), ("model",))
-    new = _new(edited, "DiversityCNO", {**defaults_of(schemas, "DiversityCNO"), "model": edited[node_id]["inputs"][name]})
+    new = _new(
+        edited, "DiversityCNO", {**defaults_of(schemas, "DiversityCNO"), "model": edited[node_id]["inputs"][name]}
+    )
     edited[node_id]["inputs"][name] = [new, 0]
     return edited
 
@@ -284,13 +286,16 @@ def rows_for(plan: Plan, steps: int) -> dict[str, Edit]:
     def noise(prompt: Prompt, schemas: Schemas, _text: str, _seed: int) -> Prompt:
         return with_noise(prompt, schemas)
 
+    def both(prompt: Prompt, schemas: Schemas, text: str, seed: int) -> Prompt:
+        return noise(prompts(prompt, schemas, text, seed), schemas, text, seed)
+
     return {
         BASELINE: lambda prompt, *_: prompt,
         "Diverse Prompts": prompts,
         "Diverse Noise": noise,
         "Minority Prompt": lambda prompt, schemas, *_: with_minority(prompt, schemas, steps),
-        "Prompts + Noise": lambda prompt, schemas, text, seed: noise(prompts(prompt, schemas, text, seed), schemas, text, seed),
-    }  # fmt: skip
+        "Prompts + Noise": both,
+    }
 
 
 def steps_of(prompt: Prompt) -> int:
