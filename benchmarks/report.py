@@ -18,6 +18,8 @@ from devtools.pages import block_names, replace_block, table
 from devtools.places import HERE
 
 from . import frontier_page
+from .frontier_plot import draw_frontier
+from .frontier_store import load
 from .results import COMMITTED, read
 
 FOLDER = HERE.root / "docs" / "measurements"
@@ -183,6 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.files:
         return 0
     found = outdated()
+    rows = load(frontier_page.FRONTIER)
+    if rows and not options.check:
+        draw_frontier(rows, FOLDER / frontier_page.PICTURE)
     for path, text in found.items():
         print(path.relative_to(HERE.root))
         if not options.check:
