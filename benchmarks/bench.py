@@ -171,10 +171,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not rows:
             raise ValueError(f"--rows is {options.rows}; no curve of {', '.join(models)} has such a name.")
         if options.images_only:
-            for row in rows:
-                for k in range(len(bench.prompts)):
+            for k, prompt in enumerate(bench.prompts):  # prompt by prompt: stopped, all rows have the same ones
+                for row in rows:
                     bench.images_of(row, k)
-                print(row.key, flush=True)
+                print(f"{k + 1} of {len(bench.prompts)}: {prompt.text}", flush=True)
             return 0
         carry_out(bench, rows, path, options.minutes * 60)
     except ValueError as error:

@@ -20,13 +20,15 @@ _KINDS = {"baseline": "baseline", "rival": "rival", "method": "ours", "data": ""
 
 
 def block(name: str, path: Path = FRONTIER) -> str:
-    """What stands in the page's block of that name: `summary`, `made`, or the rows of a model."""
+    """What stands in the page's block of that name: `summary`, `picture`, `made`, or the rows of a model."""
     rows = load(path)
     if not rows:
         return "Not measured yet."
     models = list(dict.fromkeys(row["model"] for row in rows))
     if name == "summary":
         return gains([summary([row for row in rows if row["model"] == model]) for model in models])
+    if name == "picture":
+        return f"![Good share against Vendi, one panel a model]({PICTURE})"
     if name == "made":
         return made(rows)
     own = [row for row in rows if row["model"] == name]

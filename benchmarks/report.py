@@ -1,7 +1,8 @@
 """Writes the tables of docs/measurements and the README from the committed results: `python -m benchmarks.report`.
 
 A table stands between `<!-- table: NAME -->` and `<!-- /table: NAME -->`, with the commands that make it; names are
-those of `TABLES`. `python -m benchmarks.report FILE.json ...` prints the tables of any results instead.
+those of `TABLES`. Blocks of `benchmarks.frontier_page` stand between `<!-- frontier: NAME -->` marks. `python -m
+benchmarks.report FILE.json ...` prints the tables of any results instead.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from typing import Any
 from devtools.pages import block_names, replace_block, table
 from devtools.places import HERE
 
+from . import frontier_page
+from .frontier_plot import draw_frontier
+from .frontier_store import load
 from .measure import difference
 from .results import COMMITTED, read
 
@@ -171,7 +175,10 @@ def _cells(row: Mapping[str, Any], baseline: Mapping[str, Any] | None, columns: 
 def written(page: str, folder: Path = COMMITTED) -> str:
     """The page with its tables as the results have them."""
     for name in block_names(page):
-        if name.startswith(_BLOCK):
+        if name.startswith(frontier_page.BLOCK):
+            found = frontier_page.block(name.removeprefix(frontier_page.BLOCK), folder / frontier_page.FRONTIER.name)
+            page = replace_block(page, name, found)
+        elif name.startswith(_BLOCK):
             own = name.removeprefix(_BLOCK)
             page = replace_block(page, name, headline(folder) if own == "headline" else block(TABLES[own], folder))
     return page
@@ -200,6 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.files:
         return 0
     found = outdated()
+    rows = load(frontier_page.FRONTIER)
+    if rows and not options.check:
+        draw_frontier(rows, FOLDER / frontier_page.PICTURE)
     for path, text in found.items():
         print(path.relative_to(HERE.root))
         if not options.check:

@@ -16,7 +16,7 @@ def cfg_interval(start: float, end: float = 1.0) -> Change:
 
     def guided(args: dict[str, Any]) -> Any:
         done = share_done(args["model_options"]["transformer_options"], args["sigma"])
-        scale = args["cond_scale"] if start - 1e-6 <= done < end - 1e-6 or (end >= 1 and done >= start - 1e-6) else 1.0
+        scale = args["cond_scale"] if start - 1e-6 <= done < end - 1e-6 else 1.0
         return args["uncond"] + scale * (args["cond"] - args["uncond"])
 
     def change(job: Job) -> None:
