@@ -13,6 +13,7 @@ from ..core.drivers.minority import Learning, to_learn, with_learning
 from ..core.hooks.text import KINDS
 from ..core.hooks.tokens import POSITIONS
 from ..core.methods.minority import OBJECTIVES, PRESETS, RECOMMENDED, Settings, Steps, check_published
+from ..core.require import require
 from ._inputs import (
     AUTO_NUMBER,
     PUBLISHED,
@@ -22,6 +23,7 @@ from ._inputs import (
     check_choices,
     make_options,
     mode_input,
+    optimiser_input,
     options_input,
     options_output,
     read_options,
@@ -152,6 +154,7 @@ class MinorityPrompt(CheckedNode):
             checkpointing=own["checkpointing"],
             absolute=chosen.absolute,
             save=_path(own["save_as"]),
+            optimiser=_optimiser(own["optimiser"], mode),
         )
         if not learning.settings.active:
             plain = clip.encode_from_tokens_scheduled(clip.tokenize(text)) if positive is None else positive
@@ -309,7 +312,20 @@ def _rare_options() -> list[io.Input]:
                 "memory runs out for a single image."
             ),
         ),
+        optimiser_input(
+            "the token is searched by forward passes alone, for models and text encoders that give no gradient "
+            "(compiled, activations quantised)",
+            "Only with mode recommended. A search makes images far less rare and diverse",
+        ),
     ]
+
+
+def _optimiser(choice: str, mode: str) -> str:
+    """Raises ValueError for a search with the paper's rule, which is one for gradients."""
+    if mode != PUBLISHED:
+        return choice
+    require(choice != "search", "optimiser", choice, 'auto or gradient with mode "published"')
+    return "gradient"
 
 
 def _or(value: Any, preset: Any) -> Any:

@@ -75,15 +75,18 @@ _KINDS: dict[str, Callable[[], tuple[Any, Any, dict[str, dict]]]] = {
 ENCODERS = tuple(kind for kind in _KINDS if kind != "sd3")
 
 
-def small_encoder(kind: str, inference: bool = True, seed: int = 0) -> comfy.sd.CLIP:
+def small_encoder(
+    kind: str, inference: bool = True, seed: int = 0, options: dict[str, Any] | None = None
+) -> comfy.sd.CLIP:
     """A CLIP of one of `ENCODERS`, or "sd3".
 
     inference: its weights are inference tensors, as ComfyUI's loader nodes make them.
+    options: more model options, as the loaders give them (type, operations, quantisation).
     """
     model, tokenizer, sizes = _KINDS[kind]()
     target = comfy.supported_models_base.ClipTarget(tokenizer, model)
     with torch.inference_mode(inference):
-        clip = comfy.sd.CLIP(target, model_options={**sizes, "dtype": torch.float32})
+        clip = comfy.sd.CLIP(target, model_options={**sizes, "dtype": torch.float32, **(options or {})})
         _randomise(clip.cond_stage_model, seed)
     return clip
 
