@@ -24,7 +24,7 @@ from typing import Any
 from devtools.comfy_source import version
 from devtools.places import HERE
 
-from . import world  # noqa: F401 # isort: skip - this makes ComfyUI and the pack importable
+from . import world as _demo  # noqa: F401 # isort: skip - this makes ComfyUI and the pack importable
 
 import comfy.sample
 import torch
