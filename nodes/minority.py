@@ -35,6 +35,7 @@ from ._inputs import (
     check_choices,
     make_options,
     mode_input,
+    optimiser_input,
     options_input,
     options_output,
     read_options,
@@ -179,6 +180,7 @@ class MinorityPrompt(CheckedNode):
             start=start,
             start_scale=own["start_scale"],
             notes=_unpublished(chosen, strength, own) if published else (),
+            optimiser=_optimiser(own["optimiser"], mode),
         )
         if not learning.settings.active:
             plain = clip.encode_from_tokens_scheduled(clip.tokenize(text)) if positive is None else positive
@@ -337,6 +339,11 @@ def _rare_options() -> list[io.Input]:
                 "memory runs out for a single image."
             ),
         ),
+        optimiser_input(
+            "the token is searched by forward passes alone, for models and text encoders that give no gradient "
+            "(compiled, activations quantised)",
+            "Only with mode recommended. A search makes images far less rare and diverse",
+        ),
     ]
 
 
@@ -428,6 +435,14 @@ def _unpublished(preset: Preset, strength: float, own: dict[str, Any]) -> tuple[
     return tuple(
         f"{name} {value:g} (it has {theirs:g})" for name, (value, theirs) in given.items() if abs(value - theirs) > 1e-9
     )
+
+
+def _optimiser(choice: str, mode: str) -> str:
+    """Raises ValueError for a search with the paper's rule, which is one for gradients."""
+    if mode != PUBLISHED:
+        return choice
+    require(choice != "search", "optimiser", choice, 'auto or gradient with mode "published"')
+    return "gradient"
 
 
 def _or(value: Any, preset: Any) -> Any:

@@ -6,6 +6,7 @@ belongs to a run (the tokens, which steps are done) lives in the run's own optio
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from ..hooks.carried import Payload, carrying, payloads, unchanged
 from ..hooks.chunks import Chunks, check_chunk_size
 from ..hooks.conditioning import in_force
 from ..hooks.denoise import check_falling
+from ..hooks.gradient_check import is_about_gradients
 from ..hooks.gradients import gradients
 from ..hooks.noise_levels import (
     level_before,
@@ -38,7 +40,9 @@ from ..hooks.sampling import is_probe
 from ..hooks.text_estimates import Conds, Passes, TextEstimates
 from ..hooks.tokens import LearnableToken, check_embedding_names, save_embedding
 from ..methods.minority import (
+    Estimates,
     Learned,
+    NoGradientError,
     Objective,
     Offsets,
     Settings,
@@ -48,6 +52,7 @@ from ..methods.minority import (
     minority,
     noise_share,
 )
+from ..methods.minority_search import search
 from ..methods.schedule import step_position
 from ..require import require
 from .tpso import native_kappa
@@ -55,20 +60,12 @@ from .tpso import native_kappa
 logger = logging.getLogger("ComfyUI-Diversity")
 
 KEY = "diversity_minority"
+OPTIMISERS = ("auto", "gradient", "search")
 _SAME = 1e-6
 _CHANGED = (
     "The embeddings of Minority Prompt's conditioning were changed on the way to the sampler (by Conditioning Concat "
     "or Average, for instance), which the learned token would undo. Combine them by Conditioning Combine, or write all "
     "in one text."
-)
-# What PyTorch says where something passes no gradient on.
-_NO_GRADIENT = (
-    "does not require grad",
-    "automatic differentiation",
-    "autograd",
-    "derivative",
-    "inplace operation",
-    "inference tensor",
 )
 
 
@@ -91,6 +88,8 @@ class Learning:
     late: clean estimates are read with the alphas of the level one training step below the one that the network is
         told, as in the released code; not where the level that is noised again to is fixed. See `read_one_level_late`.
     notes: what in published settings is not as published, for the report.
+    optimiser: "gradient"; "search", without gradients (see `core.methods.minority_search`); "auto", gradients, and a
+        search where none pass.
 
     Raises ValueError for a value that is not allowed.
     """
@@ -115,8 +114,10 @@ class Learning:
     start: str = "auto"
     start_scale: float = 1.0
     notes: tuple[str, ...] = ()
+    optimiser: str = "auto"
 
     def __post_init__(self) -> None:
+        require(self.optimiser in OPTIMISERS, "optimiser", self.optimiser, f"one of {', '.join(OPTIMISERS)}")
         noise_share(self.renoise, 0.0)
         for name, value in (("similarity", self.similarity), ("keep_until", self.keep_until)):
             require(0 <= value <= 1, name, value, "from 0 to 1")
@@ -324,6 +325,7 @@ class _Run:
         self.postponed = False
         self.checkpointing = learning.checkpointing
         self.passes = Passes()
+        self.searched = "as chosen" if learning.optimiser == "search" else None
         self._learned: Conds | None = None
         self._scores: list[Tensor] = []
 
@@ -376,7 +378,12 @@ class _Run:
             found, estimates = self._round(guider, x, timestep, options, seed, step)
             self.offsets = found.offsets
             self._scores.append(found.scores.cpu())
-            with gradients(learning.clip.cond_stage_model), torch.no_grad():
+            with contextlib.ExitStack() as stack:
+                if self.searched is None:
+                    stack.enter_context(gradients(learning.clip.cond_stage_model))
+                    stack.enter_context(torch.no_grad())
+                else:
+                    stack.enter_context(torch.inference_mode())
                 self._learned = estimates.learned_conds()
 
     def _round(
@@ -403,12 +410,31 @@ class _Run:
             before, self.checkpointing = self.checkpointing, True
             return not before
 
+        def searched() -> tuple[Learned, _StepEstimates]:
+            estimates = _StepEstimates(self, guider, x, timestep, options, seed, step)
+            found = search(
+                self.offsets,
+                estimates.score,
+                self.learning.settings,
+                _mixed(seed, step, "search"),
+                self._margin,
+                lambda: self._after_iteration(step, estimates.iteration // 2),
+            )
+            return found, estimates
+
+        if self.searched is not None:
+            return self.chunks.retried(searched)
         try:
             return self.chunks.retried(learned, checkpoint)
-        except RuntimeError as error:
-            if (explained := _explained(error)) is None:
+        except (RuntimeError, NoGradientError) as error:
+            explained = error if isinstance(error, NoGradientError) else _explained(error)
+            if explained is None:
                 raise
-            raise explained from error
+            if self.learning.optimiser != "auto":
+                raise explained from error
+            self.searched = str(error).splitlines()[0].partition(":")[0]
+        logger.warning("Minority Prompt: no gradient passes (%s), so it searches without.", self.searched)
+        return self.chunks.retried(searched)
 
     def _after_iteration(self, step: int, iteration: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -462,10 +488,13 @@ class _Run:
         first, last = (torch.stack([scores[k].mean() for scores in self._scores]).mean().item() for k in (0, -1))
         unit = "" if self.learning.absolute else " standard deviations of token embeddings"
         moved = distances(self.offsets)
+        searched = ""
+        if self.searched is not None:
+            searched = f" Searched without gradients ({self.searched}): images come out far less rare and diverse."
         return (
             f"Minority Prompt: learned at {len(self.done)} of {len(self.sigmas) - 1} steps with {self.passes.forward} "
             f"more forward and {self.passes.backward} backward passes of the model. Objective {first:.4g} to "
-            f"{last:.4g} within a step; tokens moved by {moved.min():.2g} to {moved.max():.2g}{unit}."
+            f"{last:.4g} within a step; tokens moved by {moved.min():.2g} to {moved.max():.2g}{unit}.{searched}"
             f"{self._published_report()}"
         )
 
@@ -540,9 +569,29 @@ class _StepEstimates:
 
         return self._estimates.differentiable(estimate, offsets)
 
+    def score(self, offsets: Offsets) -> Tensor:
+        """The objective `[B]` by forward passes alone; two calls in a row meet the same noise."""
+        x, timestep = self._estimates.x, self._estimates.timestep
+        self.iteration += 1
+        noise, sigmas = self._noise((self.iteration + 1) // 2), self._sigma * torch.ones_like(timestep)
+        sampling = self._estimates.model.model_sampling
+
+        def clean(rows: slice, own: Offsets) -> Tensor:
+            text = self._run.token.encode(self._run.embeddings(own, rows))
+            return self._estimates.estimate(rows, x[rows], timestep[rows], text)
+
+        def renoised(rows: slice, own: Tensor) -> Tensor:
+            noisy = sampling.noise_scaling(self._sigma, noise[rows].clone(), own, False)
+            return self._estimates.estimate(rows, noisy, sigmas[rows])
+
+        def again(found: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+            return self._estimates.forward_only(renoised, found), lambda gradient: gradient
+
+        return self._run.learning.objective(Estimates(self._estimates.forward_only(clean, offsets), again)).detach()
+
     def renoised(self, clean: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Noised again, with other noise every time, and estimated under the plain prompt."""
-        noise = self._noise()
+        noise = self._noise(self.iteration)
         sigmas = self._sigma * torch.ones_like(self._estimates.timestep)
         sampling = self._estimates.model.model_sampling
 
@@ -565,10 +614,10 @@ class _StepEstimates:
             lambda rows: self._run.token.encode({name: own[rows] for name, own in embeddings.items()})
         )
 
-    def _noise(self) -> Tensor:
+    def _noise(self, iteration: int) -> Tensor:
         """Of this step and iteration alone, and for an image the same in every batch that holds it."""
         x = self._estimates.x
-        generator = torch.Generator().manual_seed(_mixed(self._seed, self._step, self.iteration))
+        generator = torch.Generator().manual_seed(_mixed(self._seed, self._step, iteration))
         return torch.stack([torch.randn(x.shape[1:], generator=generator) for _ in range(len(x))]).to(x)
 
 
@@ -579,8 +628,7 @@ def _mixed(*numbers: object) -> int:
 
 def _explained(error: RuntimeError) -> ValueError | None:
     """PyTorch's words about a missing gradient, in words that help; None for any other error."""
-    words = str(error).lower()
-    if not any(one in words for one in _NO_GRADIENT):
+    if not is_about_gradients(error):
         return None
     return ValueError(
         "The token cannot be learned: a part of the model passes no gradient on. That is so for compiled models, for "

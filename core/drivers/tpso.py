@@ -94,10 +94,13 @@ def recommended(
     learning_rate: float | None = None,
     added_tokens: int | None = None,
     keep_words: bool = False,
+    optimiser: str = "auto",
 ) -> Recipe:
     """The settings chosen by measurement; None takes their value. Raises ValueError as `Settings` and `Recipe` do."""
     settings = Settings(kappa, tolerance, diversity, Settings.steps if steps is None else steps)
-    return Recipe(settings, ADDED_TOKENS if added_tokens is None else added_tokens, keep_words, learning_rate)
+    return Recipe(
+        settings, ADDED_TOKENS if added_tokens is None else added_tokens, keep_words, learning_rate, optimiser
+    )
 
 
 @dataclass(frozen=True)

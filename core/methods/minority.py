@@ -35,6 +35,17 @@ _HALVINGS = 7  # of the way back to where the token started
 _SAME = 1e-6  # two shares of a noise schedule
 
 
+class NoGradientError(ValueError):
+    """The gradient of the token is zero everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The gradient of the token is zero: nothing says which way to move it. Either the objective cannot tell "
+            "images apart, or the mask lets nothing change, or a part of the model (compiled, quantised, or with an "
+            "attention of its own) passes no gradient on: switch that off."
+        )
+
+
 class Estimates:
     """What an objective may depend on, both `[B, C, ...]` and differentiable.
 
@@ -364,10 +375,6 @@ def _checked_scales(gradients: Offsets) -> dict[str, float]:
     if not all(math.isfinite(scale) for scale in scales.values()):
         raise ValueError("The gradient of the token is not finite: the model gives NaN or infinity at this step.")
     if not any(scales.values()):
-        raise ValueError(
-            "The gradient of the token is zero: nothing says which way to move it. Either the objective cannot tell "
-            "images apart, or the mask lets nothing change, or a part of the model (compiled, quantised, or with an "
-            "attention of its own) passes no gradient on: switch that off."
-        )
+        raise NoGradientError
     # An encoder that this model does not read has nothing to learn, and stays where it is.
     return {name: scale or 1.0 for name, scale in scales.items()}

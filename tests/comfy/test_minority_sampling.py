@@ -598,4 +598,10 @@ def test_a_model_without_gradients_is_named(graph: Graph) -> None:
     model = graph.model.clone()
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cut", cut)
     with pytest.raises(ValueError, match="passes no gradient on"):
-        graph.learned(model, {"sampler_name": "euler"}, steps=Steps(0.0, 0.1), objective=OBJECTIVES["diversity"])
+        graph.learned(
+            model,
+            {"sampler_name": "euler"},
+            steps=Steps(0.0, 0.1),
+            objective=OBJECTIVES["diversity"],
+            optimiser="gradient",
+        )

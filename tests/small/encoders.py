@@ -80,14 +80,17 @@ _KINDS: dict[str, Callable[[], tuple[Any, Any, dict[str, dict]]]] = {
 ENCODERS = tuple(kind for kind in _KINDS if not kind.startswith("sd3"))
 
 
-def small_encoder(kind: str, inference: bool = True, seed: int = 0) -> comfy.sd.CLIP:
+def small_encoder(
+    kind: str, inference: bool = True, seed: int = 0, options: dict[str, Any] | None = None
+) -> comfy.sd.CLIP:
     """A CLIP of one of `ENCODERS`, or "sd3", or "sd3 clips", which is SD3's without T5.
 
     inference: its weights are inference tensors, as ComfyUI's loader nodes make them.
+    options: more model options, as the loaders give them (type, operations, quantisation).
     """
     model, tokenizer, sizes = _KINDS[kind]()
     with torch.inference_mode(inference):
-        clip = empty_encoder(model, tokenizer, sizes)
+        clip = empty_encoder(model, tokenizer, {**sizes, **(options or {})})
         _randomise(clip.cond_stage_model, seed)
     return clip
 
