@@ -53,6 +53,7 @@ def optimiser_input(search: str, cost: str) -> io.Input:
             "optimiser",
             options=[AUTO, "gradient", "search"],
             default=AUTO,
+            optional=True,
             tooltip=(
                 f'"gradient": by gradients. "search": {search}. "auto": gradients, and search where one check finds '
                 f"that none pass; the report then says so. {cost}."

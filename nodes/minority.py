@@ -339,16 +339,11 @@ def _rare_options() -> list[io.Input]:
                 "memory runs out for a single image."
             ),
         ),
-        optimiser_input(
-            "the token is searched by forward passes alone, for models and text encoders that give no gradient "
-            "(compiled, activations quantised)",
-            "Only with mode recommended. A search makes images far less rare and diverse",
-        ),
     ]
 
 
 def _published_options() -> list[io.Input]:
-    """What the released code has options for."""
+    """What the released code has options for, and how the token is found."""
     return [
         io.Float.Input(
             "sg_lambda",
@@ -411,6 +406,11 @@ def _published_options() -> list[io.Input]:
                 "Reads clean estimates with the alphas of the noise level one below the network's timestep, as the "
                 "paper's code does (0.6 % at the first step). For models with discrete timesteps (SD1.5, SD2, SDXL)."
             ),
+        ),
+        optimiser_input(
+            "the token is searched by forward passes alone, for models and text encoders that give no gradient "
+            "(compiled, activations quantised)",
+            "Only with mode recommended. A search makes images far less rare and diverse",
         ),
     ]
 

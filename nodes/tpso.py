@@ -202,6 +202,7 @@ class DiversePromptsOptions(io.ComfyNode):
                     "preset",
                     options=list(CHOICES),
                     default=AUTO,
+                    optional=True,
                     tooltip=(
                         'Only with mode published: "sd15" is the released rule for SD1.5 and SD2.1, "sd35" that for '
                         'SD3.5. "auto": by the text encoder; the report says which.'
@@ -211,6 +212,7 @@ class DiversePromptsOptions(io.ComfyNode):
                     "negative_bank",
                     options=[AUTO, ON, OFF],
                     default=AUTO,
+                    optional=True,
                     tooltip=(
                         "Only with mode published: the negative is drawn from a bank of optimised blank prompts. "
                         '"auto": where negative_text is empty. The bank is made once, and stored on disk.'
@@ -223,6 +225,7 @@ class DiversePromptsOptions(io.ComfyNode):
                         min=float(AUTO_NUMBER),
                         max=100.0,
                         step=0.1,
+                        optional=True,
                         tooltip=(
                             "Weight of the repulsion with mode published (the paper's lambda). -1 (auto): diversity "
                             "where that is not at its default, else the preset's: 1 for SD1.5 and SD2.1, 10 for SD3.5."
