@@ -142,15 +142,17 @@ def test_variants_are_the_releases(kind: str, rate: float, strength: float, step
 def test_the_bank_is_the_releases(
     kind: str, rows: int, group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many rows as in the release, in fewer steps; then a draw, and the same bank from the disk."""
-    steps = 5
+    """Its size, and a smaller one in fewer steps: a draw, and the same bank from the disk."""
+    steps = 4
     clip = small_encoder(kind)
     preset, _ = driver.choose_preset(clip)
     rule = driver.rule_of(preset, kappa=0.7)
     assert driver.bank_rule(preset, rule).steps == 200
     assert driver.SD35.rule.steps == 200
+    assert (preset.bank_rows, preset.bank_group, driver.BANK_POSITIONS) == (rows, group, 20)
+    rows, group = 6, 3
     monkeypatch.setattr(driver, "BANK_STEPS", steps)
-    preset = replace(preset, rule=replace(preset.rule, steps=steps))
+    preset = replace(preset, rule=replace(preset.rule, steps=steps), bank_rows=rows, bank_group=group)
     with torch.inference_mode():
         [[cond, _]], outcomes = driver.draw_negative(clip, "", COUNT, SEED, preset, rule, tmp_path)
         [[again, _]], loaded = driver.draw_negative(clip, "", COUNT, SEED, preset, rule, tmp_path)
