@@ -227,12 +227,12 @@ class _Kept:
         self.reached = torch.zeros_like(self.active)
         self.steps = torch.zeros(count, dtype=torch.long, device=device)
         self.tokens = tokens.clone()
-        self.losses = torch.full((count,), math.inf, device=device)
+        self.losses = torch.full((count,), math.inf, device=device, dtype=tokens.dtype)
         # The loss that the next `patience` steps have to beat by `plateau`, and since when.
-        self._mark = torch.full((count,), math.inf, device=device)
+        self._mark = torch.full((count,), math.inf, device=device, dtype=tokens.dtype)
         self._since = torch.zeros(count, dtype=torch.long, device=device)
-        self.cosines = torch.zeros(count, device=device)
-        self.distances = torch.zeros(count, device=device)
+        self.cosines = torch.zeros(count, device=device, dtype=tokens.dtype)
+        self.distances = torch.zeros(count, device=device, dtype=tokens.dtype)
         self.first_distances: Tensor | None = None
         self.embeddings: Tensor | None = None
         self.history: list[Tensor] = []
