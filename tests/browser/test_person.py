@@ -1,0 +1,215 @@
+"""As a person would: from the gallery to images, with nothing but mouse and keyboard, and back from a saved image.
+
+Screenshots are left in demo/output/screenshots/person.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from devtools.frontend import Frontend
+from devtools.places import HERE, PACK_NAME
+
+if TYPE_CHECKING:
+    from devtools.server import Client, Server
+
+TEMPLATE = "diversify_distilled"
+SCREENSHOTS = HERE.root / "demo" / "output" / "screenshots" / "person"
+PATIENCE = 120_000  # milliseconds
+
+
+@pytest.fixture(scope="module")
+def frontend(browser_checked: None, server: Server) -> Iterator[Frontend]:
+    """One browser for the whole visit, as large as a screen."""
+    with Frontend(server.url, width=1280, height=800) as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(frontend: Frontend) -> Page:
+    return frontend.page
+
+
+def shot(page: Page, name: str) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def press(page: Page, what: Locator) -> None:
+    """A click of the mouse in the middle of it. Playwright's own click waits for frames, which a busy machine without a
+    graphics card draws seldom."""
+    what.wait_for(state="visible", timeout=PATIENCE)
+    what.evaluate("element => element.scrollIntoView({block: 'center'})")
+    box = what.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+
+def place(page: Page, title: str, widget: str | None = None) -> tuple[float, float]:
+    """Where on the page a node's title, or the middle of one of its widgets, is drawn."""
+    return tuple(
+        page.evaluate(
+            """([title, widget]) => {
+                const node = app.graph.nodes.find(node => node.title === title)
+                const found = node.widgets?.find(one => one.name === widget)
+                const at = found ? [node.size[0] / 2, found.last_y + 10] : [60, -15]
+                const {scale, offset} = app.canvas.ds
+                const box = app.canvas.canvas.getBoundingClientRect()
+                return [0, 1].map(k => (node.pos[k] + at[k] + offset[k]) * scale + [box.left, box.top][k])
+            }""",
+            [title, widget],
+        )
+    )
+
+
+def text_box(page: Page, title: str) -> Locator:
+    """The text box of a node: the one that lies over it."""
+    page.evaluate(
+        """title => {
+            const node = app.graph.nodes.find(node => node.title === title)
+            const box = node.widgets.find(one => one.element)
+            box.element.setAttribute('data-of', title)
+        }""",
+        title,
+    )
+    return page.locator(f'[data-of="{title}"]')
+
+
+def images_of(page: Page, title: str) -> int:
+    return page.evaluate("title => (app.graph.nodes.find(node => node.title === title).imgs ?? []).length", title)
+
+
+def shown_text(page: Page, title: str) -> str:
+    return page.evaluate(
+        """title => (app.graph.nodes.find(node => node.title === title).widgets ?? [])
+            .map(one => String(one.value ?? '')).join('\\n')""",
+        title,
+    )
+
+
+def fit(page: Page) -> None:
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.wait_for_timeout(1500)  # the view glides there
+
+
+def test_a_visit(frontend: Frontend, page: Page, client: Client, tmp_path: Path) -> None:
+    frontend.errors.clear()
+    # The gallery, and a template in it.
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    press(page, page.get_by_text(PACK_NAME).first)
+    card = page.get_by_test_id(f"template-workflow-{TEMPLATE}")
+    card.wait_for(timeout=PATIENCE)
+    page.wait_for_timeout(1500)  # cards are drawn
+    shot(page, "1_gallery")
+    press(page, card)
+    page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'DiversityDiversify')", timeout=PATIENCE)
+    assert frontend.unknown_nodes() == []
+    fit(page)
+
+    # Another prompt, typed; another strength, typed into the widget's field.
+    text_box(page, "Prompt").fill("a small fish")
+    page.mouse.dblclick(*place(page, "Diversify", "strength"))
+    field = page.locator(".graphdialog input, .p-inputtext:focus, input:focus").first
+    field.fill("0.8")
+    field.press("Enter")
+    prompt = frontend.prompt()
+    assert node_of(prompt, "PrimitiveStringMultiline")["value"] == "a small fish"
+    assert node_of(prompt, "DiversityDiversify")["strength"] == pytest.approx(0.8)
+    shot(page, "2_changed")
+
+    # Run: images without and with, and the report on the node.
+    press(page, page.get_by_test_id("queue-button"))
+    page.wait_for_function(
+        "() => app.graph.nodes.filter(node => node.imgs?.length === 10).length === 2", timeout=PATIENCE
+    )
+    page.wait_for_timeout(1500)
+    shot(page, "3_images")
+    assert images_of(page, "Without Diversify") == images_of(page, "With Diversify") == 10
+    report = shown_text(page, "Diversify")
+    assert "strength 0.8: 10 images, 4 steps, no CFG" in report
+    assert "Noise:" in report
+    assert "10 variants" in report
+
+    # A saved image holds the graph: dropped on the page, it brings it back.
+    saved = tmp_path / "saved.png"
+    saved.write_bytes(last_saved(client))
+    page.evaluate("async () => { await app.loadGraphData({nodes: [], links: [], version: 0.4}) }")
+    assert page.evaluate("() => app.graph.nodes.length") == 0
+    drop(page, saved)
+    page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'DiversityDiversify')", timeout=PATIENCE)
+    again = frontend.prompt()
+    assert {key: node["inputs"] for key, node in again.items()} == {key: node["inputs"] for key, node in prompt.items()}
+    fit(page)
+    shot(page, "4_dropped")
+
+    # The help of the node, by its button in the toolbox of the selected node.
+    page.mouse.click(*place(page, "Diversify"))
+    page.keyboard.press("Escape") if page.locator("[role=dialog]:visible").count() else None
+    press(page, page.get_by_test_id("info-button"))
+    expect(page.get_by_text("Makes the images of one prompt differ, with one strength").first).to_be_visible(
+        timeout=PATIENCE
+    )
+    shot(page, "5_help")
+    assert frontend.errors == []
+
+
+def test_cancel(frontend: Frontend, page: Page, client: Client) -> None:
+    frontend.errors.clear()
+    workflow = json.loads((HERE.workflows / "diversify_mmdit.json").read_text(encoding="utf-8"))
+    frontend.load(workflow)
+    page.evaluate(
+        "() => { for (const node of app.graph.nodes) for (const one of node.widgets ?? []) "
+        "if (one.name === 'steps') one.value = 400 }"
+    )
+    press(page, page.get_by_test_id("queue-button"))
+    wait_until_running(page, client)
+    press(page, page.get_by_label("Cancel current run").or_(page.get_by_role("button", name="Cancel")).first)
+    entry = page.wait_for_function(
+        "async () => (await (await fetch('/api/queue')).json()).queue_running.length === 0", timeout=PATIENCE
+    )
+    assert entry
+    last = list(client.json("/history").values())[-1]
+    assert any(kind == "execution_interrupted" for kind, _ in last["status"]["messages"])
+    shot(page, "6_cancelled")
+    assert frontend.errors == []
+
+
+def wait_until_running(page: Page, client: Client) -> None:
+    page.wait_for_function(
+        "async () => (await (await fetch('/api/queue')).json()).queue_running.length === 1", timeout=PATIENCE
+    )
+    page.wait_for_timeout(2000)  # in the middle of it
+
+
+def node_of(prompt: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next(node["inputs"] for node in prompt.values() if node["class_type"] == kind)
+
+
+def last_saved(client: Client) -> bytes:
+    """The newest image of type output in the history."""
+    *_, last = client.json("/history").values()
+    image = next(
+        one for output in last["outputs"].values() for one in output.get("images", []) if one["type"] == "output"
+    )
+    return client.request(f"/view?{urllib.parse.urlencode(image)}")
+
+
+def drop(page: Page, file: Path) -> None:
+    """Drops a file on the canvas, as from a folder beside the browser."""
+    data = page.evaluate_handle(
+        """async bytes => {
+            const transfer = new DataTransfer()
+            transfer.items.add(new File([new Uint8Array(bytes)], 'saved.png', {type: 'image/png'}))
+            return transfer
+        }""",
+        list(file.read_bytes()),
+    )
+    for event in ("dragover", "drop"):
+        page.dispatch_event("#graph-canvas", event, {"dataTransfer": data, "bubbles": True})
