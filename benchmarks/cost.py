@@ -177,7 +177,8 @@ class Bench:
 
     @torch.inference_mode()
     def run(self, model: ModelPatcher | None = None, positive: list | None = None) -> Clock:
-        model, clock = model or self.own.model, Clock()
+        clock = Clock()
+        model = self.own.model if model is None else model
         hooks = clock.watch(model.model.diffusion_model)
         try:
             comfy.sample.sample(

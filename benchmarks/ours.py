@@ -6,8 +6,10 @@ tries, as many as for every rival.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ from torch.nn import functional as F
 from .job import Change, Job
 from .rivals import ALL, GUIDED, Rival, _grid
 from .rivals.group_selection import group_selection
+
+if TYPE_CHECKING:
+    from comfyui_diversity.core.hooks.sampling import SamplerRun
 
 _FEW_STEPS = 8
 
@@ -61,22 +66,24 @@ def cno(mode: str = "recommended", gradient: str = "stop", cfg: float = 0.0, **s
 
     def change(job: Job) -> None:
         from comfyui_diversity.core.drivers.cno import ContrastiveNoise
-        from comfyui_diversity.core.hooks.sampling import SamplerRun, with_noise_change
+        from comfyui_diversity.core.hooks.sampling import with_noise_change
 
         make = {"recommended": ContrastiveNoise.recommended, "published": ContrastiveNoise.published}[mode]
         contrast = make(gradient=gradient, **settings)
 
         def optimise(run: SamplerRun) -> Tensor:
-            own = run.guider.cfg
-            run.guider.cfg = cfg or own
-            try:
-                return contrast(run)
-            finally:
-                run.guider.cfg = own
+            return contrast(at_cfg(run, cfg) if cfg else run)
 
         job.model = with_noise_change(job.model, "cno", optimise)
 
     return change
+
+
+def at_cfg(run: SamplerRun, cfg: float) -> SamplerRun:
+    """The same run, guided otherwise."""
+    guider = copy.copy(run.guider)
+    guider.cfg = cfg
+    return replace(run, guider=guider)
 
 
 def cno_low(cells: int = 8, **settings: Any) -> Change:
@@ -85,7 +92,7 @@ def cno_low(cells: int = 8, **settings: Any) -> Change:
     def change(job: Job) -> None:
         from comfyui_diversity.core.hooks.denoise import CleanEstimate
         from comfyui_diversity.core.hooks.gradients import gradients
-        from comfyui_diversity.core.hooks.sampling import SamplerRun, with_noise_change
+        from comfyui_diversity.core.hooks.sampling import with_noise_change
         from comfyui_diversity.core.methods.cno import Settings, optimise_noise
 
         def optimise(run: SamplerRun) -> Tensor:
@@ -119,50 +126,43 @@ def spread(low: Tensor, side: int) -> Tensor:
 
 def cno_hinge(limit: float = 1.25, **settings: Any) -> Change:
     """Diverse Noise that repels an image only while its estimate still shows the prompt: while what guidance adds to
-    it is at most `limit` times what it added at the start. An image beyond is drawn back to where it started."""
+    it is at most `limit` times what it added at the start. An image beyond is drawn back to where it started.
+
+    Costs three passes of each half of the model in place of one. Raises ValueError for a limit below 1.
+    """
+    if limit < 1:
+        raise ValueError(f"limit is {limit}; it must be 1 or more.")
 
     def change(job: Job) -> None:
         from comfyui_diversity.core.hooks.denoise import CleanEstimate
         from comfyui_diversity.core.hooks.gradients import gradients
-        from comfyui_diversity.core.hooks.sampling import SamplerRun, with_noise_change
+        from comfyui_diversity.core.hooks.sampling import with_noise_change
         from comfyui_diversity.core.methods.cno import Settings, optimise_noise
 
         def optimise(run: SamplerRun) -> Tensor:
-            own = run.guider.cfg
-            first: list[Tensor] = []
+            start: list[Tensor] = []
             with gradients():
-                estimate = CleanEstimate(run, "stop")
-                reference: list[Tensor] = []
-
-                def added(noise: Tensor) -> Tensor:
-                    found = []
-                    for scale in (0.0, 1.0):
-                        run.guider.cfg = scale
-                        found.append(estimate(noise)[0].detach())
-                    run.guider.cfg = own
-                    return (found[1] - found[0]).flatten(1).norm(dim=1)
+                estimate, led, free = (CleanEstimate(one, "stop") for one in (run, at_cfg(run, 2.0), at_cfg(run, 0.0)))
 
                 def hinged(noise: Tensor) -> tuple[Tensor, Any]:
                     clean, pullback = estimate(noise)
-                    now = added(noise)
-                    if not first:
-                        first.append(now)
-                        reference.append(noise.detach().clone())
-                    outside = (now > limit * first[0])[:, None, None, None]
-                    back = noise.detach() - reference[0]
-
-                    def pull_back(gradient: Tensor) -> Tensor:
-                        repulsion = pullback(gradient)
-                        size = repulsion.flatten(1).norm(dim=1) / back.flatten(1).norm(dim=1).clamp(min=1e-6)
-                        return torch.where(outside, back * size[:, None, None, None], repulsion)
-
-                    return clean, pull_back
+                    added = (led(noise)[0] - free(noise)[0]).detach().flatten(1).norm(dim=1)
+                    if not start:
+                        start[:] = [added, noise.detach().clone()]
+                    outside, back = added > limit * start[0], noise.detach() - start[1]
+                    return clean, lambda gradient: drawn_back(pullback(gradient), back, outside)
 
                 return optimise_noise(run.noise.clone(), hinged, Settings(**settings))
 
         job.model = with_noise_change(job.model, "cno hinge", optimise)
 
     return change
+
+
+def drawn_back(gradient: Tensor, back: Tensor, outside: Tensor) -> Tensor:
+    """The gradient `[B, ...]`, for images `outside` `[B]` the way `back` at the gradient's length."""
+    lengths = [x.flatten(1).norm(dim=1)[:, None, None, None] for x in (gradient, back)]
+    return torch.where(outside[:, None, None, None], back * lengths[0] / lengths[1].clamp(min=1e-6), gradient)
 
 
 def minority(mode: str = "recommended", window: Sequence[float] = (), **settings: Any) -> Change:

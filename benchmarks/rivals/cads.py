@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..job import Change, Job
+from ..job import Change, Job, share_done
 
 
 def gamma(t: float, low: float, high: float) -> float:
@@ -52,10 +52,11 @@ def cads(strength: float, start: float = 0.6, end: float = 0.9, mixing: float = 
 def change_conditions(job: Job, edit: Callable[[dict[str, Any], slice, float], None]) -> None:
     """Calls `edit` before every call of the model with copies of its conditions, the rows of the positive prompt and
     the time of the run, 1 at the first step and 0 at the end."""
-    from ..job import share_done
 
     def wrapper(apply: Callable[..., Tensor], args: dict[str, Any]) -> Tensor:
-        c = {name: value.clone() if isinstance(value, Tensor) else value for name, value in args["c"].items()}
+        c: dict[str, Any] = {
+            name: value.clone() if isinstance(value, Tensor) else value for name, value in args["c"].items()
+        }
         kinds = args["cond_or_uncond"]
         size = len(args["input"]) // len(kinds)
         options = c["transformer_options"]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ..job import Change, Job
 from ..peers import most_different
+
+if TYPE_CHECKING:
+    from comfyui_diversity.core.hooks.sampling import SamplerRun
 
 
 def group_selection(times: int, window: int = 16) -> Change:
@@ -14,7 +19,7 @@ def group_selection(times: int, window: int = 16) -> Change:
     each next one is the least like those kept. Costs `times` forward passes of the first step."""
 
     def change(job: Job) -> None:
-        from comfyui_diversity.core.hooks.sampling import SamplerRun, with_noise_change
+        from comfyui_diversity.core.hooks.sampling import with_noise_change
 
         def select(run: SamplerRun) -> Tensor:
             return selected(run, times, window, job.generator("group selection"))
@@ -24,14 +29,12 @@ def group_selection(times: int, window: int = 16) -> Change:
     return change
 
 
-def selected(run: object, times: int, window: int, generator: torch.Generator) -> Tensor:
+def selected(run: SamplerRun, times: int, window: int, generator: torch.Generator) -> Tensor:
     """The run's noise, or another of its shape: the most different of `times` as many."""
     from comfyui_diversity.core.hooks.denoise import CleanEstimate
     from comfyui_diversity.core.hooks.gradients import gradients
-    from comfyui_diversity.core.hooks.sampling import SamplerRun
     from comfyui_diversity.core.methods.cno import pool
 
-    assert isinstance(run, SamplerRun)
     more = [torch.randn(run.noise.shape, generator=generator).to(run.noise) for _ in range(times - 1)]
     groups = [run.noise, *more]
     with gradients():

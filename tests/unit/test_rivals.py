@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.ours import low_part, spread
+from benchmarks.ours import drawn_back, low_part, spread
 from benchmarks.rivals import RIVALS, TRIES
 from benchmarks.rivals.cads import annealed, gamma
 from benchmarks.rivals.contextual_repulsion import repelled, vendi_gradient
@@ -109,3 +109,13 @@ def test_the_low_part_is_white_and_its_map_is_the_transpose_of_the_way_back() ->
     assert torch.allclose(low_part(rest, 4)[0], torch.zeros_like(own), atol=1e-12)
     assert own.var().item() == pytest.approx(1, abs=0.4)
     assert (own * low).sum().item() == pytest.approx((noise * spread(low, 4)).sum().item())
+
+
+def test_an_image_outside_goes_back_at_the_pace_of_the_others() -> None:
+    gradient, back = drawn(2, 3, 4, 4), drawn(2, 3, 4, 4, seed=1)
+    found = drawn_back(gradient, back, torch.tensor([False, True]))
+    assert torch.equal(found[0], gradient[0])
+    assert found[1].norm().item() == pytest.approx(gradient[1].norm().item())
+    assert torch.nn.functional.cosine_similarity(found[1].flatten(), back[1].flatten(), dim=0).item() == pytest.approx(
+        1
+    )
