@@ -37,10 +37,12 @@ def search(
     """
     current = {name: offset.detach().float().clone() for name, offset in offsets.items()}
     size = settings.learning_rate * math.sqrt(settings.iterations)
+    # One for each iteration, so that an image's signs do not depend on how many images there are.
     generator = torch.Generator().manual_seed(seed)
+    seeds = torch.randint(2**62, (settings.iterations,), generator=generator).tolist()
     history: list[Tensor] = []
-    for _ in range(settings.iterations):
-        moves = _signs(current, generator)
+    for own in seeds:
+        moves = _signs(current, torch.Generator().manual_seed(own))
         ways = [
             restrained({name: offset + way * size * moves[name] for name, offset in current.items()}, margin)
             for way in (1, -1)

@@ -26,8 +26,7 @@ FORMATS = tuple(name for name in _WANTED if name in _ALGORITHMS) if HAS_MIXED_PR
 
 def quantised_encoder(kind: str, form: str) -> Any:
     """A small CLIP whose linear layers are quantised in one of `FORMATS`, by the operations that its loader takes."""
-    clip = small_encoder(kind, options={"quantization_metadata": {"mixed_ops": True}})
-    _load(clip.cond_stage_model, small_encoder(kind).cond_stage_model)
+    clip = small_encoder(kind, options={"custom_operations": _operations(full_precision_mm=True)})
     quantise(clip.cond_stage_model, form)
     return clip
 
@@ -35,22 +34,28 @@ def quantised_encoder(kind: str, form: str) -> Any:
 def quantised_model(family: str, form: str) -> ModelPatcher:
     """A small diffusion model whose linear layers are quantised in one of `FORMATS`. On the CPU ComfyUI emulates the
     matrix products of some."""
-    disabled = {"nvfp4", "mxfp8", "float8_e4m3fn", "float8_e5m2"}
+    emulated = {"nvfp4", "mxfp8", "float8_e4m3fn", "float8_e5m2"}
     before = BASE.custom_operations
-    BASE.custom_operations = comfy.ops.mixed_precision_ops({}, torch.float32, disabled=disabled)
+    BASE.custom_operations = _operations(disabled=emulated)
     try:
         model = small_model(family)
     finally:
         BASE.custom_operations = before
-    _load(model.model.diffusion_model, small_model(family).model.diffusion_model)
-    quantise(model.model.diffusion_model, form, full_precision=form in disabled)
+    quantise(model.model.diffusion_model, form, full_precision=form in emulated)
     return model
 
 
-def _load(network: nn.Module, weights: nn.Module) -> None:
-    """Layers of `mixed_precision_ops` have no weight before a file is loaded."""
-    with torch.inference_mode():
-        network.load_state_dict({name: value.clone() for name, value in weights.state_dict().items()}, strict=False)
+def _operations(**options: Any) -> Any:
+    """ComfyUI's own, whose linear layers have a weight before a file is loaded."""
+    stock = comfy.ops.mixed_precision_ops({}, torch.float32, **options)
+
+    class Linear(stock.Linear):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            weight = torch.empty(self.out_features, self.in_features, **self.factory_kwargs)
+            self.weight = nn.Parameter(weight, requires_grad=False)
+
+    return type("Operations", (stock,), {"Linear": Linear})
 
 
 def quantise(network: nn.Module, form: str, full_precision: bool = False) -> int:

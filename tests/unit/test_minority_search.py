@@ -8,7 +8,7 @@ from comfyui_diversity.core.methods.minority import NoGradientError, Offsets, Se
 from comfyui_diversity.core.methods.minority_search import search
 from torch import Tensor
 
-SETTINGS = Settings(iterations=40, learning_rate=0.05)
+SETTINGS = Settings(iterations=40, learning_rate=0.02)
 
 
 def target() -> Tensor:
@@ -27,9 +27,9 @@ def zeros(count: int) -> Offsets:
 def test_it_climbs_or_descends() -> None:
     before = nearness(zeros(4))
     up = search(zeros(4), nearness, SETTINGS, seed=0)
-    assert (nearness(up.offsets) > 0.8 * before).all()
+    assert (nearness(up.offsets) > 0.6 * before).all()
     assert up.scores.shape == (40, 4)
-    down = search(zeros(4), nearness, Settings(40, 0.05, typical=True), seed=0)
+    down = search(zeros(4), nearness, Settings(40, 0.02, typical=True), seed=0)
     assert (nearness(down.offsets) < before).all()
 
 
