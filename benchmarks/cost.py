@@ -179,6 +179,7 @@ class Bench:
     def run(self, model: ModelPatcher | None = None, positive: list | None = None) -> Clock:
         clock = Clock()
         model = self.own.model if model is None else model
+        assert model is not None
         hooks = clock.watch(model.model.diffusion_model)
         try:
             comfy.sample.sample(

@@ -31,19 +31,19 @@ other things than in *diversify_mmdit*: the node tells which.""",
 def _source(model: str) -> Source:
     """The demo world's loader, and stock loaders for what it does not give."""
     file = MODELS[model][0]
-    nodes = {"world": Node("DiversityLoadDemoWorld", (0, 0), (340, 66))}
+    nodes = {"world": Node("DiversityLoadDemoWorld", (0, 0), (340, 98), values={"model": "unet"})}
     if file:
-        nodes["unet"] = Node("UNETLoader", (0, 120), (340, 82), values={"unet_name": file, "weight_dtype": "default"})
+        nodes["unet"] = Node("UNETLoader", (0, 150), (340, 82), values={"unet_name": file, "weight_dtype": "default"})
     vae = {"vae_name": "diversity_demo_vae.safetensors"}
-    nodes["vae"] = Node("VAELoader", (0, 250 if file else 120), (340, 58), values=vae)
+    nodes["vae"] = Node("VAELoader", (0, 280 if file else 150), (340, 58), values=vae)
     source = ("unet" if file else "world", 0)
-    return Source(nodes, 360 if file else 230, source, ("world", 1), ("vae", 0))
+    return Source(nodes, 390 if file else 260, source, ("world", 1), ("vae", 0))
 
 
 def _template(model: str) -> Graph:
-    _, scheduler, cfg, steps = MODELS[model]
-    sampling = Sampling(PROMPT, "", steps, cfg, "euler", scheduler, 128, "EmptySD3LatentImage", batch=IMAGES)
+    _, sampler, scheduler, cfg, steps = MODELS[model]
+    sampling = Sampling(PROMPT, "", steps, cfg, sampler, scheduler, 128, "EmptySD3LatentImage", batch=IMAGES)
     return before_after(f"diversify_{model}", _source(model), sampling, NOTES[model])
 
 
-DIVERSIFY_TEMPLATES: dict[str, Graph] = {f"diversify_{model}": _template(model) for model in MODELS}
+DIVERSIFY_TEMPLATES: dict[str, Graph] = {f"diversify_{model}": _template(model) for model in NOTES}

@@ -107,9 +107,10 @@ def test_what_is_refused(qwen: Any, flux: Any) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             run(*arguments)
-    for name, value in (("added_tokens", 2), ("vary_negative", True), ("variant", 4)):
+    wrong: dict[str, Any] = {"added_tokens": 2, "vary_negative": True, "variant": 4}
+    for name in wrong:
         with pytest.raises(ValueError, match=name):
-            run(given, qwen, **{name: value})
+            run(given, qwen, **{name: wrong[name]})
 
 
 def test_one_variant_alone_is_its_row(flux: Any) -> None:

@@ -73,8 +73,9 @@ def quantise(network: nn.Module, form: str, full_precision: bool = False) -> int
                     continue
                 weight = comfy.quant_ops.QuantizedTensor.from_float(module.weight.data, layout, **sizes)
                 module.weight = nn.Parameter(weight, requires_grad=False)
-                module.layout_type, module.quant_format = layout, form
-                module._full_precision_mm = module._full_precision_mm or full_precision
+                kept: Any = module
+                kept.layout_type, kept.quant_format = layout, form
+                kept._full_precision_mm = kept._full_precision_mm or full_precision
                 count += 1
     return count
 
@@ -112,6 +113,6 @@ def pack(network: nn.Module) -> int:
                 def forward(x: Tensor, *_: Any, weight: PackedWeight = weight, bias: Any = bias, **__: Any) -> Tensor:
                     return nn.functional.linear(x, weight.unpacked(x), None if bias is None else bias.to(x))
 
-                module.forward = forward
+                setattr(module, "forward", forward)  # noqa: B010
                 count += 1
     return count

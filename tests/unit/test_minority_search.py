@@ -17,7 +17,8 @@ def target() -> Tensor:
 
 def nearness(offsets: Offsets) -> Tensor:
     """Highest, 0, where both encoders' tokens are at the target."""
-    return -sum(((offset - target()) ** 2).flatten(1).sum(1) for offset in offsets.values())
+    errors = [((offset - target()) ** 2).flatten(1).sum(1) for offset in offsets.values()]
+    return -torch.stack(errors).sum(0)
 
 
 def zeros(count: int) -> Offsets:

@@ -15,6 +15,7 @@ from typing import Any
 import nodes
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {}
+_STOCK: dict[str, Any] = getattr(nodes, "NODE_CLASS_MAPPINGS")  # noqa: B009
 _TESTS = Path(__file__).resolve().parents[2]
 
 
@@ -49,14 +50,14 @@ def _whole(title: str) -> tuple[Any, Any, SmallDecoder]:
 
 def _replace(name: str, small: Callable[..., tuple | None]) -> None:
     """A stock loader that first asks `small`, which gives its outputs or None."""
-    stock = nodes.NODE_CLASS_MAPPINGS[name]
+    stock = _STOCK[name]
 
     class Loader(stock):
         def load(self, **values: Any) -> tuple:
             return small(**values) or getattr(super(), stock.FUNCTION)(**values)
 
     Loader.FUNCTION = "load"
-    nodes.NODE_CLASS_MAPPINGS[name] = Loader
+    _STOCK[name] = Loader
 
 
 def _checkpoint(ckpt_name: str, **_: Any) -> tuple | None:
