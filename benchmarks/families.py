@@ -182,8 +182,12 @@ def _minority(world: World) -> tuple[Tensor, str]:
 def _logged() -> Iterator[list[str]]:
     """What the pack logs inside."""
     lines: list[str] = []
-    logger, handler = logging.getLogger("ComfyUI-Diversity"), logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    logger, handler = logging.getLogger("ComfyUI-Diversity"), Handler()
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -79,11 +79,11 @@ def vary_conditioning(
 
 def _check(given: list, plain: Tensor) -> None:
     for cond, extras in given:
-        require(len(cond) == 1, "number of rows of conditioning", len(cond), "1: variants are made here")
         if payloads(extras):
             raise ValueError(
                 "conditioning carries a schedule, image embeddings or a token to learn already; give it a plain one."
             )
+        require(len(cond) == 1, "number of rows of conditioning", len(cond), "1: variants are made here")
         if cond.shape[-1] != plain.shape[-1]:
             raise ValueError(
                 f"conditioning is {cond.shape[-1]} wide and what clip makes of the text {plain.shape[-1]}: it was made "

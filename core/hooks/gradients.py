@@ -281,7 +281,7 @@ def _address(tensor: Tensor) -> int | None:
     another kind that has none."""
     try:
         while hasattr(tensor, "__tensor_flatten__"):
-            inner, _ = tensor.__tensor_flatten__()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            inner, _ = tensor.__tensor_flatten__()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
             tensor = getattr(tensor, inner[0])
         return tensor.untyped_storage().data_ptr()
     except RuntimeError:
