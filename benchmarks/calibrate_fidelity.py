@@ -2,16 +2,15 @@
 
     python -m benchmarks.calibrate_fidelity
 
-Real drawings and drawings with every kind of defect go through the demo's own autoencoder, as every image of a model
-does. The threshold is the most tolerant one that still sees each kind: the largest that no more than 1 in 25 of any
-kind of defect passes, but not less than the 99th percentile of real drawings.
+Real drawings go through the demo's own autoencoder, as every image of a model does; the threshold is the 99th percentile
+of their residuals. Drawings with each kind of defect go the same way, and at least 95 of 100 of a kind must be beyond it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,7 +30,8 @@ from .defects import DEFECTS
 from .image_store import STORE, stored
 
 SEED, REAL, DEFECT = 101, 300, 80
-MISSED, FALSE_ALARMS = 0.04, 0.01
+SEEN, FALSE_ALARMS = 0.95, 0.01
+KINDS = {name: defect for name, defect in DEFECTS.items() if name != "of_no_colour"}  # it does not pass the autoencoder
 _AT_ONCE = 20
 
 
@@ -49,17 +49,16 @@ class RoundTrip:
         return (255.0 * torch.cat(parts)).clamp(0, 255).numpy().astype("uint8")
 
 
-def threshold(real: np.ndarray, defects: Sequence[np.ndarray]) -> float:
-    """The residual above which an image is broken, from those of real drawings and of each kind of defect.
+def threshold(real: np.ndarray, defects: Mapping[str, np.ndarray]) -> float:
+    """The residual above which an image is broken, from those of real drawings.
 
-    Raises ValueError if no threshold tells them apart.
+    Raises ValueError for a kind of defect that it does not see.
     """
-    least, most = np.quantile(real, 1 - FALSE_ALARMS), min(np.quantile(kind, MISSED) for kind in defects)
-    if most < least:
-        raise ValueError(
-            f"real drawings reach {least:.3f}, and a kind of defect begins at {most:.3f}: no threshold fits."
-        )
-    return float(most)
+    limit = float(np.quantile(real, 1 - FALSE_ALARMS))
+    for name, kind in defects.items():
+        if (seen := float((kind > limit).mean())) < SEEN:
+            raise ValueError(f"The residual sees {seen:.3f} of {name}; it must see {SEEN} or more.")
+    return limit
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=CALIBRATION)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    trip, scorer, rng = RoundTrip(), Scorer.load(), np.random.default_rng(SEED)
+    trip, scorer = RoundTrip(), Scorer.load()
     judge = Judge(threshold=float("inf"), tolerance=Tolerance())
 
     def found(name: str, drawings: Sequence[np.ndarray]) -> np.ndarray:
@@ -75,20 +74,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         images = stored(path, name, len(drawings), lambda: trip(np.stack(drawings)))
         return judge.residuals(images, scorer.read(images)).numpy()
 
-    scenes = [sample_uniform_scene(rng) for _ in range(REAL)]
-    real = found("real", [draw(scene, rng) for scene in scenes])
+    rng = np.random.default_rng(SEED)
+    real = found("real", [draw(sample_uniform_scene(rng), rng) for _ in range(REAL)])
     print(f"{'real drawings':<24} 99th percentile {np.quantile(real, 0.99):.4f}", flush=True)
     defects = {}
-    for name, defect in DEFECTS.items():
+    for k, (name, defect) in enumerate(KINDS.items()):
+        rng = np.random.default_rng([SEED, k])
         defects[name] = found(name, [defect(sample_uniform_scene(rng), rng) for _ in range(DEFECT)])
-        print(f"{name:<24} 4th percentile {np.quantile(defects[name], MISSED):.4f}", flush=True)
-    limit = threshold(real, list(defects.values()))
+        print(f"{name:<24} 5th percentile {np.quantile(defects[name], 1 - SEEN):.4f}", flush=True)
+    limit = threshold(real, defects)
     shares = {name: round(float((kind > limit).mean()), 4) for name, kind in (("real", real), *defects.items())}
     calibration = {
         "command": "python -m benchmarks.calibrate_fidelity",
         "threshold": round(limit, 4),
         "tolerance": asdict(judge.tolerance),
-        "real_99th_percentile": round(float(np.quantile(real, 0.99)), 4),
         "broken": shares,
     }
     options.out.write_text(json.dumps(calibration, indent=1) + "\n", encoding="utf-8")

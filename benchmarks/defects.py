@@ -35,9 +35,9 @@ def doubled(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def smeared(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """The object drawn out over 1.2 to 1.8 of its radius in any direction."""
+    """The object drawn out over 1.5 to 2 of its radius in any direction."""
     image, _, _ = _parts(scene, rng)
-    length = rng.uniform(1.2, 1.8) * RADII[scene.size] * SIZE
+    length = rng.uniform(1.5, 2.0) * RADII[scene.size] * SIZE
     angle = rng.uniform(0, np.pi)
     steps = np.linspace(-length / 2, length / 2, max(3, round(length)))
     shifts = [(round(s * np.sin(angle)), round(s * np.cos(angle))) for s in steps]
@@ -48,7 +48,8 @@ def smeared(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def of_no_colour(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """The object in a colour that the world does not have, its shading kept."""
+    """The object in a colour that the world does not have, its shading kept. The demo's autoencoder, which has seen no
+    such colour, paints it in a known one, so that this cannot be asked of images behind it."""
     image, _, mask = _parts(scene, rng)
     known = np.array([*FILLS.values(), *GROUNDS.values()])
     while True:
