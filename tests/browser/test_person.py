@@ -82,6 +82,19 @@ def text_box(page: Page, title: str) -> Locator:
     return page.locator(f'[data-of="{title}"]')
 
 
+def look_at(page: Page, title: str) -> None:
+    """As large as a person would look at it: smaller, the front end draws boxes without their text."""
+    page.evaluate(
+        """title => {
+            app.canvas.ds.scale = 1
+            app.canvas.centerOnNode(app.graph.nodes.find(node => node.title === title))
+            app.canvas.setDirty(true, true)
+        }""",
+        title,
+    )
+    page.wait_for_timeout(1500)
+
+
 def images_of(page: Page, title: str) -> int:
     return page.evaluate("title => (app.graph.nodes.find(node => node.title === title).imgs ?? []).length", title)
 
@@ -114,7 +127,9 @@ def test_a_visit(frontend: Frontend, page: Page, client: Client, tmp_path: Path)
     fit(page)
 
     # Another prompt, typed; another strength, typed into the widget's field.
+    look_at(page, "Prompt")
     text_box(page, "Prompt").fill("a small fish")
+    look_at(page, "Diversify")
     page.mouse.dblclick(*place(page, "Diversify", "strength"))
     field = page.locator(".graphdialog input, .p-inputtext:focus, input:focus").first
     field.fill("0.8")
@@ -150,6 +165,7 @@ def test_a_visit(frontend: Frontend, page: Page, client: Client, tmp_path: Path)
     shot(page, "4_dropped")
 
     # The help of the node, by its button in the toolbox of the selected node.
+    look_at(page, "Diversify")
     page.mouse.click(*place(page, "Diversify"))
     page.keyboard.press("Escape") if page.locator("[role=dialog]:visible").count() else None
     press(page, page.get_by_test_id("info-button"))
