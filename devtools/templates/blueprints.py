@@ -39,7 +39,7 @@ def build(name: str, blueprint: Blueprint, frontend: Frontend) -> dict[str, Any]
     for own_id, all_inputs in frontend.inputs().items():
         linked = {one["name"]: one["link"] for one in nodes[own_id].get("inputs", [])}
         nodes[own_id]["inputs"] = [{**one, "link": linked.get(one["name"])} for one in all_inputs]
-    links = [
+    links: list[dict[str, Any]] = [
         dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link, strict=True))
         for link in inner["links"]
     ]
@@ -178,7 +178,7 @@ def _text_to_image(model: Released, description: str) -> Blueprint:
 
 def _diversify(*sources: tuple[str, int]) -> Node:
     values = {"seed": 0, "control_after_generate": "fixed", "strength": STRENGTH}
-    inputs = dict(zip(("model", "clip"), sources, strict=False))
+    inputs: dict[str, tuple[str, int]] = dict(zip(("model", "clip"), sources, strict=False))
     return Node("DiversityDiversify", (400, 0), (340, 220), values=values, inputs=inputs, color=TEAL)
 
 

@@ -49,14 +49,15 @@ def _whole(title: str) -> tuple[Any, Any, SmallDecoder]:
 
 def _replace(name: str, small: Callable[..., tuple | None]) -> None:
     """A stock loader that first asks `small`, which gives its outputs or None."""
-    stock = nodes.NODE_CLASS_MAPPINGS[name]
+    known: dict[str, type] = nodes.NODE_CLASS_MAPPINGS  # pyright: ignore[reportAttributeAccessIssue]
+    stock: Any = known[name]
 
     class Loader(stock):
         def load(self, **values: Any) -> tuple:
             return small(**values) or getattr(super(), stock.FUNCTION)(**values)
 
     Loader.FUNCTION = "load"
-    nodes.NODE_CLASS_MAPPINGS[name] = Loader
+    known[name] = Loader
 
 
 def _checkpoint(ckpt_name: str, **_: Any) -> tuple | None:
