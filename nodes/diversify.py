@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.drivers.diversify import diversified_model, diversified_prompt
+from ..core.hooks.progress import running_node
 
 CATEGORY = "diversity"
 STRENGTH = 0.5
@@ -36,7 +37,16 @@ def _model_output() -> io.Output:
     return io.Model.Output(display_name="model", tooltip="For the sampler or the guider.")
 
 
-class Diversify(io.ComfyNode):
+class _ReportingNode(io.ComfyNode):
+    """Its outputs carry its id, under which they report when they are used."""
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> str | None:
+        """The same node under another id is another one."""
+        return running_node()
+
+
+class Diversify(_ReportingNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -72,7 +82,6 @@ class Diversify(io.ComfyNode):
                     tooltip="The prompt, of which each image of the sampler's batch gets a variant of its own.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -82,12 +91,12 @@ class Diversify(io.ComfyNode):
                 "clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP; or take the prompt from "
                 "elsewhere and use Diversify (Model Only), which does without variants of the prompt."
             )
-        node = _node_id(cls)
+        node = running_node()
         positive = diversified_prompt(clip, text, seed, strength, node)
         return io.NodeOutput(diversified_model(model, strength, node, prompt=True), positive)
 
 
-class DiversifyModel(io.ComfyNode):
+class DiversifyModel(_ReportingNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -100,17 +109,11 @@ class DiversifyModel(io.ComfyNode):
             ),
             inputs=[_model_input(), _strength_input()],
             outputs=[_model_output()],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model: Any, strength: float) -> io.NodeOutput:
-        return io.NodeOutput(diversified_model(model, strength, _node_id(cls), prompt=False))
-
-
-def _node_id(cls: type[io.ComfyNode]) -> str | None:
-    hidden = getattr(cls, "hidden", None)
-    return None if hidden is None or hidden.unique_id is None else str(hidden.unique_id)
+        return io.NodeOutput(diversified_model(model, strength, running_node(), prompt=False))
 
 
 NODES = [Diversify, DiversifyModel]

@@ -1,17 +1,20 @@
-"""Several methods at once, chosen by what a run turns out to be: prompt variants, noise that is moved apart, and
+"""Several methods at once, chosen by what a run turns out to be: prompt variants, noises that are moved apart, and
 guidance that begins late.
 
-The conditioning makes its variants when a run begins, before the diffusion model is loaded, since only then the number
-of images is known. It keeps them, so that the next run with as many images need not make them again. The model does the
-rest when it is loaded. Both read off the run itself what to do (see `core.methods.diversify`), and what was done and
-what was not is shown on the node.
+The conditioning becomes its variants when a run begins, since only then the number of images is known, and before the
+diffusion model is loaded, so that it need not share the memory with the text encoder. Variants are kept for the next
+run. The model does the rest. Both read off the run itself what to do (see `core.methods.diversify`); what was done, and
+what was not, is shown on the node.
+
+A learned token (Minority Prompt) is no part of it: it takes the place of the variants where it is in force, and its
+gradients through the diffusion model take more time and memory than all the rest.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,27 +38,33 @@ from .tpso import check_rows, one_variant, plain_conditioning, recommended, unva
 logger = logging.getLogger("ComfyUI-Diversity")
 
 KEY = "diversity_diversify"
+Planner = Callable[[float, Situation], Plan]
 _CHANGED = (
     "The embeddings of Diversify's conditioning were changed on the way to the sampler (by Conditioning Concat or "
     "Average, for instance), which its variants would undo. Combine them by Conditioning Combine, or write all in one "
     "text."
 )
-_KEPT = 2  # batches of other sizes whose variants are kept
+_KEPT = 4  # sets of variants: batches of other sizes, other samplers
 
 
-def diversified_model(model: ModelPatcher, strength: float, node: str | None, prompt: bool) -> ModelPatcher:
+def diversified_model(
+    model: ModelPatcher, strength: float, node: str | None, prompt: bool, choose: Planner = plan
+) -> ModelPatcher:
     """A clone of the model whose samplers start from noises that are moved apart, and are guided late.
 
     node: the id of the node on which the report is shown. prompt: whether there is a conditioning of
-    `diversified_prompt` that is to come along. At strength 0 the model itself. Raises ValueError for another strength.
+    `diversified_prompt` that is to come along. choose: what a strength means. At strength 0 the model itself. Raises
+    ValueError for a strength that is not from 0 to 1.
     """
     require(0 <= strength <= 1, "strength", strength, "from 0 to 1")
     if strength == 0:
         return model
-    return with_noise_change(model, KEY, _ModelSide(strength, node, prompt), any_shape=True)
+    return with_noise_change(model, KEY, _ModelSide(strength, node, prompt, choose), any_shape=True)
 
 
-def diversified_prompt(clip: Any, text: str, seed: int, strength: float, node: str | None) -> list:
+def diversified_prompt(
+    clip: Any, text: str, seed: int, strength: float, node: str | None, choose: Planner = plan
+) -> list:
     """CONDITIONING of the plain prompt, which becomes its variants when a run begins.
 
     At strength 0 exactly what CLIP Text Encode gives. Raises ValueError for a strength that is not from 0 to 1.
@@ -64,10 +73,8 @@ def diversified_prompt(clip: Any, text: str, seed: int, strength: float, node: s
     plain = plain_conditioning(clip, clip.tokenize(text))
     if strength == 0:
         return plain
-    return [
-        carrying(cond, extras, KEY, _Prompt(clip, text, seed, strength, node, cond, len(plain)))
-        for cond, extras in plain
-    ]
+    prompt = _Prompt(clip, text, seed, plain)
+    return [carrying(cond, extras, KEY, _Carried(prompt, strength, node, choose, cond)) for cond, extras in plain]
 
 
 def situation_of(guider: comfy.samplers.CFGGuider, sigmas: Tensor, batch: int) -> Situation:
@@ -78,29 +85,78 @@ def situation_of(guider: comfy.samplers.CFGGuider, sigmas: Tensor, batch: int) -
 # --- the prompt -------------------------------------------------------------------------------------------------------
 
 
+class _CannotVary(ValueError):
+    """There are no variants; the message says why."""
+
+
 @dataclass(frozen=True)
 class _Variants:
-    """Variants with their schedule (None where there are none), what is to be said of them, and the seconds that they
-    took."""
+    """Row k is variant k; `between` is what they fade towards (see `scheduled`), `report` has a line an encoder."""
 
-    conditioning: list | None
-    words: str
-    seconds: float = 0.0
+    rows: list
+    between: list | None
+    report: str
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
-class _Prompt(Payload):
-    """What the conditioning carries. `found`: variants by what they were made for; once in force, `done` says what was
-    done."""
+class _Prompt:
+    """A prompt whose variants are made when they are asked for, and kept: made again they would be the same."""
 
     clip: Any
     text: str
     seed: int
+    plain: list
+    _kept: dict[Any, _Variants | str] = field(default_factory=dict)
+
+    def variants(self, kappa: float, added: int, count: int, rows_at_once: int) -> tuple[_Variants, bool]:
+        """So many variants, and whether they are made anew. Raises _CannotVary.
+
+        rows_at_once: how many of them one batch reads.
+        """
+        asked = (kappa, added, count, rows_at_once)
+        new = asked not in self._kept
+        if new:
+            while len(self._kept) >= _KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[asked] = self._made(kappa, added, count, rows_at_once)
+        found = self._kept[asked]
+        if isinstance(found, str):
+            raise _CannotVary(found)
+        return found, new
+
+    def _made(self, kappa: float, added: int, count: int, rows_at_once: int) -> _Variants | str:
+        """Variants, or why there are none."""
+        if not self.text.strip():
+            return "it is empty, so there is nothing to make variants of."
+        if len(self.plain) > 1:
+            return "this CLIP has scheduled hooks (Set CLIP Hooks). Switch schedule_clip off."
+        started, recipe = time.perf_counter(), recommended(kappa, added_tokens=added)
+        progress = Progress(recipe.settings.steps)
+
+        def after_step(encoder: str, cosines: Tensor, spread: Tensor | None) -> None:
+            progress.step(f"Diversify: {encoder}, {count} variants, cosine to the prompt {cosines.mean():.3f}")
+
+        try:
+            check_rows(self.plain, rows_at_once)
+            rows, outcomes = vary_prompt(self.clip, self.text, count, self.seed, recipe, on_step=after_step)
+        except ValueError as error:
+            return str(error)
+        # Encoders that do not pad every text to one length need a prompt of the variants' length to fade into.
+        between = None if can_blend(rows, self.plain) else unvaried(self.clip, self.text, "auto", added)
+        report = "\n".join(f"  {outcome.report}" for outcome in outcomes)
+        return _Variants(rows, between, report, time.perf_counter() - started)
+
+
+@dataclass(frozen=True, eq=False)
+class _Carried(Payload):
+    """What the conditioning carries. `done`: once a run has begun, what was done in it."""
+
+    prompt: _Prompt
     strength: float
     node: str | None
+    choose: Planner
     plain: Tensor
-    entries: int
-    found: dict[Any, _Variants] = field(default_factory=dict)
     done: str = ""
 
     def started(self, entry: Mapping[str, Any], guider: Any) -> bool:
@@ -112,66 +168,45 @@ class _Prompt(Payload):
                 "Diversify's conditioning was given to Schedule Conditioning, but it has a schedule of its own. "
                 "Schedule plain conditionings, and use Diversify (Model Only) with them."
             )
-        situation = situation_of(beginning.guider, beginning.sigmas, len(beginning.noise))
-        found = self._variants(situation, beginning)
-        done = replace(self, done=found.words)
-        if not _model_comes_along(beginning.guider) and not is_probe(beginning.sampler):
-            said = f"{_title(self.strength, situation, beginning.guider)}\n{found.words}\nNoise and CFG: as they are, "
-            said += "since the MODEL output of Diversify does not reach this sampler (or guider). Connect it, too."
-            logger.warning(said)
-            show(said, self.node)
-        if found.conditioning is None:
-            return with_payload(entry, key, done)
-        cond, extras = found.conditioning[0]
-        own = {name: value for name, value in extras.items() if name not in ("model_conds", "hooks")}
-        varied = with_payload({**entry, **own, "cross_attn": cond}, key, done)
-        return with_payload(varied, PAYLOAD, payloads(extras)[PAYLOAD])
-
-    def _variants(self, situation: Situation, beginning: Beginning) -> _Variants:
-        """For each image of the batch one."""
         if torch.count_nonzero(beginning.noise) == 0:
-            return _Variants(
-                None, "Prompt: as it is, since this sampler adds no noise and goes on with what another has begun."
-            )
-        if not self.text.strip():
-            return _Variants(None, "Prompt: empty, so there is nothing to make variants of.")
-        if self.entries > 1:
-            return _Variants(None, "Prompt: as it is, since this CLIP has scheduled hooks (Set CLIP Hooks).")
-        chosen = plan(self.strength, situation)
-        alone = situation.batch == 1
-        which = (beginning.seed or 0) % VARIANTS_OF_ONE
-        made_for = (chosen.kappa, chosen.window, chosen.added_tokens, situation.batch, which if alone else -1)
-        if made_for not in self.found:
-            while len(self.found) >= (VARIANTS_OF_ONE if alone else _KEPT):
-                del self.found[next(iter(self.found))]
-            self.found[made_for] = self._made(chosen, situation.batch, which)
-            return self.found[made_for]
-        return replace(self.found[made_for], seconds=0.0)
-
-    def _made(self, chosen: Plan, batch: int, which: int) -> _Variants:
-        started = time.perf_counter()
-        added, alone = chosen.added_tokens, batch == 1
-        recipe = recommended(chosen.kappa, added_tokens=added)
-        count = VARIANTS_OF_ONE if alone else batch
-        plain = plain_conditioning(self.clip, self.clip.tokenize(self.text))
-        progress = Progress(recipe.settings.steps)
+            logger.info("Diversify: a sampler that adds no noise goes on with what another has begun; nothing is done.")
+            return entry
+        situation = situation_of(beginning.guider, beginning.sigmas, len(beginning.noise))
         try:
-            check_rows(plain, batch)
-            variants, outcomes = vary_prompt(
-                self.clip, self.text, count, self.seed, recipe, on_step=lambda *_: progress.step()
+            entry, done = self._varied(entry, situation, beginning.seed or 0)
+        except _CannotVary as error:
+            done = f"Prompt: no variants, {error}"
+        if not is_probe(beginning.sampler) and not _model_comes_along(beginning.guider):
+            _tell(
+                [
+                    _title(self.strength, situation, beginning.guider),
+                    done,
+                    "Noise and CFG: as they are, since the model output of Diversify does not reach this sampler (or "
+                    "guider). Connect it, too.",
+                ],
+                self.node,
             )
-        except ValueError as error:
-            return _Variants(None, f"Prompt: as it is. {error}")
-        if alone:
-            variants = one_variant(variants, which)
-        between = unvaried(self.clip, self.text, "auto", added) if added and not can_blend(variants, plain) else None
-        names = " and ".join(outcome.encoder for outcome in outcomes)
-        words = f"Prompt: variant {which + 1} of {count}, by the sampler's seed" if alone else "Prompt: "
-        words += "" if alone else f"{batch} variants, one for each image"
-        words += f", fading into the prompt over the first {chosen.window.ratio:.0%} of the steps ({names}; cosine to "
-        words += f"the prompt {chosen.kappa:.2f})."
-        seconds = time.perf_counter() - started
-        return _Variants(scheduled(variants, plain, chosen.window, between=between), words, seconds)
+        return with_payload(entry, key, replace(self, done=done))
+
+    def _varied(self, entry: dict[str, Any], situation: Situation, seed: int) -> tuple[dict[str, Any], str]:
+        """The entry with a variant for each image, and what is to be said of it. Raises _CannotVary."""
+        chosen, batch = self.choose(self.strength, situation), situation.batch
+        if chosen.kappa >= 1:
+            return entry, "Prompt: as it is, by choice."
+        count = VARIANTS_OF_ONE if batch == 1 else batch
+        variants, new = self.prompt.variants(chosen.kappa, chosen.added_tokens, count, batch)
+        rows, which = variants.rows, seed % count
+        if batch == 1:
+            rows = one_variant(rows, which)
+        cond, extras = scheduled(rows, self.prompt.plain, chosen.window, between=variants.between)[0]
+        own = {name: value for name, value in extras.items() if name not in ("model_conds", "hooks")}
+        entry = {**entry, **own, "cross_attn": cond}
+        words = f"variant {which + 1} of {count}, by the sampler's seed" if batch == 1 else f"{batch} variants"
+        made = f"made in {variants.seconds:.1f} s" if new else "kept from an earlier run"
+        share = f"{chosen.window.ratio:.0%}"
+        return with_payload(entry, PAYLOAD, payloads(extras)[PAYLOAD]), (
+            f"Prompt: {words}, in force over the first {share} of the steps, {made}.\n{variants.report}"
+        )
 
 
 def _model_comes_along(guider: comfy.samplers.CFGGuider) -> bool:
@@ -189,55 +224,67 @@ class _ModelSide:
     strength: float
     node: str | None
     prompt: bool
+    choose: Planner
 
     def __call__(self, run: SamplerRun) -> Tensor:
         situation = situation_of(run.guider, run.sigmas, len(run.noise))
-        chosen = plan(self.strength, situation)
-        lines = [_title(self.strength, situation, run.guider), *self._prompt_lines(run)]
-        lines.append(self._guidance(run, situation, chosen))
-        noise, said = self._noise(run, situation, chosen)
-        report = "\n".join(line for line in (*lines, said) if line)
-        logger.info(report)
-        show(report, self.node)
+        chosen = self.choose(self.strength, situation)
+        guidance, chosen = self._guidance(run, situation, chosen)
+        noise, about_noise, chosen = self._noise(run, situation, chosen)
+        lines = [_title(self.strength, situation, run.guider), *self._prompt_lines(run), guidance, about_noise]
+        _tell([*lines, _cost(chosen, situation)], self.node)
         return noise
 
     def _prompt_lines(self, run: SamplerRun) -> list[str]:
         if not self.prompt:
-            return ["Prompt: as it is (the node without a prompt)."]
+            return ["Prompt: as it is, since this node has none."]
         carried = [payloads(entry).get(KEY) for entries in run.guider.conds.values() for entry in entries or ()]
-        found = [payload.done for payload in carried if isinstance(payload, _Prompt)]
+        found = [payload.done for payload in carried if isinstance(payload, _Carried)]
         return list(dict.fromkeys(found)) or [
             "Prompt: no variants, since the positive output of Diversify does not reach this sampler (or guider). "
             "Connect it, too."
         ]
 
-    def _guidance(self, run: SamplerRun, situation: Situation, chosen: Plan) -> str:
-        if not situation.guided or chosen.unguided_steps == 0:
-            return ""
+    def _guidance(self, run: SamplerRun, situation: Situation, chosen: Plan) -> tuple[str, Plan]:
+        """What is said, and what is really done."""
+        if chosen.unguided_steps == 0:
+            return "", chosen
         if not can_go_unguided(run.guider):
-            return f"CFG: as it is, since {type(run.guider).__name__} has a guidance of its own."
+            words = f"CFG: as it is, since {type(run.guider).__name__} has a guidance of its own."
+            return words, replace(chosen, unguided_steps=0)
         guide_after(run.guider, run.sigmas, chosen.unguided_steps)
         steps = chosen.unguided_steps
-        return f"CFG: off at the first {'step' if steps == 1 else f'{steps} steps'}."
+        return f"CFG: off at the first {'step' if steps == 1 else f'{steps} steps'}.", chosen
 
-    def _noise(self, run: SamplerRun, situation: Situation, chosen: Plan) -> tuple[Tensor, str]:
+    def _noise(self, run: SamplerRun, situation: Situation, chosen: Plan) -> tuple[Tensor, str, Plan]:
+        """The noise, what is said, and what is really done."""
+        nothing = replace(chosen, noise_strength=0.0)
         if situation.batch == 1:
-            return run.noise, "Noise: as it is, since a batch of one has nothing to differ from."
-        settings = Settings(
-            strength=chosen.noise_strength, iterations=chosen.noise_iterations, projection=chosen.projection
-        )
+            return run.noise, "Noise: as it is, since one image has none to be different from.", nothing
+        if chosen.noise_strength == 0:
+            return run.noise, "Noise: as it is, by choice.", nothing
+        strength, iterations = chosen.noise_strength, chosen.noise_iterations
         try:
+            settings = Settings(strength=strength, iterations=iterations, projection=chosen.projection)
             noise = ContrastiveNoise(settings)(run)
         except ValueError as error:
-            return run.noise, f"Noise: as it is. {error}"
-        extra = chosen.noise_iterations / situation.steps
-        return noise, (
-            f"Noise: moved apart in {chosen.noise_iterations} iterations, strength {chosen.noise_strength:.2f}; about "
-            f"{extra:.0%} more time."
-        )
+            return run.noise, f"Noise: as it is. {error}", nothing
+        return noise, f"Noise: moved apart by {strength:.2f} standard deviations in {iterations} iterations.", chosen
 
 
 def _title(strength: float, situation: Situation, guider: comfy.samplers.CFGGuider) -> str:
-    images = "a batch of one" if situation.batch == 1 else f"{situation.batch} images"
+    images = "one image" if situation.batch == 1 else f"{situation.batch} images"
     guidance = f"CFG {guidance_of(guider):g}" if situation.guided else "no CFG"
-    return f"Diversify, strength {strength:g}: {images}, {situation.steps} steps, {guidance}."
+    steps = "1 step" if situation.steps == 1 else f"{situation.steps} steps"
+    return f"Diversify at strength {strength:g}: {images}, {steps}, {guidance}."
+
+
+def _cost(chosen: Plan, situation: Situation) -> str:
+    extra = chosen.extra_passes(situation)
+    return f"Sampling takes about {abs(extra):.0%} {'more' if extra > 0 else 'less'} time." if extra else ""
+
+
+def _tell(lines: list[str], node: str | None) -> None:
+    report = "\n".join(line for line in lines if line)
+    logger.info(report)
+    show(report, node)

@@ -24,19 +24,25 @@ class Progress:
             show(text)
 
 
+def running_node() -> str | None:
+    """The id of the node that runs now: "12:5" is node 5 within subgraph 12. None where no prompt runs."""
+    context = get_executing_context()
+    return None if context is None else str(context.node_id)
+
+
 def show(text: str, node: str | None = None) -> None:
     """Shows a few lines on a node; nothing where there is no front end.
 
-    node: its id in the prompt that runs; None is the node that runs now. Lines for a node inside a subgraph are shown
-        on the subgraph's own node too, which is all that is seen from outside.
+    node: its id; None is the node that runs now. Lines for a node inside a subgraph are shown on the subgraph's own
+        node too, which is all that is seen from outside.
     """
-    context = get_executing_context()
     # Not imported: where no server runs, there is none to be had.
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-    if server is None or (node is None and context is None):
+    if server is None:
         return
     if node is None:
-        server.send_progress_text(text, context.node_id)  # pyright: ignore[reportOptionalMemberAccess]
+        if (running := running_node()) is not None:
+            server.send_progress_text(text, running)
         return
     parts = node.split(":")
     for depth in range(len(parts), 0, -1):

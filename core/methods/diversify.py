@@ -1,15 +1,22 @@
-"""One strength for all methods: what is done to a run of which no more is known than what a sampler says of it."""
+"""One strength for all methods: what is done to a run of which no more is known than what a sampler says of it.
+
+Strength 1 is what the methods do at their recommended settings, less where there is guidance (docs/use/diversify.md).
+Below it all is in proportion: the distance of a prompt's variants from the prompt, that of a noise from the sampler's
+own, and the share of the steps without guidance.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..require import require
 from .schedule import Window
 
-FEW_STEPS = 9  # a run of so many steps or fewer is one of a few-step model where it has no guidance
+FEW_STEPS = 9  # a run without guidance of so many steps or fewer is one of a model that was made for few
 # How many variants of a prompt there are for batches of one image: the sampler's seed chooses one of them.
-VARIANTS_OF_ONE = 16
+VARIANTS_OF_ONE = 8
+RATIO = 0.2  # of the steps, over which variants fade into the prompt
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Situation:
 
     @property
     def few_steps(self) -> bool:
-        """Whether the model is one that is made for few steps."""
+        """Whether the model is one that was made for few steps."""
         return not self.guided and self.steps <= FEW_STEPS
 
 
@@ -33,7 +40,8 @@ class Situation:
 class Plan:
     """What is done to a run.
 
-    kappa: cosine of the prompt's variants to the prompt. window: when they are in force. added_tokens: see TPSO.
+    kappa: cosine of the prompt's variants to the prompt. window: when they are in force. added_tokens: so many tokens
+        behind the prompt are varied, see TPSO.
     noise_strength, noise_iterations, projection: of Contrastive Noise Optimization.
     unguided_steps: at so many steps from the first on there is no guidance.
     """
@@ -46,18 +54,26 @@ class Plan:
     projection: str
     unguided_steps: int
 
+    def extra_passes(self, situation: Situation) -> float:
+        """How many passes of one image through the model come on top, as a share of those of the run."""
+        each = 2 if situation.guided else 1
+        first = 1 if self.unguided_steps else each
+        passes = self.noise_iterations * first if self.noise_strength > 0 else 0
+        return (passes - self.unguided_steps) / (each * situation.steps)
+
 
 def plan(strength: float, situation: Situation) -> Plan:
     """What a strength from 0 (nothing) to 1 means for a run. Raises ValueError for another strength."""
     require(0 <= strength <= 1, "strength", strength, "from 0 to 1")
-    few = situation.few_steps
-    unguided = round(0.2 * strength * situation.steps) if situation.guided else 0
+    few, guided = situation.few_steps, situation.guided
+    distance = (0.5 if guided else 0.6) * strength  # of unit vectors from the prompt's axis: sine of their angle to it
     return Plan(
-        kappa=1 - 0.4 * strength,
-        window=Window(0.2, 0.0, "linear", 0),
+        kappa=math.sqrt(1 - distance**2),
+        window=Window(RATIO),
         added_tokens=2 if few else 4,
-        noise_strength=(0.5 if few else 1.0) * strength if situation.batch > 1 else 0.0,
+        noise_strength=(0.25 if few else 0.4) * strength if situation.batch > 1 else 0.0,
         noise_iterations=3 if few else 4,
         projection="norm" if few else "spectrum",
-        unguided_steps=unguided,
+        # Rounded down, but for what is lost in the product of two decimal fractions.
+        unguided_steps=int(0.2 * strength * situation.steps + 1e-9) if guided else 0,
     )

@@ -1,0 +1,365 @@
+"""Diversify in real sampling runs: what it composes for which run, what it says, and what it leaves alone."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_flux import FluxGuidance
+from comfyui_diversity.core.drivers import diversify as driver
+from comfyui_diversity.core.drivers.cno import ContrastiveNoise
+from comfyui_diversity.core.drivers.schedule import can_blend, scheduled
+from comfyui_diversity.core.drivers.tpso import plain_conditioning, recommended, unvaried, vary_prompt
+from comfyui_diversity.core.hooks.guidance import guide_after
+from comfyui_diversity.core.hooks.prompt import text_encoders
+from comfyui_diversity.core.hooks.sampling import SamplerRun, with_noise_change
+from comfyui_diversity.core.hooks.text import PromptEncoder
+from comfyui_diversity.core.methods.cno import Settings
+from comfyui_diversity.core.methods.diversify import VARIANTS_OF_ONE, Situation, plan
+from comfyui_diversity.nodes.diversify import Diversify, DiversifyModel
+from small.encoders import small_encoder
+from small.models import Counter, small_model, small_sdxl
+from torch import Tensor
+
+stock = importlib.import_module("nodes")  # ComfyUI's, not the pack's
+
+TEXT, NEGATIVE, BATCH, STRENGTH = "a red fish", "blurred", 2, 0.5
+FEW = 6  # steps of the optimisation of variants: enough to leave the prompt
+# What a family's small model is, the encoder that it reads, CFG and steps as people use them.
+KINDS: dict[str, tuple[Callable[[], Any], str, float, int]] = {
+    "sd1": (lambda: small_model("eps"), "sd1", 6.0, 10),
+    "sdxl": (small_sdxl, "sdxl", 5.0, 10),
+    "flux": (lambda: small_model("flux"), "flux", 1.0, 10),
+    "language model": (lambda: small_model("auraflow"), "qwen3", 1.0, 5),
+}
+LATENT = {
+    "sd1": (4, 8, 8),
+    "sdxl": (4, 8, 8),
+    "flux": (16, 8, 8),
+    "language model": (4, 8, 8),
+}
+
+
+class Workflow:
+    """What the nodes around Diversify hold, and what it has said."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        make, encoder, self.cfg, self.steps = KINDS[kind]
+        self.model, self.clip = make(), small_encoder(encoder)
+        self.said: list[str] = []
+
+    @torch.inference_mode()
+    def plain(self, text: str = TEXT) -> list:
+        return plain_conditioning(self.clip, self.clip.tokenize(text))
+
+    @torch.inference_mode()
+    def node(self, strength: float = STRENGTH, seed: int = 0, text: str = TEXT, model: Any = None) -> tuple[Any, list]:
+        chosen = self.model if model is None else model
+        return Diversify.execute(chosen, self.clip, text, seed, strength).args  # pyright: ignore[reportReturnType]
+
+    def noise(self, batch: int = BATCH, seed: int = 0) -> Tensor:
+        return torch.randn(batch, *LATENT[self.kind], generator=torch.Generator().manual_seed(seed))
+
+    @torch.inference_mode()
+    def sample(self, model: Any, positive: list, batch: int = BATCH, **changed: Any) -> Tensor:
+        """What KSampler computes."""
+        self.said.clear()
+        noise = changed.pop("noise", None)
+        noise = self.noise(batch) if noise is None else noise
+        options: dict[str, Any] = {
+            "steps": self.steps,
+            "cfg": self.cfg,
+            "sampler_name": "euler",
+            "scheduler": "simple",
+            "negative": self.plain(NEGATIVE),
+            "latent_image": torch.zeros_like(noise),
+            "disable_pbar": True,
+            "seed": 0,
+        }
+        return comfy.sample.sample(model, noise, positive=positive, **{**options, **changed})
+
+    def stock(self, batch: int = BATCH, **changed: Any) -> Tensor:
+        return self.sample(self.model, self.plain(), batch, **changed)
+
+    @property
+    def report(self) -> str:
+        return self.said[-1] if self.said else ""
+
+
+@pytest.fixture(scope="module")
+def workflows() -> dict[str, Workflow]:
+    return {}
+
+
+@pytest.fixture
+def workflow_of(workflows: dict[str, Workflow], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Workflow]:
+    def make(kind: str) -> Workflow:
+        if kind not in workflows:
+            workflows[kind] = Workflow(kind)
+        own = workflows[kind]
+        own.said.clear()
+        monkeypatch.setattr(driver, "show", lambda text, node: own.said.append(text))
+        monkeypatch.setattr(driver, "recommended", partial(recommended, steps=FEW))
+        return own
+
+    return make
+
+
+@pytest.fixture
+def sd1(workflow_of: Callable[[str], Workflow]) -> Workflow:
+    return workflow_of("sd1")
+
+
+@pytest.fixture
+def llm(workflow_of: Callable[[str], Workflow]) -> Workflow:
+    return workflow_of("language model")
+
+
+@pytest.fixture
+def uncancelled() -> Iterator[None]:
+    yield
+    comfy.model_management.interrupt_current_processing(False)
+
+
+# --- what it does -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_the_methods_one_after_another(kind: str, workflow_of: Callable[[str], Workflow]) -> None:
+    """Image k starts from noise k of Diverse Noise, with variant k of Diverse Prompts; CFG begins late."""
+    own = workflow_of(kind)
+    chosen = plan(STRENGTH, Situation(own.steps, own.cfg > 1, BATCH))
+    found = own.sample(*own.node(seed=5))
+    with torch.inference_mode():
+        plain = own.plain()
+        recipe = recommended(chosen.kappa, added_tokens=chosen.added_tokens, steps=FEW)
+        rows, _ = vary_prompt(own.clip, TEXT, BATCH, 5, recipe)
+        between = None if can_blend(rows, plain) else unvaried(own.clip, TEXT, "auto", chosen.added_tokens)
+        positive = scheduled(rows, plain, chosen.window, between=between)
+    contrast = ContrastiveNoise(
+        Settings(strength=chosen.noise_strength, iterations=chosen.noise_iterations, projection=chosen.projection)
+    )
+
+    def change(run: SamplerRun) -> Tensor:
+        guide_after(run.guider, run.sigmas, chosen.unguided_steps)
+        return contrast(run)
+
+    by_hand = own.sample(with_noise_change(own.model, "test", change), positive)
+    torch.testing.assert_close(found, by_hand, rtol=1e-5, atol=1e-5)
+    assert (chosen.unguided_steps > 0) == (own.cfg > 1)
+    before = own.stock()
+    assert all((a - b).norm() > 0.01 * b.norm() for a, b in zip(found, before, strict=True))
+    assert not torch.allclose(found[0], found[1], atol=1e-2)
+
+
+def test_strength_0_is_the_stock_result(sd1: Workflow) -> None:
+    model, positive = sd1.node(strength=0.0)
+    assert model is sd1.model
+    (cond, extras), (plain, plain_extras) = positive[0], sd1.plain()[0]
+    assert torch.equal(cond, plain)
+    assert extras.keys() == plain_extras.keys()
+    assert torch.equal(sd1.sample(model, positive), sd1.stock())
+    assert DiversifyModel.execute(sd1.model, 0.0).args[0] is sd1.model
+
+
+def test_the_same_seed_gives_the_same_images(llm: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = llm.node(seed=1)
+    first = llm.sample(*nodes)
+    assert "made in" in llm.report
+    assert torch.equal(llm.sample(*nodes), first)  # the same objects, as where ComfyUI has kept what the node gave
+    assert "kept from an earlier run" in llm.report
+    assert torch.equal(llm.sample(*llm.node(seed=1)), first)
+    assert not torch.equal(llm.sample(*llm.node(seed=2)), first)
+    monkeypatch.setattr(PromptEncoder, "_chunk_for", lambda *_: 2)
+    torch.testing.assert_close(llm.sample(*llm.node(seed=1)), first, rtol=1e-3, atol=1e-3)
+
+
+def test_variants_follow_the_batch_of_the_sampler(llm: Workflow) -> None:
+    nodes = llm.node()
+    for batch in (2, 4, 2):
+        llm.sample(*nodes, batch)
+        assert f"{batch} variants" in llm.report
+    assert "kept from an earlier run" in llm.report
+
+
+def test_one_image_gets_a_variant_by_the_samplers_seed(llm: Workflow) -> None:
+    nodes, noise = llm.node(), llm.noise(1)
+    images = [llm.sample(*nodes, noise=noise, seed=seed) for seed in (7, 8, 7 + VARIANTS_OF_ONE)]
+    assert "one image" in llm.report
+    assert f"variant 8 of {VARIANTS_OF_ONE}, by the sampler's seed" in llm.report
+    assert "Noise: as it is, since one image has none to be different from." in llm.report
+    assert not torch.allclose(images[0], images[1], atol=1e-3)
+    assert torch.equal(images[0], images[2])
+
+
+def test_guidance_is_off_at_the_first_steps_alone(sd1: Workflow) -> None:
+    counter, noise = Counter(), sd1.noise(1)
+    steps = plan(1.0, Situation(sd1.steps, True, 1)).unguided_steps
+    with torch.inference_mode():
+        model = DiversifyModel.execute(counter.on(sd1.model), 1.0).args[0]
+    found = sd1.sample(model, sd1.plain(), noise=noise)
+    assert counter.sizes == [1] * steps + [2] * (sd1.steps - steps)
+    assert 0 < steps < sd1.steps
+    assert f"CFG: off at the first {steps} steps." in sd1.report
+    torch.testing.assert_close(found, sd1.sample(guided_late(sd1.model, steps), sd1.plain(), noise=noise))
+
+
+def guided_late(model: Any, steps: int) -> Any:
+    """By another way than the pack's: the result of guidance is replaced."""
+    patched = model.clone()
+
+    def guided(args: dict[str, Any]) -> Tensor:
+        options = args["model_options"]["transformer_options"]
+        early = float(args["timestep"][0]) > float(options["sample_sigmas"][steps]) * 1.001
+        return args["cond"] if early else args["uncond"] + (args["cond"] - args["uncond"]) * args["cond_scale"]
+
+    patched.set_model_sampler_cfg_function(guided)
+    return patched
+
+
+def test_a_guider_with_a_guidance_of_its_own_keeps_it(sd1: Workflow) -> None:
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+    model, positive = sd1.node(strength=1.0)
+    guider = Guider_DualCFG(model)
+    guider.set_conds(positive, sd1.plain("other"), sd1.plain(NEGATIVE))
+    guider.set_cfg(5.0, 2.0)
+    noise = sd1.noise()
+    with torch.inference_mode():
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 6)
+        guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    assert "CFG: as it is, since Guider_DualCFG has a guidance of its own." in sd1.report
+    assert f"{BATCH} variants" in sd1.report
+
+
+# --- what other nodes make of it --------------------------------------------------------------------------------------
+
+
+def test_guidance_for_flux_reaches_all_variants(workflow_of: Callable[[str], Workflow]) -> None:
+    flux = workflow_of("flux")
+    model, positive = flux.node()
+    strong, weak = (FluxGuidance.append(positive, guidance).args[0] for guidance in (1.0, 30.0))
+    images = [flux.sample(model, one) for one in (strong, weak)]
+    assert f"{BATCH} variants" in flux.report
+    assert all(not torch.allclose(a, b, atol=1e-4) for a, b in zip(*images, strict=True))
+
+
+def test_zeroed_out_it_is_the_stock_negative(sd1: Workflow) -> None:
+    """The official templates of models at CFG 1 make their negative of the positive."""
+    model, positive = sd1.node()
+    with torch.inference_mode():
+        zero, plain_zero = (stock.ConditioningZeroOut().zero_out(one)[0] for one in (positive, sd1.plain()))
+    images = [sd1.sample(model, positive, negative=one) for one in (zero, plain_zero)]
+    assert torch.equal(*images)
+
+
+def test_changed_embeddings_are_refused(sd1: Workflow) -> None:
+    model, positive = sd1.node()
+    with torch.inference_mode():
+        joined = stock.ConditioningConcat().concat(positive, sd1.plain("at night"))[0]
+    with pytest.raises(ValueError, match="Diversify's conditioning were changed"):
+        sd1.sample(model, joined)
+
+
+def test_a_second_sampler_goes_on_with_the_first_ones_images(sd1: Workflow) -> None:
+    nodes = sd1.node()
+    begun = sd1.noise(seed=3)
+    given = {"latent_image": begun, "noise": torch.zeros_like(begun), "start_step": 5}
+    found = sd1.sample(*nodes, **given)
+    assert torch.equal(found, sd1.stock(**given))
+    assert sd1.said == []
+
+
+# --- what it says where it can do less --------------------------------------------------------------------------------
+
+
+def test_no_clip(sd1: Workflow) -> None:
+    with pytest.raises(ValueError, match=r"clip is empty.*Load CLIP.*Diversify \(Model Only\)"):
+        Diversify.execute(sd1.model, None, TEXT, 0, STRENGTH)
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
+def test_another_strength(strength: float, sd1: Workflow) -> None:
+    for nodes in (sd1.node, lambda strength: DiversifyModel.execute(sd1.model, strength)):
+        with pytest.raises(ValueError, match=r"strength is .*; it must be from 0 to 1"):
+            nodes(strength=strength)
+
+
+def test_an_empty_prompt(llm: Workflow) -> None:
+    model, positive = llm.node(text="  ")
+    found = llm.sample(model, positive)
+    assert "Prompt: no variants, it is empty" in llm.report
+    assert "Noise: moved apart" in llm.report
+    assert not torch.allclose(found, llm.sample(llm.model, llm.plain("  ")), atol=1e-3)
+
+
+def test_an_output_that_is_not_connected_is_named(llm: Workflow) -> None:
+    model, positive = llm.node()
+    llm.sample(llm.model, positive)
+    assert f"{BATCH} variants" in llm.report
+    assert "the model output of Diversify does not reach this sampler" in llm.report
+    llm.sample(model, llm.plain())
+    assert "the positive output of Diversify does not reach this sampler" in llm.report
+    assert "Noise: moved apart" in llm.report
+
+
+def test_images_that_start_alike(llm: Workflow) -> None:
+    with torch.inference_mode():
+        model = DiversifyModel.execute(llm.model, STRENGTH).args[0]
+    noise = llm.noise(1).expand(BATCH, -1, -1, -1).clone()
+    found = llm.sample(model, llm.plain(), noise=noise)
+    assert "Noise: as it is. Images 0 and 1 of the batch" in llm.report
+    assert torch.equal(found, llm.stock(noise=noise))
+
+
+# --- what it leaves behind --------------------------------------------------------------------------------------------
+
+
+def test_cancel(llm: Workflow, monkeypatch: pytest.MonkeyPatch, uncancelled: None) -> None:
+    """While variants are made, and while noise is optimised; afterwards all is as if it had not been."""
+    nodes = llm.node(seed=3)
+    weights = [one.clone() for one in llm.model.model.diffusion_model.parameters()]
+    cancel = comfy.model_management.interrupt_current_processing
+
+    def cancelled(*_: Any, **__: Any) -> None:
+        cancel()
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    for target, name in ((driver.Progress, "step"), (ContrastiveNoise, "__call__")):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, cancelled)
+            with pytest.raises(comfy.model_management.InterruptProcessingException):
+                llm.sample(*nodes)
+        assert llm.said == []
+    now = list(llm.model.model.diffusion_model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(weights, now, strict=True))
+    assert torch.equal(llm.sample(*nodes), llm.sample(*llm.node(seed=3)))
+
+
+def test_the_models_are_as_they_were(sd1: Workflow) -> None:
+    before = sd1.stock()
+    options = sd1.model.model_options
+    model, positive = sd1.node()
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, sd1.plain(NEGATIVE))
+    guider.set_cfg(6.0)
+    noise = sd1.noise()
+    with torch.inference_mode():
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 6)
+        for _ in range(2):
+            guider.sample(noise, noise * 0, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    assert guider.cfg == 6.0
+    assert WrappersMP.PREDICT_NOISE not in guider.model_options["transformer_options"].get("wrappers", {})
+    assert sd1.model.model_options is options
+    assert WrappersMP.SAMPLER_SAMPLE not in options["transformer_options"].get("wrappers", {})
+    assert all("encode" not in vars(module) for module in text_encoders(sd1.clip).values())
+    assert torch.equal(sd1.stock(), before)
