@@ -15,7 +15,6 @@ from typing import Any
 import nodes
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {}
-_STOCK: dict[str, Any] = getattr(nodes, "NODE_CLASS_MAPPINGS")  # noqa: B009
 _TESTS = Path(__file__).resolve().parents[2]
 
 
@@ -50,14 +49,15 @@ def _whole(title: str) -> tuple[Any, Any, SmallDecoder]:
 
 def _replace(name: str, small: Callable[..., tuple | None]) -> None:
     """A stock loader that first asks `small`, which gives its outputs or None."""
-    stock = _STOCK[name]
+    known: dict[str, type] = nodes.NODE_CLASS_MAPPINGS  # pyright: ignore[reportAttributeAccessIssue]
+    stock: Any = known[name]
 
     class Loader(stock):
         def load(self, **values: Any) -> tuple:
             return small(**values) or getattr(super(), stock.FUNCTION)(**values)
 
     Loader.FUNCTION = "load"
-    _STOCK[name] = Loader
+    known[name] = Loader
 
 
 def _checkpoint(ckpt_name: str, **_: Any) -> tuple | None:
