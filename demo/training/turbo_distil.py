@@ -29,7 +29,7 @@ from .places import continued, evenly_stated_scene
 from .turbo import BATCH, ByLength, Contexts, train_turbo_base, velocity_error
 
 PAIRS, STEPS = 1_792, 6
-STUDENT = Schedule(1_400, 2e-3, warmup=50, average=0.995)
+STUDENT = Schedule(1_550, 2e-3, warmup=50, average=0.995)
 _CHUNK = 32
 
 
