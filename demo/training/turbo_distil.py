@@ -31,7 +31,6 @@ from .turbo import BATCH, ByLength, Contexts, train_turbo_base, velocity_error
 
 PAIRS, STEPS = 1_792, 6
 STUDENT = Schedule(1_550, 2e-3, warmup=50, average=0.995)
-LONGER = Schedule(600, 1.5e-3, warmup=20, average=0.99)  # the same again, for the shapes
 _CHUNK = 32
 
 
@@ -98,5 +97,4 @@ def train_turbo(folder: Path) -> nn.Module:
         return velocity_error(model, (1 - level) * clean + level * noise, sigma, context, noise - clean)
 
     student = copy.deepcopy(train_turbo_base(folder)).requires_grad_(True)
-    student = train("turbo", student, loss_at, STUDENT, folder, seed=143)
-    return train("turbo_longer", student.requires_grad_(True), loss_at, LONGER, folder, seed=144)
+    return train("turbo", student, loss_at, STUDENT, folder, seed=143)
