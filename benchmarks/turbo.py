@@ -1,4 +1,4 @@
-"""Every method on the demo's Z-Image Turbo (a language model reads the prompt; eight steps at CFG 1), beside what is free.
+"""Every method on the demo's Z-Image Turbo (language model, eight steps, CFG 1), beside what is free.
 
     python -m benchmarks.turbo --model turbo                              # choose: on the prompts for choosing
     python -m benchmarks.turbo --model turbo --report --only baseline "shipped*" "pink*" "embedding noise*"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from .places import continued, evenly_stated_scene
 from .turbo import BATCH, ByLength, Contexts, train_turbo_base, velocity_error
 
 PAIRS, STEPS = 1_792, 6
-STUDENT = Schedule(1_400, 2e-3, warmup=50, average=0.995)
+STUDENT = Schedule(1_550, 2e-3, warmup=50, average=0.995)
 _CHUNK = 32
 
 
@@ -73,7 +74,7 @@ def _sampled(teacher: nn.Module, x: Tensor, context: Tensor, pooled: Tensor) -> 
     """The latents of noises by Euler steps on the shifted schedule."""
     even = torch.linspace(1, 0, STEPS + 1)
     sigmas = (SHIFT * even / (1 + (SHIFT - 1) * even)).tolist()
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in pairwise(sigmas):
         times = torch.full((len(x),), sigma * 1000, device=DEVICE)
         with autocast():
             x = x + (following - sigma) * teacher(x, times, context=context, y=pooled).float()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def _chunk(teacher: nn.Module, conditionings: Conditionings, captions: list[str]
     chunk = first // _CHUNK
     cfg = CFGS[chunk // GUIDED % len(CFGS)] if chunk % GUIDED == 0 else 1.0
     some = captions[first : first + _CHUNK]
-    context, pooled = conditionings.encode(some + [""])
+    context, pooled = conditionings.encode([*some, ""])
     context = context[:, :SHORT]
     x = torch.from_numpy(rng.standard_normal((len(some), 16, 16, 16), np.float32)).to(DEVICE)
     even = torch.linspace(1, 0, STEPS + 1)
@@ -105,7 +106,7 @@ def _chunk(teacher: nn.Module, conditionings: Conditionings, captions: list[str]
         lessons["velocities"].append(velocities.half().cpu())
         lessons["runs"].append(torch.tensor(runs, dtype=torch.long))
 
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in pairwise(sigmas):
         v = velocity(x, sigma, context[:-1], pooled[:-1])
         note(x, sigma, v, list(range(first, first + len(some))))
         if cfg > 1:

@@ -1,8 +1,9 @@
 """The language model that reads prompts for the demo's Z-Image: ComfyUI's Qwen3 class, at a small size.
 
-It learns to continue captions, and linear readers ask the hidden states that the denoiser will read for every attribute,
-stated or left open; they are thrown away afterwards. Only the words of captions have embeddings of their own. All others
-share a few, picked by their token's number, and captions with such words in between teach the model to read past them.
+It learns to continue captions, and linear readers ask the hidden states that the denoiser will read for every
+attribute, stated or left open; they are thrown away afterwards. Only the words of captions have embeddings of their
+own. All others share a few, picked by their token's number, and captions with such words in between teach the model to
+read past them.
 """
 
 from __future__ import annotations

