@@ -35,9 +35,9 @@ def doubled(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def smeared(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """The object drawn out over 0.8 to 1.2 of its radius in any direction."""
+    """The object drawn out over 1.2 to 1.8 of its radius in any direction."""
     image, _, _ = _parts(scene, rng)
-    length = rng.uniform(0.8, 1.2) * RADII[scene.size] * SIZE
+    length = rng.uniform(1.2, 1.8) * RADII[scene.size] * SIZE
     angle = rng.uniform(0, np.pi)
     steps = np.linspace(-length / 2, length / 2, max(3, round(length)))
     shifts = [(round(s * np.sin(angle)), round(s * np.cos(angle))) for s in steps]

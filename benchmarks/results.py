@@ -35,8 +35,12 @@ def write(path: Path, command: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Command and rows of a file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Command and rows of a file. Raises ValueError for one that is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"command": found["command"], "rows": [{"row": row["row"], **row} for row in found["rows"]]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it, or delete it and make it again.") from error
 
 
 def commit() -> str:

@@ -32,19 +32,20 @@ _AT_ONCE = 20  # images
 _ROBUST = 0.12  # differences (0..1) beyond which a pixel loses its say in the fit
 _REACH = (6.0, 6.0, 0.26, 0.3)  # pixels, pixels, log of the size, radians: how far a fit may go from what was read
 _NUDGE = (0.25, 0.25, 0.02, 0.03)  # for finite differences
-_FILL_REACH, _GROUND_REACH = 36 / 255, 28 / 255  # how far shades may be from those of the world's colours
+_FILL_REACH, _GROUND_REACH = 20 / 255, 16 / 255  # how far shades may be from those of the world's colours
 
 
 @dataclass(frozen=True)
 class Tolerance:
     """What does not count.
 
-    shift: pixels of 128 by which an edge may lie elsewhere. shade: how far (0..1, in any channel) a colour may be off;
-    twice that is wholly another. blur: standard deviation in pixels of 128 by which image and drawing are softened.
+    shift: pixels of 128 by which an edge may lie elsewhere. shade: how far (in any channel, as a share of the contrast
+    between object and background, which is taken to be 0.3 to 0.6) a colour may be off; twice that is wholly another.
+    blur: standard deviation in pixels of 128 by which image and drawing are softened.
     """
 
     shift: int = 2
-    shade: float = 0.16
+    shade: float = 0.2
     blur: float = 1.0
 
 
@@ -53,12 +54,13 @@ class Fit:
     """Scenes fitted to N images, at 64 px.
 
     pose: `[N, 4]`, x, y and radius in pixels, tilt in radians; drawing: `[N, 3, 64, 64]`; cover: `[N, 64, 64]`, the
-    object's part of every pixel.
+    object's part of every pixel; contrast: `[N]`, between object and background, of the channel that has most.
     """
 
     pose: Tensor
     drawing: Tensor
     cover: Tensor
+    contrast: Tensor
 
 
 def to_pixels(images: np.ndarray) -> Tensor:
@@ -102,7 +104,7 @@ def fit(pixels: Tensor, read: Sequence[Mapping[str, str]]) -> Fit:
         colours = torch.where(better[:, None, None], shades, colours)
         damping = torch.where(better, damping / 5, damping * 5)
     drawing, cover = scenes.render(pose, colours)
-    return Fit(pose, drawing, cover)
+    return Fit(pose, drawing, cover, (colours[:, 0] - colours[:, 1]).abs().amax(1))
 
 
 @torch.no_grad()
@@ -111,7 +113,8 @@ def residuals(pixels: Tensor, fitted: Fit, tolerance: Tolerance) -> Tensor:
     image, drawing = (_blurred(x, tolerance.blur * _SIDE / SIZE) for x in (pixels, fitted.drawing))
     shift = tolerance.shift * _SIDE // SIZE
     differ = torch.maximum(_unlike(image, drawing, shift), _unlike(drawing, image, shift))
-    clear = ((differ - tolerance.shade) / tolerance.shade).clamp(0, 1)
+    shade = tolerance.shade * fitted.contrast.clamp(0.3, 0.6)[:, None, None]
+    clear = ((differ - shade) / shade).clamp(0, 1)
     return clear.flatten(1).sum(1) / fitted.cover.flatten(1).sum(1).clamp(min=1)
 
 
