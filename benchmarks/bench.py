@@ -43,7 +43,7 @@ from .results import SCRATCH, commit
 FIRST_SEED = {"report": 1000, "tune": 5000}
 SETS = {"report": REPORT_PROMPTS, "tune": TUNE_PROMPTS}
 IMAGES = 10  # one batch
-QUICK_PROMPTS, QUICK_IMAGES, QUICK_MODELS = 8, 5, ("distilled",)
+QUICK_PROMPTS, QUICK_IMAGES, QUICK_MODELS = 4, 5, ("distilled",)
 DATA = "the data itself"
 
 
