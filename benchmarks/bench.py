@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from .world import World  # isort: skip - this makes ComfyUI and the pack import
 import numpy as np
 import torch
 from comfyui_diversity.demo.scorer import Scorer
+from comfyui_diversity.demo.world.attributes import sample_scene
+from comfyui_diversity.demo.world.draw import draw
 from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS, Prompt
 
 from . import provenance
-from .data_diversity import drawn
 from .frontier_plot import draw_frontier
 from .frontier_rows import MODELS, Row, rows_of
 from .frontier_score import FIGURES, means, score
@@ -41,7 +43,7 @@ from .results import SCRATCH, commit
 FIRST_SEED = {"report": 1000, "tune": 5000}
 SETS = {"report": REPORT_PROMPTS, "tune": TUNE_PROMPTS}
 IMAGES = 10  # one batch
-QUICK_PROMPTS, QUICK_IMAGES, QUICK_MODELS = 8, 5, ("distilled",)
+QUICK_PROMPTS, QUICK_IMAGES, QUICK_MODELS = 4, 5, ("distilled",)
 DATA = "the data itself"
 
 
@@ -94,7 +96,7 @@ class Bench:
     def data(self, model: str) -> dict[str, Any]:
         """The world's own images of the same prompts, as many of each."""
         rng = np.random.default_rng(2024)
-        groups = [drawn(prompt, rng, self.images) for prompt in self.prompts]
+        groups = [Group(prompt, drawn(prompt, rng, self.images)) for prompt in self.prompts]
         found = [{**score(group, self.scorer), "seconds": 0.0} for group in groups]
         return self._entry(Row(model, "data", DATA, 0.0), found)
 
@@ -120,6 +122,12 @@ class Bench:
         made = {"revision": provenance.revision(), "commit": commit()}
         made |= {"machine": provenance.machine(), "versions": provenance.versions()}
         return {"key": row.key, **own, **figures, **made, "per_prompt": per_prompt}
+
+
+def drawn(prompt: Prompt, rng: np.random.Generator, images: int) -> np.ndarray:
+    """The world's own images of a prompt, `uint8 [images, H, W, 3]`: what it leaves open is as the world has it."""
+    scenes = [replace(sample_scene(rng, prompt.object), **prompt.stated) for _ in range(images)]
+    return np.stack([draw(scene, rng) for scene in scenes])
 
 
 def line(entry: dict[str, Any]) -> str:

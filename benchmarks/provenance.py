@@ -19,7 +19,7 @@ _METHOD = (*_RIVAL, "benchmarks/ours.py")
 _MAKING = {"baseline": _PLAIN, "rival": _RIVAL, "method": _METHOD}
 ROLES = tuple(_MAKING)
 # What decides how they are judged.
-_JUDGING = ("demo/scorer.py", "demo/fidelity.py", "demo/world/*.py", "benchmarks/measure*.py",
+_JUDGING = ("demo/scorer.py", "demo/fidelity.py", "demo/fidelity.json", "demo/world/*.py", "benchmarks/measure*.py",
             "benchmarks/frontier_score.py")  # fmt: skip
 
 
