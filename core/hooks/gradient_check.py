@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from comfy.model_management import OOM_EXCEPTION
 from torch import Tensor
 
 from .chunks import InChunks
@@ -33,13 +34,18 @@ def missing_gradient(model: InChunks, rows: Tensor) -> str | None:
     One pass forward and back, and at most four passes forward.
     """
     with gradients():
+        backward = False
         try:
             vectors, pullback = model(rows)
             generator = torch.Generator().manual_seed(0)
             weights = torch.randn(vectors.shape, generator=generator).to(vectors)
+            backward = True
             gradient = pullback(weights)
         except RuntimeError as error:
-            if not is_about_gradients(error):
+            # Where PyTorch has no such error, ComfyUI's name stands for every error.
+            out_of_memory = OOM_EXCEPTION is not Exception and isinstance(error, OOM_EXCEPTION)
+            # Quantised layers have errors of their own in their backward pass.
+            if out_of_memory or not (is_about_gradients(error) or backward):
                 raise
             return f"PyTorch says: {str(error).splitlines()[0]}"
         length = float(gradient.float().norm())

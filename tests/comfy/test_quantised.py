@@ -1,4 +1,4 @@
-"""Quantised text encoders and models as people have them: gradients pass where weights alone are quantised."""
+"""Quantised text encoders as people have them: gradients pass where they can, and variants are searched elsewhere."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from small.quantised import FORMATS, pack, quantised_encoder
 
 TEXT, VARIANTS, KIND = "a red fish in deep water", 2, "qwen3"
 FORMS = ("float8_e4m3fn", "int8_tensorwise", "asym_w4a8_int8")
+NO_BACKWARD = ("asym_w4a8_int8",)  # its kernel has no product for a backward pass
 
 
 def encoder(form: str) -> Any:
@@ -31,15 +32,15 @@ def encoder(form: str) -> Any:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("form", [*FORMS, "gguf", "float16", "bfloat16"])
-def test_prompts_are_varied_by_gradients(form: str) -> None:
-    """The check finds no fault, every variant reaches the aim, and the encoder gives what it gave before."""
+def test_prompts_are_varied(form: str) -> None:
+    """The check finds no fault where there is none, every variant reaches the aim, and the encoder is as it was."""
     clip = encoder(form)
     plain = clip.encode_from_tokens(clip.tokenize(TEXT)).clone()
     [one] = prompt_encoders(clip, clip.tokenize(TEXT))
     start = initial_offsets(1, one.positions, one.width, 0, RECOMMENDED_START * one.deviation)
-    assert missing_gradient(one, start) is None
+    assert (missing_gradient(one, start) is not None) == (form in NO_BACKWARD)
     found, [outcome] = vary_prompt(clip, TEXT, VARIANTS, 0, recommended(steps=6, added_tokens=0))
-    assert outcome.searched is None
+    assert (outcome.searched is not None) == (form in NO_BACKWARD)
     assert outcome.missed == 0
     assert float((found[0][0] - plain).abs().amax(dim=(1, 2)).min()) > 1e-2
     assert torch.equal(clip.encode_from_tokens(clip.tokenize(TEXT)), plain)
