@@ -2,8 +2,9 @@
 
     python -m benchmarks.calibrate_fidelity
 
-Real drawings go through the demo's own autoencoder, as every image of a model does; the threshold is the 99th percentile
-of their residuals. Drawings with each kind of defect go the same way, and at least 95 of 100 of a kind must be beyond it.
+Real drawings go through the demo's own autoencoder, as every image of a model does; the threshold is the 99th
+percentile of their residuals. Drawings with each kind of defect go the same way; at least 95 of 100 of a kind must be
+beyond it.
 """
 
 from __future__ import annotations
