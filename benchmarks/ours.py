@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .job import Change, Job
+from .results import SCRATCH
 from .rivals import ALL, GUIDED, Rival, _grid
 from .rivals.group_selection import group_selection
 
@@ -26,7 +27,10 @@ _FEW_STEPS = 8
 
 
 def tpso(mode: str = "recommended", ratio: float = 0.2, negative: bool = False, **settings: Any) -> Change:
-    """Diverse Prompts. mode "published" varies the prompt's words by the paper's rule; settings: see the driver."""
+    """Diverse Prompts. mode "published": the released procedure, with its bank where `negative`; it takes no other
+    settings. settings: see the driver."""
+    if mode == "published":
+        return _tpso_as_released(ratio, negative)
 
     @torch.inference_mode()
     def change(job: Job) -> None:
@@ -34,7 +38,7 @@ def tpso(mode: str = "recommended", ratio: float = 0.2, negative: bool = False, 
         from comfyui_diversity.core.drivers.schedule import can_blend, scheduled
         from comfyui_diversity.core.methods.schedule import Window
 
-        recipe = {"recommended": driver.recommended, "published": driver.published}[mode](**settings)
+        recipe = driver.recommended(**settings)
 
         def varied(text: str, plain: list, seed: int) -> list:
             variants, _ = driver.vary_prompt(job.world.clip, text, job.images, seed, recipe)
@@ -46,6 +50,28 @@ def tpso(mode: str = "recommended", ratio: float = 0.2, negative: bool = False, 
         job.positive = varied(job.text, job.positive, job.seed)
         if negative:
             job.negative = varied("", job.negative, job.seed + 1)
+
+    return change
+
+
+def _tpso_as_released(ratio: float, negative: bool) -> Change:
+    """By the preset of SD1.5 for the UNet and of SD3.5 for flow models; without the noise of a batch, see
+    `shared_noise`."""
+
+    @torch.inference_mode()
+    def change(job: Job) -> None:
+        from comfyui_diversity.core.drivers import tpso_published as driver
+        from comfyui_diversity.core.drivers.schedule import scheduled
+        from comfyui_diversity.core.methods.schedule import ReleasedWindow
+
+        preset = driver.SD15 if job.world.recipe.scheduler == "normal" else driver.SD35
+        rule, window = driver.rule_of(preset), ReleasedWindow(ratio)
+        clip, count, seed = job.world.clip, job.images, job.seed
+        variants, _ = driver.vary_as_released(clip, job.text, count, seed, preset, rule)
+        job.positive = scheduled(variants, job.positive, window)
+        if negative:
+            drawn, _ = driver.draw_negative(clip, "", count, seed, preset, rule, SCRATCH / "published_bank")
+            job.negative = scheduled(drawn, job.negative, window)
 
     return change
 

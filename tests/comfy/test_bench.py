@@ -107,18 +107,16 @@ def test_cfg_off_to_the_end_is_cfg_1(worlds: dict[str, World]) -> None:
     assert torch.allclose(off, latents(worlds["mmdit"], 1.0), atol=1e-3)
 
 
-def test_the_hinge_holds_back_what_loses_the_prompt(worlds: dict[str, World]) -> None:
+def test_a_hinge_that_never_closes_is_diverse_noise(worlds: dict[str, World]) -> None:
     settings = {"strength": 1.0, "iterations": 2, "projection": "norm"}
-    free, tight, plain = (
+    free, plain = (
         latents(worlds["mmdit"], 2.0, (name, {**settings, **own}))
         for name, own in (
             ("Diverse Noise, hinge", {"limit": 1e6}),
-            ("Diverse Noise, hinge", {"limit": 1.0}),
             ("Diverse Noise", {}),
         )
     )
     assert torch.allclose(free, plain, atol=1e-4)
-    assert (tight - plain).std() > 1e-3
 
 
 def test_noise_is_optimised_after_the_starts_are_chosen(worlds: dict[str, World]) -> None:

@@ -231,8 +231,8 @@ def ours(
         tokens.append({name: value.detach()[:, 0].clone() for name, value in embeddings.items()})
         return encode(self, embeddings)
 
-    def spy_noise(self: Any) -> Tensor:
-        noises.append(noise_of(self))
+    def spy_noise(self: Any, iteration: int) -> Tensor:
+        noises.append(noise_of(self, iteration))
         return noises[-1]
 
     monkeypatch.setattr(LearnableToken, "encode", spy_encode)

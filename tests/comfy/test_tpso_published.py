@@ -171,7 +171,8 @@ def test_the_bank_is_the_releases(
                 found = released(tower.vector, start[first : first + group], 0.7, 0.01, 0.0, steps, one_step_past=True)
         course = torch.tensor(found.courses[int(drawn[0]) - first], dtype=torch.float64)
         assert torch.allclose(outcome.variants.cosines[:, 0], course, atol=1e-7)
-        assert torch.allclose(outcome.variants.offsets[0], found.offsets[int(drawn[0]) - first], atol=1e-8)
+        gap = (outcome.variants.offsets[0] - found.offsets[int(drawn[0]) - first]).abs().max()
+        assert gap < 1e-7  # of up to 0.014
     assert torch.equal(again, cond)
     assert not torch.equal(other, cond)
     assert [one.from_disk for one in (*outcomes, *loaded)] == [False] * len(towers) + [True] * len(towers)
