@@ -21,14 +21,15 @@ import numpy as np
 import torch
 from comfyui_diversity.core.drivers.cno import ContrastiveNoise
 from comfyui_diversity.core.drivers.minority import Learning
-from comfyui_diversity.core.drivers.schedule import scheduled
-from comfyui_diversity.core.drivers.tpso import native_kappa, recommended, vary_prompt
+from comfyui_diversity.core.drivers.schedule import can_blend, scheduled
+from comfyui_diversity.core.drivers.tpso import Recipe, native_kappa, recommended, unvaried, vary_prompt
 from comfyui_diversity.core.hooks import text as hooks_text
 from comfyui_diversity.core.hooks.prompt import Section
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.hooks.text import PromptEncoder, prompt_encoders, surrogate_vector
 from comfyui_diversity.core.methods.cno import Settings as NoiseSettings
 from comfyui_diversity.core.methods.schedule import Window
+from comfyui_diversity.core.methods.tpso import Settings
 from comfyui_diversity.demo.turbo import load_turbo_clip
 from torch import Tensor
 
@@ -37,7 +38,6 @@ from .cno_settings import with_noise
 from .minority_settings import learned
 from .peers import pink
 from .results import PrintedTable
-from .tpso_settings import tpso
 from .world import World
 
 
@@ -77,6 +77,25 @@ def embedding_noise(strength: float, share: float = 0.5, until: float = 0.2) -> 
     return make
 
 
+def variants_of(world: World, text: str, seed: int, recipe: Recipe, ratio: float) -> list:
+    """CONDITIONING of ten variants that fade into the prompt, as Diverse Prompts gives it."""
+    variants, _ = vary_prompt(world.clip, text, BATCH, seed, recipe)
+    plain = world.conditioning(text)
+    between = None if can_blend(variants, plain) else unvaried(world.clip, text, "auto", recipe.added_tokens)
+    return scheduled(variants, plain, Window(ratio, 0.0, "linear", 0), between=between)
+
+
+def tpso(kappa: float, ratio: float, added: int = 0, tries: int = Settings.steps, keep: bool = False) -> Make:
+    """Images from prompt variants, one each; `added` is of tokens, `keep` of words."""
+    recipe = Recipe(Settings(kappa, steps=tries, spread=True), added, keep)
+
+    @torch.inference_mode()
+    def make(world: World, text: str, seed: int) -> Tensor:
+        return world.latents(text, seed, BATCH, positive=variants_of(world, text, seed, recipe, ratio))
+
+    return make
+
+
 def read_behind(make: Make) -> Make:
     """The same with another vector of a prompt: the mean over what follows its words, the end of the chat template."""
 
@@ -106,8 +125,7 @@ def together(ratio: float, kappa: float | None = None, added: int | None = None)
     @torch.inference_mode()
     def make(world: World, text: str, seed: int) -> Tensor:
         recipe = recommended(added_tokens=added) if kappa is None else recommended(kappa, added_tokens=added)
-        variants, _ = vary_prompt(world.clip, text, BATCH, seed, recipe)
-        positive = scheduled(variants, world.conditioning(text), Window(ratio, 0.0, "linear", 0))
+        positive = variants_of(world, text, seed, recipe, ratio)
         patched = with_noise_change(world.model, "benchmark", ContrastiveNoise(NoiseSettings(), "stop"))
         return world.latents(text, seed, BATCH, patched=patched, positive=positive)
 
