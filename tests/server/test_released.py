@@ -35,7 +35,11 @@ def version(client: Client) -> str:
     return client.json("/system_stats")["system"]["comfyui_version"]
 
 
-@pytest.fixture(params=MODELS, ids=lambda model: model.title)
+QUICK = ("SD1.5", "Z-Image Turbo")  # one of each kind
+RELEASED = [pytest.param(one, marks=() if one.title in QUICK else pytest.mark.slow, id=one.title) for one in MODELS]
+
+
+@pytest.fixture(params=RELEASED)
 def model(request: pytest.FixtureRequest, version: str) -> Released:
     released: Released = request.param
     if version in released.missing_in:
