@@ -3,7 +3,8 @@
     python -m benchmarks.before_after             # diverse prompts on the MMDiT
     python -m benchmarks.before_after unet cno    # model and method of any row of the demo
 
-Nothing in it is chosen: every object of the demo world by itself, and the first images of each.
+Nothing in it is chosen: those prompts of the demo that state at most one attribute, which are of every object once, and
+the first images of each.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ from .demo_sheet import Block, contact_sheet
 
 load_pack()
 
-from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS  # noqa: E402
+from comfyui_diversity.demo.world.prompts import DEMO_PROMPTS  # noqa: E402
 
 TARGET = HERE.root / "docs" / "before_after.jpg"
-PROMPTS = [prompt.text for prompt in REPORT_PROMPTS if set(prompt.stated) == {"object"}]
+PROMPTS = [prompt.text for prompt in DEMO_PROMPTS if len(prompt.stated) <= 2]
 COLUMNS, SIDE = 5, 96
 # What a reader looks for in ComfyUI; a method without an entry is named by itself.
-NODES = {"cno": "Diverse Noise (CNO)", "tpso": "Diverse Prompts (TPSO)", "minority": "Minority Prompt"}
+NODES = {
+    "diversify": "Diversify",
+    "cno": "Diverse Noise (CNO)",
+    "tpso": "Diverse Prompts (TPSO)",
+    "minority": "Minority Prompt",
+}
 
 
 def before_after(model: str, method: str, output: Path = OUTPUT) -> Image.Image:

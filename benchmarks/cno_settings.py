@@ -1,4 +1,4 @@
-"""What the settings of Contrastive Noise Optimization do, beside those closer to the paper and beside pink noise.
+"""What the settings of Contrastive Noise Optimization do, beside the published ones and beside pink noise.
 
     python -m benchmarks.cno_settings --model unet                    # choose: on the prompts for choosing
     python -m benchmarks.cno_settings --model unet --report --only baseline "closer*" shipped "pink*"
@@ -34,6 +34,16 @@ def cno(gradient: str = "stop", **settings: Any) -> Make:
     return make
 
 
+def published(form: str) -> Make:
+    """Images with noise that is optimised as the node does it with mode published."""
+
+    def make(world: World, text: str, seed: int) -> Tensor:
+        change = ContrastiveNoise.published(form=form)
+        return world.latents(text, seed, BATCH, patched=with_noise_change(world.model, "benchmark", change))
+
+    return make
+
+
 def patched(world: World, settings: Settings, gradient: str) -> Any:
     return with_noise_change(world.model, "benchmark", ContrastiveNoise(settings, gradient))
 
@@ -61,8 +71,8 @@ def chosen(times: int) -> Make:
     return make
 
 
-# The paper's, but for gamma: 1 is the released code's.
-PUBLISHED: dict[str, Any] = {
+# The paper's, but for gamma, 1, which is the released code's, and for gradients that are scaled first.
+CLOSER: dict[str, Any] = {
     "strength": 0.03,
     "iterations": 3,
     "gamma": 1.0,
@@ -73,7 +83,8 @@ BOLD: dict[str, Any] = {"strength": 0.5, "iterations": 10, "denominator": "posit
 SAFE = {**BOLD, "projection": "spectrum"}
 ROWS: dict[str, Make] = {
     "baseline": lambda world, text, seed: world.latents(text, seed, BATCH),
-    "closer to the paper": cno(**PUBLISHED),
+    "closer to the paper": cno(**CLOSER),
+    "published, paper": published("paper"),
     "bold": cno(**BOLD),
     "bold, no projection": cno(**{**BOLD, "projection": "off"}),
     "bold, spectrum": cno(**SAFE),
@@ -100,7 +111,7 @@ ROWS: dict[str, Make] = {
     "bold, temperature 1": cno(**BOLD, temperature=1.0),
     **{f"pink {alpha}": with_noise(partial(pink, alpha=alpha)) for alpha in (0.2, 0.5, 1.0)},
     "bold, full gradient": cno("full", **BOLD),
-    "published code": cno("full", **{**PUBLISHED, "denominator": "positive"}),
+    "published, release": published("release"),
     **{f"chosen of {times * BATCH}": chosen(times) for times in (4, 10)},
     **{f"all, strength {strength}": cno(strength=strength) for strength in (0.2, 0.25, 0.3, 0.35)},
     **{f"all, strength {s}, 3 iterations": cno(strength=s, iterations=3) for s in (0.25, 0.5)},

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from devtools.errors import SetupError
-from devtools.graph import only_node, shipped_prompt, with_settings, with_values
+from devtools.graph import only_for, only_node, shipped_prompt, with_settings, with_values
 from devtools.images import decode
 from devtools.pack import load_pack
 from devtools.places import HERE
@@ -31,11 +31,11 @@ from devtools.signals import end_in_order
 
 from .demo_rows import RUNS, Run
 from .demo_sheet import Block, caption, contact_sheet, table
-from .measure import Group, measure
+from .measure import Group, Judged, figures, judge
 
 load_pack()
 
-from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS  # noqa: E402
+from comfyui_diversity.demo.world.prompts import DEMO_PROMPTS  # noqa: E402
 
 if TYPE_CHECKING:
     from comfyui_diversity.demo.scorer import Scorer
@@ -89,9 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     console.print(table(rows))
     console.print(
-        "Means over prompts. eff.: effective number of values of what a prompt leaves\n"
-        "open. Centred MSS: 0 for unrelated images. *: fewer prompts; not to be\n"
-        "compared with rows of more.",
+        "Means over prompts. adher: images that show all that is stated. fidel: images\n"
+        "that are not broken (those get a red mark on the sheets). qual Ven.: Vendi times\n"
+        "the share of images that are both. eff.: effective number of values of what a\n"
+        "prompt leaves open. Centred MSS: 0 for unrelated images. *: fewer prompts; not to\n"
+        "be compared with rows of more. figures.json has a 95 % interval for each.",
         style="dim",
     )
     console.print(f"Figures: {plan.output / 'figures.json'}\nPictures: {plan.output}", highlight=False)
@@ -109,7 +111,7 @@ def make_plan(arguments: Sequence[str] | None = None) -> Plan:
     if not chosen:
         names = ", ".join(f"{row.model}/{row.name}" for row in RUNS)
         raise ValueError(f"--only is {options.only!r}; it must be part of one of {names}.")
-    prompts = [(prompt, FIRST_SEED + k) for k, prompt in enumerate(REPORT_PROMPTS)]
+    prompts = [(prompt, FIRST_SEED + k) for k, prompt in enumerate(DEMO_PROMPTS)]
     if options.quick:
         prompts = prompts[::QUICK_EVERY]
     # Part of the rows, or of the prompts, must not pass for the whole.
@@ -134,6 +136,7 @@ def carry_out(plan: Plan, server: Server, console: Console) -> list[dict[str, An
 
     scorer = Scorer.load()
     groups: dict[Run, list[Group]] = {}
+    judged: dict[Run, list[Judged]] = {}
     rows: dict[Run, dict[str, Any]] = {}
     plan.output.mkdir(parents=True, exist_ok=True)
     client = server.client
@@ -147,8 +150,9 @@ def carry_out(plan: Plan, server: Server, console: Console) -> list[dict[str, An
                 waiting += [_queued(following, plan, client) for following in plan.runs[k + 1 : k + 2]]
                 ids, save = waiting[k]
                 groups[row], seconds = _collected(row, plan, client, ids, save, lambda: progress.advance(task, IMAGES))
-                rows[row] = _figures(row, groups[row], seconds, scorer)
-                _write_row(plan, row, rows[row], groups[row])
+                judged[row] = judge(groups[row], scorer)
+                rows[row] = _figures(row, groups[row], judged[row], seconds, scorer)
+                _write_row(plan, row, _block(row.title, rows[row], groups[row], judged[row]), groups[row])
                 console.print(f"{row.title:<44} {seconds:4.0f} s", highlight=False)
         except RowError:
             with contextlib.suppress(ServerError, OSError):  # it may be gone; the row's error says why
@@ -157,16 +161,23 @@ def carry_out(plan: Plan, server: Server, console: Console) -> list[dict[str, An
         finally:
             shutil.rmtree(server.base / "output" / SCRATCH, ignore_errors=True)
     for model in dict.fromkeys(row.model for row in plan.runs):
-        overview(plan, model, rows, groups).save(plan.output / model / "overview.jpg", quality=92)
-    figures = list(rows.values())
-    (plan.output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    return figures
+        blocks = {
+            row: _block(row.title.split("  ·  ", 1)[1], rows[row], groups[row], judged[row])
+            for row in rows
+            if row.model == model
+        }
+        overview(plan, blocks).save(plan.output / model / "overview.jpg", quality=92)
+    found = list(rows.values())
+    (plan.output / "figures.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
 
 
 def _queued(row: Run, plan: Plan, client: Client) -> tuple[list[str], str]:
     """Puts all prompts of a row into the server's queue; their ids, and the node that saves their images."""
     with _told(row):
-        prompt = with_settings(shipped_prompt(row.template), row.settings)
+        whole = with_settings(shipped_prompt(row.template), row.settings)
+        save = only_node(whole, ("SaveImage",))
+        prompt = only_for(whole, save)  # plots, and the images without Diversify, would be made for nobody
         ids = []
         for wanted, seed in plan.prompts_of(row):
             values = {"seed": seed, "cfg": row.cfg, "steps": row.steps, "batch_size": IMAGES}
@@ -175,7 +186,7 @@ def _queued(row: Run, plan: Plan, client: Client) -> tuple[list[str], str]:
             if not row.text:
                 values["text"] = wanted.text
             ids.append(client.queue(with_values(own, values)))
-        return ids, only_node(prompt, ("SaveImage",))
+        return ids, save
 
 
 def _collected(
@@ -206,29 +217,36 @@ def _told(row: Run) -> Iterator[None]:
         raise RowError(f"Row {row.model}/{row.name} (workflows/{row.template}.json): {reason}") from error
 
 
-def _figures(row: Run, groups: Sequence[Group], seconds: float, scorer: Scorer) -> dict[str, Any]:
+def _figures(
+    row: Run, groups: Sequence[Group], judged: Sequence[Judged], seconds: float, scorer: Scorer
+) -> dict[str, Any]:
     return {
         "workflow": row.template,
         "model": row.model,
         "method": row.method,
+        "role": row.role,
         "settings": row.settings,
         "cfg": row.cfg,
         "steps": row.steps,
         "prompts": len(groups),
         "images": sum(len(group.images) for group in groups),
-        **measure(groups, scorer),
+        **figures(judged, scorer),
         "seconds": round(seconds, 1),
     }
 
 
-def _write_row(plan: Plan, row: Run, figures: dict[str, Any], groups: Sequence[Group]) -> None:
+def _block(title: str, row: dict[str, Any], groups: Sequence[Group], judged: Sequence[Judged]) -> Block:
+    broken = [one.broken.tolist() for one in judged]
+    return Block(title, caption(row), [group.images for group in groups], broken)
+
+
+def _write_row(plan: Plan, row: Run, block: Block, groups: Sequence[Group]) -> None:
     folder = plan.output / row.model / row.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for group in groups:
         for k, image in enumerate(group.images):
             Image.fromarray(image).save(folder / image_name(group.prompt.text, k))
-    block = Block(row.title, caption(figures), [group.images for group in groups])
     contact_sheet([g.prompt.text for g in groups], [block], IMAGES).save(folder / "sheet.jpg", quality=92)
 
 
@@ -237,17 +255,12 @@ def image_name(text: str, k: int) -> str:
     return f"{text.replace(' ', '_')}_{k}.png"
 
 
-def overview(plan: Plan, model: str, rows: dict[Run, dict[str, Any]], groups: dict[Run, list[Group]]) -> Image.Image:
+def overview(plan: Plan, blocks: dict[Run, Block]) -> Image.Image:
     """The rows of one model side by side: the same prompts and the same noise under every method. Rows that leave
     prompts out which others have are not shown."""
-    own = [row for row in rows if row.model == model]
-    shown = [row for row in own if row.every == min(row.every for row in own)]
-    blocks = [
-        Block(row.title.split("  ·  ", 1)[1], caption(rows[row]), [group.images for group in groups[row]])
-        for row in shown
-    ]
+    shown = [row for row in blocks if row.every == min(one.every for one in blocks)]
     labels = [prompt.text for prompt, _ in plan.prompts_of(shown[0])]
-    return contact_sheet(labels, blocks, OVERVIEW_COLUMNS, side=96)
+    return contact_sheet(labels, [blocks[row] for row in shown], OVERVIEW_COLUMNS, side=96)
 
 
 def _progress(console: Console) -> Progress:

@@ -16,14 +16,24 @@ ATTRIBUTES = ("colour", "size", "place", "background")
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table with one line a row of figures.json."""
-    head = ["model", "method", "CFG", "steps", "prompts", "adherence", *(f"{name} (eff.)" for name in ATTRIBUTES)]
+    head = [
+        "model",
+        "method",
+        "CFG",
+        "steps",
+        "prompts",
+        "adherence",
+        "fidelity",
+        "quality Vendi",
+        *(f"{name} (eff.)" for name in ATTRIBUTES),
+    ]
     head += ["rare share", "MSS", "centred MSS", "Vendi", "seconds"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         numbers = row["effective_number"]
         lines.append(
             [row["model"], row["method"], f"{row['cfg']:g}", str(row["steps"]), str(row["prompts"])]
-            + [f"{row['adherence']:.3f}"]
+            + [f"{row['adherence']:.3f}", f"{row['fidelity']:.3f}", f"{row['quality_vendi']:.2f}"]
             + [f"{numbers[name]:.2f}" for name in ATTRIBUTES]
             + [f"{row[name]:.3f}" for name in ("rare_share", "mss", "mss_centred")]
             + [f"{row['vendi']:.2f}", f"{row['seconds']:.0f}"]

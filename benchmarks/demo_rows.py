@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+# Variants of baselines that are not stock behaviour but what a method competes with.
+RIVALS = ("real", "text")
+
 
 @dataclass(frozen=True)
 class Run:
-    """One row: a template, run on every report prompt at this guidance scale and number of steps.
+    """One row: a template, run on every prompt of the demo at this guidance scale and number of steps.
 
     `settings` are values of single nodes, `{"NodeType.input": value}`; `variant` tells apart rows that differ in
     nothing but these. `text` says in the same way where the prompt goes, for templates whose sampler does not get it
@@ -31,6 +34,11 @@ class Run:
         return f"{self.method}_cfg{self.cfg:g}" + (f"_{self.variant}" if self.variant else "")
 
     @property
+    def role(self) -> str:
+        """What the row is there for: `baseline`, `rival` (what else one could do), or `method`."""
+        return "rival" if self.variant in RIVALS else "baseline" if self.method == "baseline" else "method"
+
+    @property
     def title(self) -> str:
         method = f"{self.method} {self.variant}".strip()
         return f"{self.model}  ·  {method}  ·  CFG {self.cfg:g}  ·  {self.steps} steps"
@@ -40,12 +48,14 @@ RUNS: tuple[Run, ...] = (
     *(Run("baseline_unet", "unet", "baseline", cfg, 20, every=2 if cfg == 3 else 1) for cfg in (1, 3, 6)),
     *(Run("baseline_mmdit", "mmdit", "baseline", cfg, 20, every=2 if cfg == 3 else 1) for cfg in (1, 3, 6)),
     Run("baseline_distilled", "distilled", "baseline", 1, 4),
-    Run("cno_unet", "unet", "cno", 6, 20),
+    Run("baseline_turbo", "turbo", "baseline", 1, 8),
+    Run("diversify_unet", "unet", "diversify", 6, 20),
+    Run("diversify_mmdit", "mmdit", "diversify", 6, 20),
+    Run("diversify_distilled", "distilled", "diversify", 1, 4),
     Run("cno_mmdit", "mmdit", "cno", 6, 20),
-    Run("cno_distilled", "distilled", "cno", 1, 4),
-    Run("tpso_unet", "unet", "tpso", 6, 20),
+    Run("cno_turbo", "turbo", "cno", 1, 8),
     Run("tpso_mmdit", "mmdit", "tpso", 6, 20),
-    Run("tpso_distilled", "distilled", "tpso", 1, 4),
+    Run("tpso_turbo", "turbo", "tpso", 1, 8),
     Run("minority_mmdit", "mmdit", "minority", 6, 20),
     Run("minority_distilled", "distilled", "minority", 1, 4),
     Run("ovi_real_images", "unclip", "baseline", 3, 10, variant="real", text="DiversityDemoImages.text", every=2),

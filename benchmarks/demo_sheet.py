@@ -12,16 +12,21 @@ from rich import box
 from rich.table import Table
 
 PAPER, INK, FAINT, CARD = (250, 249, 246), (32, 33, 36), (120, 122, 128), (255, 255, 255)
+BROKEN = (214, 20, 30)
 MARGIN, GAP, BLOCK_GAP, LABEL_WIDTH, HEAD_HEIGHT = 28, 6, 30, 190, 74
 
 
 @dataclass(frozen=True)
 class Block:
-    """Images of one method: a title, a line of figures, and per prompt an array `uint8 [N, H, W, 3]`."""
+    """Images of one method: a title, a line of figures, and per prompt an array `uint8 [N, H, W, 3]`.
+
+    `broken` says per prompt which images get a red mark; None: none do.
+    """
 
     title: str
     caption: str
     rows: Sequence[np.ndarray]
+    broken: Sequence[Sequence[bool]] | None = None
 
 
 def contact_sheet(labels: Sequence[str], blocks: Sequence[Block], columns: int, side: int = 128) -> Image.Image:
@@ -57,15 +62,16 @@ def contact_sheet(labels: Sequence[str], blocks: Sequence[Block], columns: int, 
                 corner = (left + column * step, MARGIN + HEAD_HEIGHT + row * step)
                 small = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
                 sheet.paste(small, corner, _rounded(side))
+                if block.broken is not None and block.broken[row][column]:
+                    x, y, size = corner[0] + side - 4, corner[1] + 4, max(5, side // 10)
+                    draw.ellipse((x - size, y, x, y + size), BROKEN, PAPER)
     return sheet
 
 
 def caption(row: dict[str, Any]) -> str:
     """A row's figures in one line."""
-    colours = row["effective_number"].get("colour")
-    shown = f"adherence {row['adherence']:.2f}"
-    shown += f"   effective colours {colours:.1f}" if colours is not None else ""
-    return f"{shown}   rare {row['rare_share']:.0%}   Vendi {row['vendi']:.2f}"
+    shown = f"adherence {row['adherence']:.0%}   sound {row['fidelity']:.0%}   rare {row['rare_share']:.0%}"
+    return f"{shown}   Vendi {row['vendi']:.2f}   quality x Vendi {row['quality_vendi']:.2f}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -77,9 +83,16 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, padding=0)
     for name in ("model", "method"):
         shown.add_column(name, no_wrap=True)
-    for name in ("CFG", "adhe-\nrence", *(f"eff.\n{name[:5]}" for name in attributes)):
+    for name in (
+        "CFG",
+        "ad-\nher",
+        "fi-\ndel",
+        "qual\nVen.",
+        "Ven-\ndi",
+        *(f"eff.\n{name[:4]}" for name in attributes),
+    ):
         shown.add_column(name, justify="right", no_wrap=True)
-    for name in ("rare\nshare", "MSS", "cen-\ntred", "Vendi", "s"):
+    for name in ("ra-\nre", "MSS", "cen-\ntred", "s"):
         shown.add_column(name, justify="right", no_wrap=True)
     most = max((row["prompts"] for row in rows), default=0)
     for k, row in enumerate(rows):
@@ -88,12 +101,14 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
             row["model"],
             row["method"],
             f"{row['cfg']:g}{'*' if row['prompts'] < most else ''}",
-            f"{row['adherence']:.2f}",
+            f"{row['adherence']:.0%}",
+            f"{row['fidelity']:.0%}",
+            f"{row['quality_vendi']:.2f}",
+            f"{row['vendi']:.2f}",
             *("-" if number is None else f"{number:.2f}" for number in numbers),
-            f"{row['rare_share']:.2f}",
+            f"{row['rare_share']:.0%}",
             f"{row['mss']:.2f}",
             f"{row['mss_centred']:.2f}",
-            f"{row['vendi']:.2f}",
             f"{row['seconds']:.0f}",
             end_section=k + 1 < len(rows) and rows[k + 1]["model"] != row["model"],
         )

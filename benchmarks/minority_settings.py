@@ -18,6 +18,7 @@ from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this mak
 import torch
 from comfyui_diversity.core.drivers.minority import Learning, to_learn, with_learning
 from comfyui_diversity.core.methods.minority import OBJECTIVES, PUBLISHED, RECOMMENDED, Settings, Steps
+from comfyui_diversity.nodes.minority import MinorityPrompt
 from torch import Tensor
 
 from .cno_settings import with_noise
@@ -33,15 +34,13 @@ def learned(
     iterations: int = 0,
     window: tuple[float, float] | None = None,
     objective: str = "minority",
-    published: bool = False,
     shipped: bool = False,
     typical: bool = False,
     **options: Any,
 ) -> Make:
-    """Images with a token learned by these settings; what is 0 or None is as published for the model's kind, and so
-    is what is not named: nothing holds the token back, and it is kept to the end.
+    """Images with a token learned by these settings; what is 0 or None has the published value for the model's kind,
+    but the learning rate in standard deviations; nothing holds the token back, and it is kept to the end.
 
-    published: the learning rate is the paper's own number, in the unit of the embeddings.
     shipped: what is 0 or None is the preset's.
     """
     options.setdefault("keep_until", 1.0)
@@ -50,19 +49,28 @@ def learned(
     def make(world: World, text: str, seed: int) -> Tensor:
         kind = "few-step model" if world.recipe.steps <= 8 else "base model"
         preset = (RECOMMENDED if shipped else PUBLISHED)[kind]
-        own_rate = preset.learning_rate if published or shipped else OWN_RATE[kind]
+        own_rate = preset.learning_rate if shipped else OWN_RATE[kind]
         learning = Learning(
             clip=world.clip,
             text=text,
             settings=Settings(iterations or preset.iterations, rate or own_rate, typical),
             steps=Steps(*(window or (0.0, preset.end))),
             objective=OBJECTIVES[objective],
-            absolute=published,
             **options,
         )
         return world.latents(text, seed, BATCH, with_learning(world.model), positive=to_learn(learning))
 
     return make
+
+
+@torch.inference_mode()
+def published(world: World, text: str, seed: int) -> Tensor:
+    """What the node does with mode published and nothing else changed."""
+    kind = "few-step model" if world.recipe.steps <= 8 else "base model"
+    word = Learning(None, "").word
+    main = (world.model, world.clip, text, kind, 1.0, word, "minority", "published")
+    model, positive = MinorityPrompt.execute(*main).args
+    return world.latents(text, seed, BATCH, model, positive=positive)
 
 
 @torch.inference_mode()
@@ -74,7 +82,7 @@ def word_alone(world: World, text: str, seed: int) -> Tensor:
 ROWS: dict[str, Make] = {
     "baseline": lambda world, text, seed: world.latents(text, seed, BATCH),
     "word alone": word_alone,
-    "published, its own unit": learned(published=True),
+    "published": published,
     "closer to the paper": learned(),
     **{f"similarity {least}": learned(similarity=least) for least in (0.97, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)},
     **{f"rate {rate}": learned(rate=rate) for rate in (0.05, 0.1, 0.2)},

@@ -1,6 +1,7 @@
 """What the settings of Text to Vision Embedding (OVI) do: constraint, weight, tokens and steps, on the demo CLIP.
 
     python -m benchmarks.ovi_settings                       # choose: on the prompts for choosing
+    python -m benchmarks.ovi_settings --published           # with mode published, in a file of their own
     python -m benchmarks.ovi_settings --report --only none "nearest neighbour 0.35"
 
 The bank is 400 images drawn as the demo world's training images are. "neighbours that fit": of 1500 other images,
@@ -21,14 +22,14 @@ from . import world  # noqa: F401 # isort: skip - this makes ComfyUI and the pac
 
 import numpy as np
 import torch
-from comfyui_diversity.core.drivers.ovi import Target, invert_text, text_target
+from comfyui_diversity.core.drivers.ovi import Plan, Target, invert_text, published, text_target
 from comfyui_diversity.core.hooks.vision import VisionTower
 from comfyui_diversity.core.methods.image_bank import ImageBank
 from comfyui_diversity.core.methods.ovi import MAHALANOBIS_WEIGHT, NEAREST_WEIGHT, Settings
 from comfyui_diversity.demo import loader
 from comfyui_diversity.demo.world.attributes import Scene, sample_scene, sample_uniform_scene
 from comfyui_diversity.demo.world.draw import draw
-from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS, Prompt
+from comfyui_diversity.demo.world.prompts import EIGHT_PROMPTS, TEN_PROMPTS, Prompt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,15 +42,28 @@ HEAD = ["row", "text cosine", "nearest of the bank", "neighbours that fit", "Mah
 
 @dataclass(frozen=True)
 class Row:
-    """One way to an embedding; `weight` is a multiple of the calibrated one. Names of rows have it as it is."""
+    """One way to an embedding; `weight` is a multiple of the calibrated one. Names of rows have it as it is. With
+    `published` as the node does it with mode published, whatever else is given but the constraint."""
 
     constraint: str = "off"
     weight: float = 1.0
     tokens: int = 16
     steps: int = 500
     rate: float = 0.02
+    published: bool = False
+
+    @property
+    def plan(self) -> Plan:
+        if self.published:
+            return published()
+        return Plan(Settings(self.steps, self.rate), self.tokens, self.weight, False)
 
 
+PUBLISHED_ROWS = {
+    "published, none": Row(published=True),
+    "published, nearest neighbour": Row("nearest neighbour", published=True),
+    "published, mahalanobis": Row("mahalanobis", published=True),
+}
 ROWS: dict[str, Row] = {
     "none, 1 token": Row(tokens=1),
     "none, 6 tokens": Row(tokens=6),
@@ -68,6 +82,7 @@ ROWS: dict[str, Row] = {
         for w in (0.125, 0.25, 0.35, 0.4, 0.6, 0.7, 2.1)
     },
     **{f"mahalanobis {w:g}": Row("mahalanobis", w / MAHALANOBIS_WEIGHT) for w in (0.03, 0.16, 0.2, 0.4, 1.5, 45)},
+    **PUBLISHED_ROWS,
 }
 
 
@@ -116,11 +131,12 @@ def drawn(tower: VisionTower, prompts: Sequence[Prompt]) -> Tensor:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report", action="store_true", help="the prompts that figures are published on")
+    parser.add_argument("--published", action="store_true", help="the rows with mode published, in a file of their own")
     parser.add_argument("--only", nargs="*", default=["*"], help='rows of these names, "*" for anything')
     parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of the results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    prompts = REPORT_PROMPTS if options.report else TUNE_PROMPTS
+    prompts = TEN_PROMPTS if options.report else EIGHT_PROMPTS
     clip, tower = loader.load_clip(), VisionTower(loader.load_clip_vision())
     bank, others = make_bank(tower), Others(tower)
     texts = torch.cat([text_target(clip, prompt.text, tower.width).vectors for prompt in prompts])
@@ -135,17 +151,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     kind = "report" if options.report else "tune"
     command = f"python -m benchmarks.ovi_settings{' --report' if options.report else ''}"
+    if options.published:
+        kind, command = f"{kind}_published", f"{command} --published"
     table = PrintedTable(options.out / f"ovi_settings_{kind}.json", command, HEAD)
     image, text = BESIDE
     show(image, drawn(tower, prompts), 0, 0)
     show(text, F.normalize(texts, dim=1) * bank.length, 0, 0)
     for name, row in ROWS.items():
-        if not any(fnmatch(name, wanted) for wanted in options.only):
+        if not any(fnmatch(name, wanted) for wanted in options.only) or options.published != row.published:
             continue
         started = time.perf_counter()
-        settings = Settings(row.steps, row.rate)
-        target = Target(texts, "prompts")
-        found = invert_text(tower, target, len(texts), row.tokens, 0, settings, row.constraint, row.weight, bank)
+        plan, target = row.plan, Target(texts, "prompts")
+        found = invert_text(
+            tower,
+            target,
+            len(texts),
+            plan.tokens,
+            0,
+            plan.settings,
+            row.constraint,
+            plan.weight,
+            bank,
+            constraints=plan.constraints,
+        )
         embeddings = torch.cat([output.image_embeds for output in found.outputs])
         show(name, embeddings, found.inversion.steps.float().mean().item(), time.perf_counter() - started)
 

@@ -1,7 +1,8 @@
 """Writes the tables of docs/measurements and the README from the committed results: `python -m benchmarks.report`.
 
 A table stands between `<!-- table: NAME -->` and `<!-- /table: NAME -->`, with the commands that make it; names are
-those of `TABLES`. `python -m benchmarks.report FILE.json ...` prints the tables of any results instead.
+those of `TABLES`. Blocks of `benchmarks.frontier_page` stand between `<!-- frontier: NAME -->` marks. `python -m
+benchmarks.report FILE.json ...` prints the tables of any results instead.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from typing import Any
 from devtools.pages import block_names, replace_block, table
 from devtools.places import HERE
 
+from . import frontier_page
+from .frontier_plot import draw_frontier
+from .frontier_store import load
+from .measure import difference
 from .results import COMMITTED, read
 
 FOLDER = HERE.root / "docs" / "measurements"
@@ -23,7 +28,16 @@ README = HERE.root / "README.md"
 BASELINE = "baseline"
 USUAL = ("adherence", "MSS", "centred MSS", "Vendi", "colours (eff.)", "rare share")
 SHORT = ("adherence", "MSS", "Vendi")
-_KEYS = {"MSS": "mss", "centred MSS": "mss_centred", "Vendi": "vendi", "rare share": "rare_share"}
+_KEYS = {
+    "MSS": "mss",
+    "centred MSS": "mss_centred",
+    "Vendi": "vendi",
+    "rare share": "rare_share",
+    "good share": "good_share",
+    "quality Vendi": "quality_vendi",
+    "KID": "kid",
+}
+_SCORES = ("Vendi", "quality Vendi")  # of 1 and more
 _BLOCK = "table: "
 
 
@@ -71,6 +85,7 @@ TABLES = {
     "tpso spread": Table(("tpso_spread",), None),
     "tpso cosines": Table(("tpso_cosines",), None),
     "tpso speed": Table(("tpso_speed",), None),
+    "turbo cosines": Table(("turbo_cosines",), None),
     "ovi settings": Table(("ovi_settings_tune",), None),
     "ovi images": Table(("ovi_images_unclip_tune_80",), ("adherence", "MSS", "Vendi", "rare share")),
     "ovi images report": Table(("ovi_images_unclip_report_300",), ("adherence", "MSS", "Vendi", "rare share")),
@@ -104,9 +119,10 @@ def block(wanted: Table, folder: Path = COMMITTED) -> str:
             body.append([model, _marked(row_name, row_name, wanted), *cells])
             model = ""  # once is enough
     if wanted.data:
-        [data] = read(folder / "data_diversity.json")["rows"]
+        found = read(folder / "data_diversity_ten.json")
+        [data] = found["rows"]
         body.append(["", "*the data itself*", *_cells(data, None, wanted.columns)])
-        commands.append("`python -m benchmarks.data_diversity`")
+        commands.append(f"`{found['command']}`")
     return "\n\n".join(["  \n".join(commands), table(head, body)])
 
 
@@ -129,7 +145,11 @@ def _marked(text: str, name: str, wanted: Table) -> str:
 
 
 def _cells(row: Mapping[str, Any], baseline: Mapping[str, Any] | None, columns: Sequence[str]) -> list[str]:
-    """Texts of a row; adherence with its change from the baseline in points, MSS and Vendi with theirs in percent."""
+    """Texts of a row.
+
+    Where rows have their figures prompt by prompt, with the 95 % interval of the difference from the baseline, or
+    `unclear` where that holds 0. Else adherence with its change in points, MSS and Vendi with theirs in percent.
+    """
     other = None if row is baseline else baseline
     cells = []
     for column in columns:
@@ -137,8 +157,14 @@ def _cells(row: Mapping[str, Any], baseline: Mapping[str, Any] | None, columns: 
             cells.append(f"{row['effective_number']['colour']:.2f}")
             continue
         key = _KEYS.get(column, column)
-        text = f"{row[key]:.2f}" if column == "Vendi" else f"{row[key]:.3f}"
-        if other is not None and column == "adherence":
+        digits = 2 if column in _SCORES else 3
+        text = f"{row[key]:.{digits}f}"
+        if other is not None and key in row.get("by_prompt", ()):
+            _, (low, high) = difference(row, other, key)
+            text += " (unclear)" if low <= 0 <= high else f" ({low:+.{digits}f} to {high:+.{digits}f})"
+        elif other is not None and "by_prompt" in row:
+            pass  # taken over all images: no pairs to compare
+        elif other is not None and column == "adherence":
             text += f" ({100 * (row[key] - other[key]):+.1f})"
         elif other is not None and column != "rare share":
             text += f" ({100 * (row[key] / other[key] - 1):+.0f} %)"
@@ -149,7 +175,10 @@ def _cells(row: Mapping[str, Any], baseline: Mapping[str, Any] | None, columns: 
 def written(page: str, folder: Path = COMMITTED) -> str:
     """The page with its tables as the results have them."""
     for name in block_names(page):
-        if name.startswith(_BLOCK):
+        if name.startswith(frontier_page.BLOCK):
+            found = frontier_page.block(name.removeprefix(frontier_page.BLOCK), folder / frontier_page.FRONTIER.name)
+            page = replace_block(page, name, found)
+        elif name.startswith(_BLOCK):
             own = name.removeprefix(_BLOCK)
             page = replace_block(page, name, headline(folder) if own == "headline" else block(TABLES[own], folder))
     return page
@@ -178,6 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.files:
         return 0
     found = outdated()
+    rows = load(frontier_page.FRONTIER)
+    if rows and not options.check:
+        draw_frontier(rows, FOLDER / frontier_page.PICTURE)
     for path, text in found.items():
         print(path.relative_to(HERE.root))
         if not options.check:

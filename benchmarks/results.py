@@ -25,7 +25,7 @@ def add_row(path: Path, command: str, row: Mapping[str, Any]) -> None:
     """Adds a row to the file, in place of an earlier one of the same name."""
     found = read(path) if path.exists() else {"rows": []}
     rows = {one["row"]: one for one in found["rows"]}
-    rows[row["row"]] = {**row, "commit": _commit()}
+    rows[row["row"]] = {**row, "commit": commit()}
     write(path, command, list(rows.values()))
 
 
@@ -35,11 +35,16 @@ def write(path: Path, command: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Command and rows of a file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Command and rows of a file. Raises ValueError for one that is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"command": found["command"], "rows": [{"row": row["row"], **row} for row in found["rows"]]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it, or delete it and make it again.") from error
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that is checked out, in ten digits; `-dirty` if files differ from it."""
     git = ["git", "-C", str(HERE.root), "describe", "--always", "--dirty", "--abbrev=10"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

@@ -13,7 +13,14 @@ from .world import RECIPES, World  # isort: skip - this makes ComfyUI and the pa
 
 import torch
 from comfyui_diversity.demo.scorer import Scorer
-from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_OBJECTS, TUNE_PAIRS, TUNE_PROMPTS
+from comfyui_diversity.demo.world.prompts import (
+    EIGHT_PROMPTS,
+    REPORT_PROMPTS,
+    TEN_PROMPTS,
+    TUNE_OBJECTS,
+    TUNE_PAIRS,
+    TUNE_PROMPTS,
+)
 from rich.console import Console
 from torch import Tensor
 
@@ -21,8 +28,18 @@ from .measure import measure
 from .results import SCRATCH, add_row
 
 BATCH = 10
-TUNE_SETS = {"tune": TUNE_PROMPTS, "objects": TUNE_OBJECTS, "pairs": TUNE_PAIRS}
-FIRST_SEED = {False: 5000, True: 1000}  # report seeds are the demo's
+# "ten" and "eight" are those of older measurements: the earlier prompts for reporting and for choosing.
+SETS = {
+    "tune": TUNE_PROMPTS,
+    "report": REPORT_PROMPTS,
+    "objects": TUNE_OBJECTS,
+    "pairs": TUNE_PAIRS,
+    "ten": TEN_PROMPTS,
+    "eight": EIGHT_PROMPTS,
+}
+PUBLISHED = ("report", "ten")  # no setting is chosen on these
+# Of each set's first prompt; those that figures are published on have the demo's.
+FIRST_SEED = {kind: 1000 if kind in PUBLISHED else 5000 for kind in SETS}
 
 # World, text and seed to finished latents.
 Make = Callable[[World, str, int], Tensor]
@@ -33,7 +50,7 @@ def arguments_of(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(RECIPES), default="unet")
     parser.add_argument("--report", action="store_true", help="the prompts that figures are published on")
-    parser.add_argument("--set", choices=list(TUNE_SETS), default="tune", help="which prompts for choosing")
+    parser.add_argument("--set", choices=list(SETS), default="tune", help="other prompts than those for choosing")
     parser.add_argument("--only", nargs="*", default=["*"], help='rows of these names, "*" for anything')
     parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
     parser.add_argument("--seeds", type=int, default=1, help="batches of ten for each prompt, each with another seed")
@@ -50,7 +67,7 @@ def carry_out(
     """Makes and measures the chosen rows; adds each to `NAME_MODEL_PROMPTS_IMAGES.json` as soon as it is there."""
     torch.set_num_threads(1)
     kind = "report" if options.report else options.set
-    prompts = (REPORT_PROMPTS if options.report else TUNE_SETS[kind])[: options.prompts or None]
+    prompts = SETS[kind][: options.prompts or None]
     chosen = {row: make for row, make in rows.items() if any(fnmatch(row, wanted) for wanted in options.only)}
     if not chosen:
         parser.error(f"--only is {options.only}; the names are: {'; '.join(rows)}")
@@ -58,7 +75,7 @@ def carry_out(
     for row_name, make in chosen.items():
         started = time.perf_counter()
         groups = [
-            world.group(prompt, [make(world, prompt.text, FIRST_SEED[options.report] + k + 100 * batch)])
+            world.group(prompt, [make(world, prompt.text, FIRST_SEED[kind] + k + 100 * batch)])
             for batch in range(options.seeds)
             for k, prompt in enumerate(prompts)
         ]

@@ -15,10 +15,12 @@ import torch
 from comfyui_diversity.core.drivers.schedule import scheduled
 from comfyui_diversity.core.drivers.shared_noise import with_shared_noise
 from comfyui_diversity.core.drivers.tpso import Recipe, vary_prompt
-from comfyui_diversity.core.methods.schedule import Window
+from comfyui_diversity.core.drivers.tpso_published import RATIO, SD15, SD35, draw_negative, rule_of, vary_as_released
+from comfyui_diversity.core.methods.schedule import ReleasedWindow, Window
 from comfyui_diversity.core.methods.tpso import Settings
 from torch import Tensor
 
+from .results import SCRATCH
 from .world import World
 
 STEPS = 40
@@ -27,7 +29,6 @@ STEPS = 40
 def tpso(
     kappa: float,
     ratio: float = 0.4,
-    spread: bool = True,
     shared: bool = False,
     per_step: float = 0.0,
     negative: bool = False,
@@ -42,10 +43,7 @@ def tpso(
 
     @torch.inference_mode()
     def make(world: World, text: str, seed: int) -> Tensor:
-        settings, window = (
-            Settings(kappa, steps=tries if spread else 50, spread=spread),
-            Window(ratio, 0.0, easing, steps),
-        )
+        settings, window = Settings(kappa, steps=tries), Window(ratio, 0.0, easing, steps)
 
         def conditioning(prompt: str) -> list:
             variants, _ = vary_prompt(world.clip, prompt, BATCH, seed, Recipe(settings, added, keep))
@@ -63,10 +61,38 @@ def tpso(
     return make
 
 
+def as_published(own_noises: bool = False, plain_negative: bool = False) -> Make:
+    """What mode published and the nodes that its report names give: the preset of the text encoder for the UNet, that
+    of SD3.5 for flows; `own_noises` and `plain_negative` leave a part of it out."""
+
+    @torch.inference_mode()
+    def make(world: World, text: str, seed: int) -> Tensor:
+        clip = world.clip
+        preset = SD15 if world.recipe.scheduler == "normal" else SD35
+        rule, window = rule_of(preset), ReleasedWindow(RATIO)
+        variants, _ = vary_as_released(clip, text, BATCH, seed, preset, rule)
+        negative = None
+        if not plain_negative:
+            drawn, _ = draw_negative(clip, "", BATCH, seed, preset, rule, SCRATCH / "published_bank")
+            negative = scheduled(drawn, world.conditioning(""), window)
+        shared = with_shared_noise(world.model, preset.step_noise, last=preset.step_noise > 0)
+        return world.latents(
+            text,
+            seed,
+            BATCH,
+            patched=None if own_noises else shared,
+            positive=scheduled(variants, world.conditioning(text), window),
+            negative=negative,
+        )
+
+    return make
+
+
 ROWS: dict[str, Make] = {
     "baseline": lambda world, text, seed: world.latents(text, seed, BATCH),
-    "published rule": tpso(0.8, spread=False),
-    "published rule, shared latent": tpso(0.8, spread=False, shared=True),
+    "published": as_published(),
+    "published, without the shared latent": as_published(own_noises=True),
+    "published, without the bank": as_published(plain_negative=True),
     "kappa 0.95": tpso(0.95),
     "kappa 0.95 ratio 0.6": tpso(0.95, 0.6),
     "kappa 0.9": tpso(0.9),

@@ -25,10 +25,18 @@ import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models_base
 import torch
-from comfyui_diversity.core.drivers.tpso import PUBLISHED_RATE, RECOMMENDED_RATE
+from comfyui_diversity.core.drivers.tpso import RECOMMENDED_RATE
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.text import PromptEncoder, prompt_encoders
-from comfyui_diversity.core.methods.tpso import Encode, Pullback, Settings, initial_offsets, optimise_variants
+from comfyui_diversity.core.methods.tpso import (
+    INITIAL_DEVIATION,
+    Encode,
+    Pullback,
+    Settings,
+    initial_offsets,
+    optimise_variants,
+)
+from comfyui_diversity.core.methods.tpso_published import Rule, optimise_as_released
 from comfyui_diversity.demo import loader
 from torch import Tensor
 from torch.nn import functional as F
@@ -70,51 +78,50 @@ class OneByOne:
         return torch.stack(vectors).detach(), pull_back
 
 
-def by_autograd(slow: OneByOne, start: Tensor, settings: Settings) -> Course:
-    """The published rule, from its equations: cosines to the prompt `[S, N]`, mean pairwise cosines `[S]`."""
+def by_autograd(slow: OneByOne, start: Tensor, rule: Rule) -> Course:
+    """The published losses and steps as long as no variant is in the band, from their equations: cosines to the prompt
+    `[S, N]`, mean pairwise cosines `[S]`."""
     count, positions = start.shape[:2]
     offsets = [offset.clone().requires_grad_() for offset in start]
-    optimiser = torch.optim.RMSprop(offsets, lr=settings.learning_rate)
+    optimiser = torch.optim.RMSprop(offsets, lr=rule.learning_rate)
     with gradients(slow.module), torch.no_grad():
         prompt = F.normalize(slow.vector(torch.zeros_like(start[0])), dim=0)
-    active = torch.ones(count, dtype=torch.bool)
     cosines, spreads = [], []
-    for _ in range(settings.steps + 1):
+    for _ in range(rule.steps):
         with gradients(slow.module):
             unit = F.normalize(torch.stack([slow.vector(offset / positions) for offset in offsets]), dim=1)
             to_prompt, between = unit @ prompt, unit @ unit.T
             spread = (between.sum() - between.trace()) / (count * (count - 1))
             cosines.append(to_prompt.detach())
             spreads.append(spread.detach())
-            active = active & ((to_prompt.detach() - settings.kappa).abs() > settings.tolerance)
-            if not active.any() or len(cosines) > settings.steps:
-                break
-            semantic = ((to_prompt - settings.kappa).abs() - settings.tolerance).clamp(min=0)[active].sum()
-            diversity = -(1 - spread) * count / active.sum()
-            found = torch.autograd.grad(semantic + settings.diversity * diversity, offsets)
-        for offset, gradient, moves in zip(offsets, found, active, strict=True):
-            offset.grad = gradient * moves
+            semantic = ((to_prompt - rule.kappa).abs() - rule.tolerance).clamp(min=0).sum()
+            found = torch.autograd.grad(semantic - rule.diversity * (1 - spread), offsets)
+        for offset, gradient in zip(offsets, found, strict=True):
+            offset.grad = gradient
         optimiser.step()
     return torch.stack(cosines), torch.stack(spreads)
 
 
-def here(encoder: PromptEncoder, start: Tensor, settings: Settings) -> Course:
+def here(encoder: PromptEncoder, start: Tensor, how: Settings | Rule) -> Course:
     with gradients():
         # As many as there are variants: what the encoder takes at once is what it took first.
         reference = encoder(torch.zeros_like(start))[0][0]
-    return course(encoder, reference, start, settings)
+    return course(encoder, reference, start, how)
 
 
-def one_by_one(encoder: PromptEncoder, start: Tensor, settings: Settings) -> Course:
+def one_by_one(encoder: PromptEncoder, start: Tensor, how: Settings | Rule) -> Course:
     slow = OneByOne(encoder)
-    if not settings.spread:
-        return by_autograd(slow, start, settings)
-    return course(slow, slow(torch.zeros_like(start[:1]))[0][0], start, settings)
+    if isinstance(how, Rule):
+        return by_autograd(slow, start, how)
+    return course(slow, slow(torch.zeros_like(start[:1]))[0][0], start, how)
 
 
-def course(encode: Encode, reference: Tensor, start: Tensor, settings: Settings) -> Course:
+def course(encode: Encode, reference: Tensor, start: Tensor, how: Settings | Rule) -> Course:
     with gradients():
-        found = optimise_variants(start, reference, encode, settings)
+        if isinstance(how, Rule):
+            found = optimise_as_released(start, reference, encode, how)
+        else:
+            found = optimise_variants(start, reference, encode, how)
     return found.cosines, found.spreads
 
 
@@ -122,17 +129,18 @@ def row(name: str, clip: Any, count: int, spread: bool, steps: int) -> list[str]
     """One line of the table."""
     with torch.inference_mode(False):
         [encoder] = prompt_encoders(clip, clip.tokenize(PROMPT))
-        rate = RECOMMENDED_RATE * encoder.deviation if spread else PUBLISHED_RATE
         # Kappa out of reach: no variant stops early, so that all steps are compared.
-        settings = Settings(0.0, steps=steps, learning_rate=rate, spread=spread)
-        start = initial_offsets(count, encoder.positions, encoder.width, 0)
+        how: Settings | Rule = Rule(0.001, 0.001, steps=steps + 1)
+        if spread:
+            how = Settings(0.0, steps=steps, learning_rate=RECOMMENDED_RATE * encoder.deviation)
+        start = initial_offsets(count, encoder.positions, encoder.width, 0, INITIAL_DEVIATION)
         seconds = []
         for method in (one_by_one, here):
             started = time.process_time()
-            method(encoder, start, settings)
+            method(encoder, start, how)
             seconds.append(time.process_time() - started)
         encoder.module.double()
-        courses = [method(encoder, start.double(), settings) for method in (one_by_one, here)]
+        courses = [method(encoder, start.double(), how) for method in (one_by_one, here)]
     # The losses are sums of these.
     difference = max((a - b).abs().max().item() for a, b in zip(*courses, strict=True))
     return [

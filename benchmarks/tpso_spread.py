@@ -2,7 +2,7 @@
 
     python -m benchmarks.tpso_spread
 
-Ten variants of every prompt of the demo world with its CLIP, in the steps that the node takes by default. The least
+Ten variants of eighteen prompts of the demo world with its CLIP, in the steps that the node takes by default. The least
 mean pairwise cosine that is possible is `least_mean_pairwise`; how far above it a prompt comes is in percent of it.
 """
 
@@ -21,7 +21,7 @@ import torch
 from comfyui_diversity.core.drivers.tpso import Recipe, vary_prompt
 from comfyui_diversity.core.methods.tpso import Settings, least_mean_pairwise
 from comfyui_diversity.demo import loader
-from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS
+from comfyui_diversity.demo.world.prompts import EIGHT_PROMPTS, TEN_PROMPTS
 
 from .results import SCRATCH, PrintedTable
 
@@ -35,7 +35,7 @@ def line(clip: Any, added: int, keep: bool, kappa: float) -> list[str]:
     """One row of the table: means over prompts, and the worst of them."""
     settings, least = Settings(kappa), least_mean_pairwise(kappa, VARIANTS)
     above, steps, missed, started = [], [], 0, time.perf_counter()
-    prompts = (*TUNE_PROMPTS, *REPORT_PROMPTS)
+    prompts = (*EIGHT_PROMPTS, *TEN_PROMPTS)
     for seed, prompt in enumerate(prompts):
         _, [outcome] = vary_prompt(clip, prompt.text, VARIANTS, seed, Recipe(settings, added, keep))
         found = outcome.variants

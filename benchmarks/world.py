@@ -21,7 +21,7 @@ load_comfyui()
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
-from comfyui_diversity.demo import loader  # noqa: E402
+from comfyui_diversity.demo import loader, turbo  # noqa: E402
 
 from benchmarks.measure import Group  # noqa: E402
 
@@ -35,6 +35,7 @@ class Recipe:
     cfg: float
     steps: int
     scheduler: str
+    sampler: str = "euler"
 
 
 RECIPES = {
@@ -42,6 +43,8 @@ RECIPES = {
     "mmdit": Recipe(6.0, 20, "simple"),
     "distilled": Recipe(1.0, 4, "simple"),
     "unclip": Recipe(3.0, 20, "normal"),
+    "turbo": Recipe(1.0, 8, "simple", "res_multistep"),
+    "turbo_base": Recipe(4.0, 20, "simple"),
 }
 
 
@@ -51,16 +54,20 @@ class World:
     def __init__(self, model: str, steps: int = 0) -> None:
         if model not in RECIPES:
             raise ValueError(f"model is {model!r}; it must be one of {', '.join(RECIPES)}.")
+        self.name = model
         self.recipe = RECIPES[model] if steps == 0 else replace(RECIPES[model], steps=steps)
         with torch.inference_mode():
             if model == "unet":
                 self.model: Any = loader.load_unet()
             elif model == "unclip":
                 self.model = loader.load_unclip()
+            elif model in ("turbo", "turbo_base"):
+                # What ModelSamplingAuraFlow at shift 3 makes of the model is what it is already.
+                self.model = turbo.load_turbo(loader.TURBO_FILE if model == "turbo" else loader.TURBO_BASE_FILE)
             else:
                 file = {"mmdit": loader.MMDIT_FILE, "distilled": loader.DISTILLED_FILE}[model]
                 self.model = comfy.sd.load_diffusion_model(str(loader.WEIGHTS / file))
-            self.clip = loader.load_clip()
+            self.clip = turbo.load_turbo_clip() if model in ("turbo", "turbo_base") else loader.load_clip()
             weights = comfy.utils.load_torch_file(str(loader.WEIGHTS / loader.VAE_FILE))
             self._vae = comfy.sd.VAE(sd=weights)
             self._vae.throw_exception_if_invalid()
@@ -80,7 +87,7 @@ class World:
         positive: list | None = None,
         negative: list | None = None,
     ) -> Tensor:
-        """Finished latents `[batch, 16, 16, 16]` as KSampler with euler gives them.
+        """Finished latents `[batch, 16, 16, 16]` as KSampler gives them.
 
         patched: a patched clone of `model`; noise: what becomes of KSampler's own noise; positive, negative:
         conditioning in place of the text's own and of the empty prompt's.
@@ -92,7 +99,7 @@ class World:
             start if noise is None else noise(start),
             self.recipe.steps,
             self.recipe.cfg,
-            "euler",
+            self.recipe.sampler,
             self.recipe.scheduler,
             self.conditioning(text) if positive is None else positive,
             self.conditioning("") if negative is None else negative,

@@ -56,6 +56,17 @@ UNCLIP_NOISE = {
     "timestep_dim": VISION["projection_dim"],
 }
 
+# Z-Image's text encoder: Qwen3, whose head width its class fixes at 128.
+QWEN = {
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 384,
+}
+QWEN_VOCABULARY = 151_936  # the tokenizer is Qwen's own
+QWEN_OTHERS = 16  # embeddings that all words outside the captions share
+
 _MMDIT_DEPTH = 3  # ComfyUI reads the depth off the width: 64 channels a block
 MMDIT = {
     "input_size": None,
@@ -72,4 +83,25 @@ MMDIT = {
     "pos_embed_max_size": 16,
     "qk_norm": "rms",
     "pos_embed_scaling_factor": None,
+}
+
+# Z-Image's transformer as ComfyUI detects it, but for its sizes.
+TURBO = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": LATENT_CHANNELS,
+    "dim": 128,
+    "cap_feat_dim": QWEN["hidden_size"],
+    "n_layers": 4,
+    "n_refiner_layers": 1,
+    "n_heads": 4,
+    "n_kv_heads": 4,
+    "multiple_of": 64,
+    "qk_norm": True,
+    "axes_dims": [8, 12, 12],
+    "axes_lens": [1536, 512, 512],
+    "rope_theta": 256.0,
+    "ffn_dim_multiplier": 2.0,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
 }

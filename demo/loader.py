@@ -24,11 +24,14 @@ import torch
 from torch import Tensor
 
 from . import architectures
+from .packing import unpack
 from .unclip import Unclip
 
 WEIGHTS = Path(__file__).parent / "weights"
 CLIP_FILE, UNET_FILE = "diversity_demo_clip.safetensors", "diversity_demo_unet.safetensors"
 UNCLIP_FILE = "diversity_demo_unclip.safetensors"
+TURBO_TEXT_FILE = "diversity_demo_turbo_text.safetensors"
+TURBO_FILE, TURBO_BASE_FILE = "diversity_demo_turbo.safetensors", "diversity_demo_turbo_base.safetensors"
 # What stock loaders read lies in folders that ComfyUI is told of, named as its own.
 STOCK_FOLDERS = ("vae", "diffusion_models")
 VAE_FILE = "vae/diversity_demo_vae.safetensors"
@@ -51,30 +54,30 @@ def load_clip(embedding_directory: list[str] | None = None) -> comfy.sd.CLIP:
     target.params = {"clip_model": comfy.sd1_clip.SDClipModel}  # returns the projected pooled vector
     sizes = {"clip_l_model_config": architectures.TEXT}
     clip = comfy.sd.CLIP(target, embedding_directory=embedding_directory, model_options=sizes)
-    text = _with_prefix(_read(CLIP_FILE), "text.")
+    text = _with_prefix(read(CLIP_FILE), "text.")
     text["text_model.embeddings.token_embedding.weight"] = _full_vocabulary(
         text.pop("token_embedding.rows"), text.pop("token_embedding.ids")
     )
-    _load_all(clip.cond_stage_model.clip_l.transformer, text, CLIP_FILE)
+    load_all(clip.cond_stage_model.clip_l.transformer, text, CLIP_FILE)
     return clip
 
 
 def load_clip_vision() -> comfy.clip_vision.ClipVisionModel:
     """The vision tower of the same CLIP: 128 px, patches of 16 px, projection to the text tower's space."""
     vision = comfy.clip_vision.ClipVisionModel(str(architectures.VISION_CONFIG))
-    _load_all(vision.model, _with_prefix(_read(CLIP_FILE), "vision."), CLIP_FILE)
+    load_all(vision.model, _with_prefix(read(CLIP_FILE), "vision."), CLIP_FILE)
     return vision
 
 
 def load_unet() -> comfy.model_patcher.ModelPatcher:
     """The noise-predicting UNet: ComfyUI's SD1.5 model with the demo world's sizes and 16 latent channels."""
-    return _unet(_DemoSD15({**architectures.UNET, "adm_in_channels": None}), _read(UNET_FILE), UNET_FILE)
+    return _unet(_DemoSD15({**architectures.UNET, "adm_in_channels": None}), read(UNET_FILE), UNET_FILE)
 
 
 def load_unclip() -> comfy.model_patcher.ModelPatcher:
     """The same UNet, led by the embedding of an image: for the stock unCLIPConditioning node, with an empty prompt."""
     # The file holds what was learned for that; all other weights are the UNet's.
-    weights = {**_read(UNET_FILE), **_read(UNCLIP_FILE)}
+    weights = {**read(UNET_FILE), **read(UNCLIP_FILE)}
     return _unet(_DemoUnclip({**architectures.UNCLIP_UNET}), weights, UNCLIP_FILE)
 
 
@@ -85,7 +88,7 @@ def _unet(config: _DemoSD15, weights: dict[str, Tensor], file: str) -> comfy.mod
     dtype = comfy.model_management.unet_dtype(model_params=size, weight_dtype=comfy.utils.weight_dtype(weights))
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device))
     model = config.get_model(weights, "", device=comfy.model_management.unet_inital_load_device(size, dtype))
-    _load_all(model.diffusion_model, weights, file)
+    load_all(model.diffusion_model, weights, file)
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
 
 
@@ -113,12 +116,12 @@ class _Tokenizer(comfy.sd1_clip.SD1Tokenizer):
         )
 
 
-def _read(file: str) -> dict[str, Tensor]:
+def read(file: str) -> dict[str, Tensor]:
     path = WEIGHTS / file
     if not path.is_file():
         raise ValueError(f"The demo world's weight file {path} is missing. Restore it, for instance by `git checkout`.")
     try:
-        return comfy.utils.load_torch_file(str(path), safe_load=True)
+        return unpack(comfy.utils.load_torch_file(str(path), safe_load=True))
     except Exception as error:
         raise ValueError(f"The demo world's weight file {path} cannot be read ({error}). Restore it.") from error
 
@@ -135,7 +138,7 @@ def _full_vocabulary(rows: Tensor, ids: Tensor) -> Tensor:
     return table
 
 
-def _load_all(module: torch.nn.Module, weights: dict[str, Tensor], file: str) -> None:
+def load_all(module: torch.nn.Module, weights: dict[str, Tensor], file: str) -> None:
     missing, unexpected = module.load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise ValueError(f"{file} does not fit the demo model: missing {missing[:3]}, unexpected {unexpected[:3]}.")

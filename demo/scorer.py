@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,8 +65,13 @@ class Scorer:
 
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> Scorer:
+        """Raises ValueError for a file that is damaged or has other weights."""
         classifier = AttributeClassifier()
-        classifier.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+        try:
+            classifier.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+        except (SafetensorError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path} is damaged or not the classifier's ({reason}); restore it with git.") from error
         return cls(classifier)
 
     @torch.no_grad()

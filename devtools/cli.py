@@ -32,6 +32,10 @@ def main(arguments: Sequence[str]) -> int:
         "test", help="lint, types and all tests; --fast: lint and the fast tests; other arguments go to pytest alone"
     )
     test.set_defaults(call=run_tests)
+    bench = commands.add_parser(
+        "bench", help="rivals and methods, good images against diversity: ten minutes; --full: hours, resumable"
+    )
+    bench.set_defaults(call=run_bench)
     train = commands.add_parser("train", help="train the demo models again")
     train.set_defaults(call=run_training)
     serve = commands.add_parser("serve", help="open a ComfyUI with the pack and the demo world")
@@ -40,9 +44,9 @@ def main(arguments: Sequence[str]) -> int:
     serve.add_argument("--open", action="store_true", help="open it in the browser")
     serve.set_defaults(call=run_server)
 
-    # `demo --help`, `test --help` and `train --help` are answered by the programs that know the options
+    # `demo --help`, `bench --help`, `test --help` and `train --help` are answered by the programs that know the options
     own, passed_on = list(arguments), []
-    if own and own[0] in ("demo", "test", "train"):
+    if own and own[0] in ("demo", "bench", "test", "train"):
         own, passed_on = own[:1], own[1:]
     options, unknown = parser.parse_known_args(own)
     try:
@@ -64,6 +68,13 @@ def run_demo(_: argparse.Namespace, arguments: Sequence[str]) -> int:
     check_weights(HERE.weights)
     set_up(HERE)
     return _in_environment("python", "-m", "benchmarks.demo", *arguments)
+
+
+def run_bench(_: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """The frontier of all rivals and methods."""
+    check_weights(HERE.weights)
+    set_up(HERE)
+    return _in_environment("python", "-m", "benchmarks.bench", *arguments)
 
 
 def run_tests(_: argparse.Namespace, arguments: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +16,10 @@ CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 START_MILLISECONDS = 180_000  # a cold start on a busy two-core machine
 
 # Builds a graph the way hands would: nodes made and linked by the front end itself, so that it fills in the rest.
-_BUILD = """async nodes => {
+_BUILD = """async ([nodes, groups]) => {
     await app.loadGraphData({last_node_id: 0, last_link_id: 0, nodes: [], links: [], version: 0.4})
     const made = {}
-    for (const [key, {type, pos, size, title, values, mode, color}] of Object.entries(nodes)) {
+    for (const [key, {type, pos, size, title, values, mode, color, models}] of Object.entries(nodes)) {
         const node = LiteGraph.createNode(type)
         if (!node) throw new Error(`there is no node ${type}`)
         app.graph.add(node)
@@ -30,6 +31,7 @@ _BUILD = """async nodes => {
             if (!widget) throw new Error(`${type} has no widget ${name}`)
             widget.value = value
         }
+        if (models.length) node.properties.models = models
         made[key] = node
     }
     for (const [key, {type, inputs}] of Object.entries(nodes)) {
@@ -39,13 +41,22 @@ _BUILD = """async nodes => {
             if (!made[source].connect(output, made[key], slot)) throw new Error(`${source} does not fit ${key}.${name}`)
         }
     }
+    for (const {title, pos, size, color} of groups) {
+        const group = new LiteGraph.LGraphGroup(title)
+        Object.assign(group, {pos, size, color})
+        app.graph.add(group)
+    }
     return Object.fromEntries(Object.entries(made).map(([key, node]) => [key, node.id]))
 }"""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node to build: its type, where it stands, its widgets' values and its links, `input: (node key, output)`."""
+    """A node to build: its type, where it stands, its widgets' values and its links, `input: (node key, output)`.
+
+    models: the files that its widgets name, each with `name`, `url` and `directory`; the front end offers to download
+    those that are missing.
+    """
 
     type: str
     pos: tuple[int, int] = (0, 0)
@@ -55,6 +66,25 @@ class Node:
     inputs: dict[str, tuple[str, int]] = field(default_factory=dict)
     mode: int = 0
     color: tuple[str, str] | None = None
+    models: tuple[dict[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """A coloured frame with a title around nodes."""
+
+    title: str
+    pos: tuple[int, int]
+    size: tuple[int, int]
+    color: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph to build: nodes by a name of our own, and frames around them."""
+
+    nodes: dict[str, Node]
+    groups: tuple[Group, ...] = ()
 
 
 def find_chromium() -> str | None:
@@ -105,9 +135,10 @@ class Frontend:
         """Opens a saved workflow, as dropping its file on the page does."""
         self.page.evaluate("async workflow => { await app.loadGraphData(workflow) }", workflow)
 
-    def build(self, nodes: dict[str, Node]) -> dict[str, int]:
+    def build(self, nodes: dict[str, Node], groups: Sequence[Group] = ()) -> dict[str, int]:
         """Makes a graph from scratch and opens it; returns the ids of the nodes. Raises what the front end refuses."""
-        return self.page.evaluate(_BUILD, {key: asdict(node) for key, node in nodes.items()})
+        plain = {key: asdict(node) for key, node in nodes.items()}
+        return self.page.evaluate(_BUILD, [plain, [asdict(group) for group in groups]])
 
     def unknown_nodes(self) -> list[str]:
         """Types of nodes in the open graph that the front end has no definition for."""
@@ -123,6 +154,14 @@ class Frontend:
     def saved(self) -> dict[str, Any]:
         """What the front end would write to a file now (Export)."""
         return json.loads(self.page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).workflow)"))
+
+    def inputs(self) -> dict[int, list[dict[str, Any]]]:
+        """All inputs of the open graph's nodes by their ids, those of unlinked widgets too, which a file leaves out."""
+        found = self.page.evaluate(
+            """() => app.graph.nodes.map(node => [node.id, (node.inputs ?? []).map(({name, type, widget}) =>
+                ({name, type: String(type), ...(widget ? {widget: {name: widget.name}} : {})}))])"""
+        )
+        return dict(found)
 
     def screenshot(self, path: Path) -> None:
         """An image of the whole open graph."""

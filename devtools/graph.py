@@ -19,6 +19,8 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "seed": ("seed", "noise_seed"),
     "cfg": ("cfg",),
     "steps": ("steps",),
+    "width": ("width",),
+    "height": ("height",),
     "batch_size": ("batch_size",),
     "filename_prefix": ("filename_prefix",),
 }
@@ -40,14 +42,19 @@ def only_node(prompt: Prompt, kinds: Sequence[str]) -> str:
 def nearest(prompt: Prompt, start: str, names: Sequence[str]) -> tuple[str, str]:
     """The node nearest to `start`, or `start` itself, that holds a value of its own under one of `names`.
 
-    Goes against the flow, input by input. Returns node id and input name; raises ValueError when there is none.
+    Goes against the flow, input by input; a primitive node that is linked to such an input holds it for the others.
+    Returns node id and input name; raises ValueError when there is none.
     """
     waiting, seen = deque([start]), {start}
     while waiting:
         node_id = waiting.popleft()
         for name, value in prompt[node_id]["inputs"].items():
-            if name in names and not _is_link(value):
+            if name not in names:
+                continue
+            if not _is_link(value):
                 return node_id, name
+            if prompt[value[0]]["class_type"].startswith("Primitive"):
+                return value[0], "value"
         for value in prompt[node_id]["inputs"].values():
             if _is_link(value) and value[0] not in seen:
                 seen.add(value[0])
@@ -56,25 +63,46 @@ def nearest(prompt: Prompt, start: str, names: Sequence[str]) -> tuple[str, str]
 
 
 def with_values(prompt: Prompt, values: Mapping[str, Any]) -> Prompt:
-    """A copy of the prompt with other values for any of `INPUTS`, put where the one sampler gets them from.
+    """A copy of the prompt with other values for any of `INPUTS`, put where its samplers get them from.
 
     The text goes to the positive side. Raises ValueError for a name that is not in `INPUTS`, or that nothing holds.
     """
     edited = copy.deepcopy(prompt)
-    sampler = only_node(edited, SAMPLERS)
+    samplers = [node_id for node_id, node in edited.items() if node["class_type"] in SAMPLERS]
+    if not samplers:
+        raise ValueError(f"The workflow has no node of type {' or '.join(SAMPLERS)}.")
     for name, value in values.items():
         if name not in INPUTS:
             raise ValueError(f"values has {name!r}; it may have {', '.join(INPUTS)}.")
-        start = sampler
-        if name == "text":
-            start = _source(edited, sampler, ("positive", "conditioning"))
-        elif name == "batch_size":
-            start = _source(edited, sampler, ("latent_image",))
-        elif name == "filename_prefix":
-            start = only_node(edited, ("SaveImage",))
-        node_id, key = nearest(edited, start, INPUTS[name])
-        edited[node_id]["inputs"][key] = value
+        for sampler in samplers:
+            node_id, key = nearest(edited, _start(edited, sampler, name), INPUTS[name])
+            edited[node_id]["inputs"][key] = value
     return edited
+
+
+def _start(prompt: Prompt, sampler: str, name: str) -> str:
+    """Where the search for one of `INPUTS` begins."""
+    if name == "text":
+        return _source(prompt, sampler, ("positive", "conditioning"))
+    if name in ("width", "height", "batch_size"):
+        return _source(prompt, sampler, ("latent_image",))
+    return only_node(prompt, ("SaveImage",)) if name == "filename_prefix" else sampler
+
+
+def titled(prompt: Prompt, title: str) -> str | None:
+    """The id of the node with this title, or None."""
+    return next((node_id for node_id, node in prompt.items() if node["_meta"]["title"] == title), None)
+
+
+def only_for(prompt: Prompt, output: str) -> Prompt:
+    """The part of the prompt that this node needs."""
+    waiting, needed = [output], {output}
+    while waiting:
+        for value in prompt[waiting.pop()]["inputs"].values():
+            if _is_link(value) and value[0] not in needed:
+                needed.add(value[0])
+                waiting.append(value[0])
+    return {node_id: node for node_id, node in prompt.items() if node_id in needed}
 
 
 def with_settings(prompt: Prompt, settings: Mapping[str, Any]) -> Prompt:

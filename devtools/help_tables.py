@@ -1,7 +1,8 @@
 """Writes the tables of the help pages and the README from the nodes' schemas: `python -m devtools.help_tables`.
 
 Each page in web/docs has its inputs and outputs between the markers `<!-- settings -->` and `<!-- /settings -->`; a
-page without them gets them at its end. The README has the list of nodes between `<!-- nodes -->` and `<!-- /nodes -->`.
+page without them gets them at its end. The README has the list of nodes between `<!-- nodes -->` and `<!-- /nodes -->`,
+and that of released models between `<!-- models -->` and `<!-- /models -->`.
 Everything else is written by hand. `--check` changes nothing and fails where a page is not up to date.
 """
 
@@ -16,10 +17,11 @@ from typing import Any
 
 from .pages import block_names, replace_block, table
 from .places import HERE
+from .released import MODELS, TESTED
 
 PAGES = HERE.root / "web" / "docs"
 README = HERE.root / "README.md"
-BLOCK, LIST = "settings", "nodes"
+BLOCK, LIST, SHELF = "settings", "nodes", "models"
 _LARGEST_SEED = 2**64 - 1
 
 
@@ -89,6 +91,23 @@ def list_of_nodes(schemas: Iterable[Any]) -> str:
     return table(["Node", "What it does"], rows)
 
 
+def list_of_models() -> str:
+    """A table of the released models that have a template: settings, where it was tested, what Diversify costs."""
+    from comfyui_diversity.core.methods.diversify import Situation, plan
+
+    rows = []
+    for model in MODELS:
+        chosen = plan(0.5, Situation(model.steps, model.cfg != 1, 4))
+        settings = f"{model.sampler}, {'its own scheduler' if model.scheduler == 'flux2' else model.scheduler}, "
+        settings += f"{model.steps} steps, " + (
+            f"guidance {model.guidance:g}" if model.guidance else f"CFG {model.cfg:g}"
+        )
+        tested = [version for version in TESTED if version not in model.missing_in]
+        extra = f"{chosen.noise_iterations} steps ({chosen.noise_iterations / model.steps:.0%})"
+        rows.append([model.title, settings, ", ".join(tested), extra])
+    return table(["Model", "Settings of its template", "Tested on ComfyUI", "Costs"], rows)
+
+
 def _place(schema: Any) -> tuple[int, str]:
     """Diversify comes first, what belongs to no method (the demo world) last."""
     if schema.node_id.startswith("DiversityDiversify"):
@@ -108,7 +127,8 @@ def outdated(nodes: Iterable[Any], folder: Path = PAGES) -> dict[Path, str]:
         raise ValueError(f"{folder}: nodes without a page: {missing}; pages without a node: {alone}.")
     found = {}
     readme = README.read_text(encoding="utf-8")
-    if (listed := replace_block(readme, LIST, list_of_nodes(schemas.values()))) != readme:
+    listed = replace_block(readme, LIST, list_of_nodes(schemas.values()))
+    if (listed := replace_block(listed, SHELF, list_of_models())) != readme:
         found[README] = listed
     for node_id, schema in schemas.items():
         old = pages[node_id].read_text(encoding="utf-8")

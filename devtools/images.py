@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+
+PAPER, INK, FAINT = (250, 249, 246), (32, 33, 36), (120, 122, 128)
 
 
 def decode(file: bytes) -> np.ndarray:
@@ -22,3 +25,30 @@ def grid(images: np.ndarray, columns: int, side: int = 128, gap: int = 4) -> Ima
         corner = (gap + k % columns * step, gap + k // columns * step)
         canvas.paste(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS), corner)
     return canvas
+
+
+def card(title: str, sides: Sequence[tuple[str, np.ndarray]], below: str, width: int = 536) -> Image.Image:
+    """A square thumbnail: a title, grids of two columns side by side with a word above each, and a line below."""
+    canvas = Image.new("RGB", (width, width), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    margin, top = 12, 96
+    draw.text((margin, 10), title, INK, _fitting(draw, title, 40, width - 2 * margin))
+    room = (width - margin) // len(sides) - margin
+    for k, (word, images) in enumerate(sides):
+        left = margin + k * (room + margin)
+        draw.text((left, 64), word, INK, _fitting(draw, word, 22, room))
+        block = grid(images, 2)
+        canvas.paste(block.resize((room, round(block.height * room / block.width))), (left, top))
+    draw.text((margin, width - 34), below, FAINT, _fitting(draw, below, 20, width - 2 * margin))
+    return canvas
+
+
+def _fitting(
+    draw: ImageDraw.ImageDraw, text: str, size: int, width: int
+) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font, smaller where the text would be wider than `width`."""
+    font = ImageFont.load_default(size)
+    while size > 8 and draw.textlength(text, font) > width:
+        size -= 1
+        font = ImageFont.load_default(size)
+    return font

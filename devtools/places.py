@@ -54,6 +54,11 @@ class Places:
         return self.root / "workflows"
 
     @property
+    def blueprints(self) -> Path:
+        """Subgraphs that ComfyUI lists by itself."""
+        return self.root / "subgraphs"
+
+    @property
     def prompts(self) -> Path:
         """For each of the workflows the prompt that the front end sends to run it."""
         return self.root / "demo" / "prompts"
@@ -63,7 +68,9 @@ class Places:
         return self.venv / "Scripts" / f"{name}.exe" if os.name == "nt" else self.venv / "bin" / name
 
     def comfyui(self) -> Path:
-        """The ComfyUI to run: the one the last set-up chose, else the one it would unpack."""
+        """The ComfyUI to run: COMFYUI_PATH, else the one that the last set-up chose, else the one it would unpack."""
+        if given := os.environ.get("COMFYUI_PATH"):
+            return Path(given).expanduser().absolute()
         try:
             return Path(json.loads(self.state.read_text(encoding="utf-8"))["comfyui"])
         except (OSError, ValueError, KeyError, TypeError):

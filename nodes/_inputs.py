@@ -45,6 +45,23 @@ def mode_input(published: str) -> io.Input:
     )
 
 
+def optimiser_input(search: str, cost: str) -> io.Input:
+    """The widget of an options node that chooses between gradients and a search; `search` says what that is for this
+    method."""
+    return advanced(
+        io.Combo.Input(
+            "optimiser",
+            options=[AUTO, "gradient", "search"],
+            default=AUTO,
+            optional=True,
+            tooltip=(
+                f'"gradient": by gradients. "search": {search}. "auto": gradients, and search where one check finds '
+                f"that none pass; the report then says so. {cost}."
+            ),
+        )
+    )
+
+
 def options_input(method: str, node_name: str) -> io.Input:
     """The optional socket of a main node."""
     return io.Custom(options_type(method)).Input(

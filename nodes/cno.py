@@ -12,7 +12,7 @@ from ..core.drivers.cno import ContrastiveNoise
 from ..core.hooks.denoise import GRADIENTS
 from ..core.hooks.noise import OptimisedNoise
 from ..core.hooks.sampling import with_noise_change
-from ..core.methods.cno import DENOMINATORS, PROJECTIONS, Settings
+from ..core.methods.cno import DENOMINATORS, FORMS, PROJECTIONS, TERMS, Settings
 from ._inputs import (
     AUTO,
     AUTO_NUMBER,
@@ -48,7 +48,8 @@ class DiverseNoiseOptions(io.ComfyNode):
                     default=GRADIENTS[0],
                     tooltip=(
                         '"stop": the network\'s output is held fixed within a step; cheap. "full": backpropagates '
-                        "through the network; about three times the time and far more memory."
+                        "through the network; about three times the time and far more memory. With form release it "
+                        "is always full."
                     ),
                 ),
                 io.Combo.Input(
@@ -110,6 +111,27 @@ class DiverseNoiseOptions(io.ComfyNode):
                         "out. All images of the batch repel each other at any chunk size."
                     ),
                 ),
+                io.Combo.Input(
+                    "form",
+                    options=list(FORMS),
+                    default=FORMS[0],
+                    optional=True,
+                    tooltip=(
+                        'Which published form, with mode published. "paper": all in the denominator, gamma in closed '
+                        'form, the gradient stopped at the network. "release" (the paper\'s code): the positive in '
+                        "the denominator, gamma 1, the full gradient, alphas taken one noise level late."
+                    ),
+                ),
+                io.Combo.Input(
+                    "terms",
+                    options=list(TERMS),
+                    default=TERMS[0],
+                    optional=True,
+                    tooltip=(
+                        'The paper\'s ablations. "no attraction": nothing draws an image to its first estimate. "no '
+                        'repulsion": nothing moves, since each image is where it is drawn to.'
+                    ),
+                ),
             ],
             outputs=[options_output(_METHOD, "the Diverse Noise nodes")],
         )
@@ -130,7 +152,8 @@ def _shared_inputs(*between: io.Input) -> list[io.Input]:
             step=0.01,
             tooltip=(
                 "How different the images become: how far the steps together may move a noise value, in standard "
-                "deviations. 0: off. Above 1 images may stop following the prompt. The paper's is 0.03."
+                "deviations. 0: off. Above 1 images may stop following the prompt. With mode published the default "
+                "stands for the paper's learning rate, 0.01 an iteration."
             ),
         ),
         io.Int.Input(
@@ -140,11 +163,14 @@ def _shared_inputs(*between: io.Input) -> list[io.Input]:
             max=100,
             tooltip=(
                 "Steps over which the strength is spent; each takes as long as one sampling step. Few-step models "
-                "need fewer. 0: off. The paper's are 3."
+                "need fewer. 0: off. With mode published the default stands for the paper's 3."
             ),
         ),
         *between,
-        mode_input("the paper's loss and plain gradient steps; its strength is 0.03 in 3 iterations."),
+        mode_input(
+            "the paper's method: strength and iterations at their defaults are its 3 steps of 0.01. Diverse Noise "
+            "Options has its code's form and its ablations."
+        ),
         options_input(_METHOD, "Diverse Noise Options"),
     ]
 
@@ -162,8 +188,12 @@ def _contrastive_noise(strength: float, iterations: int, mode: str, options: Opt
     check_choices(DiverseNoise, {"mode": mode})
     values = read_options(DiverseNoiseOptions, options)
     chosen = {name: value for name, value in values.items() if value != _AUTOMATIC.get(name)}
-    make = ContrastiveNoise.published if mode == PUBLISHED else ContrastiveNoise.recommended
-    return make(strength=strength, iterations=iterations, **chosen)
+    steps: dict[str, Any] = {"strength": strength, "iterations": iterations}
+    if mode == PUBLISHED:
+        defaults = {"strength": _DEFAULT.strength, "iterations": _DEFAULT.iterations}
+        own = {name: value for name, value in steps.items() if value != defaults[name]}
+        return ContrastiveNoise.published(**own, **chosen)
+    return ContrastiveNoise.recommended(**steps, **chosen)
 
 
 class DiverseNoise(CheckedNode):

@@ -9,11 +9,17 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
-from ..demo import loader
+from ..demo import loader, turbo
 from ..demo.world.attributes import sample_scene
 from ..demo.world.captions import stated_in
 from ..demo.world.draw import draw
 
+# What Load Demo World offers, and the weight files of each besides the CLIP's.
+_MODELS = {
+    "unet": (loader.UNET_FILE,),
+    "turbo": (loader.TURBO_FILE, loader.TURBO_TEXT_FILE),
+    "turbo_base": (loader.TURBO_BASE_FILE, loader.TURBO_TEXT_FILE),
+}
 _Control = getattr(io, "ControlAfterGenerate", None)
 
 
@@ -25,27 +31,51 @@ class LoadDemoWorld(io.ComfyNode):
             display_name="Load Demo World",
             category="diversity",
             description=(
-                "Loads the small models that come with ComfyUI-Diversity: a UNet that draws hearts, stars, fish, "
-                "trees, balloons and houses at 128 px, and the CLIP that reads its prompts. For trying the nodes "
+                "Loads the small models that come with ComfyUI-Diversity, which draw hearts, stars, fish, trees, "
+                "balloons and houses at 128 px, and the text encoder that reads their prompts. For trying the nodes "
                 "in seconds, without downloading a model."
             ),
-            inputs=[],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=list(_MODELS),
+                    default="unet",
+                    optional=True,
+                    tooltip=(
+                        "unet: a noise-predicting UNet of SD1.5's kind with a CLIP; cfg 6, 20 steps. turbo: a "
+                        "transformer of Z-Image Turbo's kind with a language model as its text encoder; cfg 1, 8 "
+                        "steps, res_multistep, simple, behind ModelSamplingAuraFlow with shift 3. turbo_base: what "
+                        "turbo was made from; cfg 4, 20 steps."
+                    ),
+                ),
+            ],
             outputs=[
-                io.Model.Output(display_name="MODEL", tooltip="Noise-predicting UNet, 16 latent channels, 128 px."),
-                io.Clip.Output(display_name="CLIP", tooltip="Text tower; serves every demo model."),
-                io.ClipVision.Output(display_name="CLIP_VISION", tooltip="Vision tower of the same CLIP."),
+                io.Model.Output(display_name="MODEL", tooltip="The chosen model: 16 latent channels, 128 px."),
+                io.Clip.Output(
+                    display_name="CLIP",
+                    tooltip=(
+                        "Its text encoder. unet's also serves the two models that Load Diffusion Model reads; turbo's "
+                        "also serves turbo_base."
+                    ),
+                ),
+                io.ClipVision.Output(display_name="CLIP_VISION", tooltip="Vision tower of the CLIP, for any of them."),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls) -> str:
+    def fingerprint_inputs(cls, model: str = "unet") -> str:
         """Loaded again only when a weight file changes."""
-        return _changes(loader.CLIP_FILE, loader.UNET_FILE)
+        return _changes(loader.CLIP_FILE, *_MODELS.get(model, ()))
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, model: str = "unet") -> io.NodeOutput:
+        if model not in _MODELS:
+            raise ValueError(f"model is {model!r}; it must be one of {', '.join(_MODELS)}.")
         embeddings = folder_paths.get_folder_paths("embeddings")
-        return io.NodeOutput(loader.load_unet(), loader.load_clip(embeddings), loader.load_clip_vision())
+        if model == "unet":
+            return io.NodeOutput(loader.load_unet(), loader.load_clip(embeddings), loader.load_clip_vision())
+        loaded = turbo.load_turbo(_MODELS[model][0])
+        return io.NodeOutput(loaded, turbo.load_turbo_clip(embeddings), loader.load_clip_vision())
 
 
 class LoadDemoUnclip(io.ComfyNode):

@@ -11,10 +11,23 @@ from comfy_api.latest import io
 
 from ..core.drivers.minority import Learning, to_learn, with_learning
 from ..core.hooks.text import KINDS
-from ..core.hooks.tokens import POSITIONS
-from ..core.methods.minority import OBJECTIVES, PRESETS, RECOMMENDED, Settings, Steps, check_published
+from ..core.hooks.tokens import POSITIONS, STARTS
+from ..core.methods.minority import (
+    FIXED_LEVEL,
+    OBJECTIVES,
+    PRESETS,
+    Preset,
+    Settings,
+    Steps,
+    check_published,
+    objective_of,
+    preset_of,
+)
+from ..core.require import require
 from ._inputs import (
+    AUTO,
     AUTO_NUMBER,
+    OFF,
     PUBLISHED,
     CheckedNode,
     Options,
@@ -22,6 +35,7 @@ from ._inputs import (
     check_choices,
     make_options,
     mode_input,
+    optimiser_input,
     options_input,
     options_output,
     read_options,
@@ -52,12 +66,14 @@ class MinorityPrompt(CheckedNode):
                 ),
                 io.Combo.Input(
                     "preset",
-                    options=list(RECOMMENDED),
-                    default=next(iter(RECOMMENDED)),
+                    options=list(PRESETS[PUBLISHED]),
+                    default=next(iter(PRESETS[PUBLISHED])),
                     tooltip=(
                         '"base model": learns at the steps in the first tenth of the noise schedule. "few-step model" '
                         "(Lightning, Turbo, distilled): learns more, at the first step alone. Sets all that the "
-                        "options leave at -1."
+                        "options leave at -1. With mode published: the paper's settings for SD1.5 and SD2, those for "
+                        'SDXL-Lightning on COCO, and "SDXL-Lightning, one image" those of the code\'s other script, '
+                        'which starts at "handsome" in place of "cool".'
                     ),
                 ),
                 io.Float.Input(
@@ -89,8 +105,9 @@ class MinorityPrompt(CheckedNode):
                     ),
                 ),
                 mode_input(
-                    "the paper's iterations, steps and learning rate (in the embeddings' own unit), and a token that "
-                    "is kept to the end. Rarer, and much further from the prompt."
+                    "what the paper's code does: its iterations, steps, noise levels and learning rate (in the "
+                    "embeddings' own unit), and a token that is kept to the end. Rarer, and much further from the "
+                    "prompt."
                 ),
                 io.Conditioning.Input(
                     "positive",
@@ -128,10 +145,14 @@ class MinorityPrompt(CheckedNode):
         if clip is None:
             raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
         check_choices(cls, {"preset": preset, "objective": objective, "mode": mode})
-        chosen, own = PRESETS[mode][preset], read_options(MinorityPromptOptions, options)
-        keep_until = _or(own["keep_until"], chosen.keep_until)
-        if mode == PUBLISHED:
+        chosen, own = preset_of(mode, preset), read_options(MinorityPromptOptions, options)
+        keep_until, published = _or(own["keep_until"], chosen.keep_until), mode == PUBLISHED
+        word, start = initial_word, own["start"]
+        if published:
             check_published(objective, keep_until, own["similarity"], own["typical"])
+            # The widget's own default stands for the script's word.
+            word = chosen.word if word == _DEFAULT.word else word
+            start = start if start != AUTO else "word" if word.strip() else "default"
         learning = Learning(
             clip=clip,
             text=text,
@@ -139,19 +160,27 @@ class MinorityPrompt(CheckedNode):
                 iterations=_or(own["iterations"], chosen.iterations),
                 learning_rate=strength * _or(own["learning_rate"], chosen.learning_rate),
                 typical=own["typical"],
+                decay=own["lr_decay"],
+                scaled=not published,
             ),
-            steps=Steps(own["start_percent"], _or(own["end_percent"], chosen.end), own["every"]),
-            objective=OBJECTIVES[objective],
-            word=initial_word,
+            steps=Steps(own["start_percent"], _or(own["end_percent"], chosen.end), own["every"], published),
+            objective=objective_of(objective, own["sg_lambda"], published),
+            word=word,
             position=own["position"],
             encoders=own["encoders"],
             similarity=own["similarity"],
-            renoise=_or(own["renoise"], None),
+            renoise=_renoise(own["renoise"], own["anneal"], chosen),
             keep_until=keep_until,
             chunk_size=own["chunk_size"],
             checkpointing=own["checkpointing"],
             absolute=chosen.absolute,
             save=_path(own["save_as"]),
+            published=published,
+            late=own["late_alphas"],
+            start=start,
+            start_scale=own["start_scale"],
+            notes=_unpublished(chosen, strength, own) if published else (),
+            optimiser=_optimiser(own["optimiser"], mode),
         )
         if not learning.settings.active:
             plain = clip.encode_from_tokens_scheduled(clip.tokenize(text)) if positive is None else positive
@@ -167,7 +196,8 @@ class MinorityPromptOptions(io.ComfyNode):
             display_name=_OPTIONS_NAME,
             category="diversity/conditioning",
             description=f"More settings of {_NAME}: when and how fast the token is learned, and what becomes of it.",
-            inputs=[*_common_options(), *(advanced(widget) for widget in _rare_options())],
+            # Saved workflows keep widgets by position: append, never reorder.
+            inputs=[*_common_options(), *(advanced(widget) for widget in (*_rare_options(), *_published_options()))],
             outputs=[options_output(_METHOD, _NAME)],
         )
 
@@ -246,8 +276,8 @@ def _common_options() -> list[io.Input]:
             step=0.05,
             tooltip=(
                 "How noisy the clean estimate is made again to see whether the model would come back to it, as a "
-                "share of the noise schedule. -1: as noisy as the run has left behind, little at first. The paper "
-                "also uses 0.75."
+                "share of the noise schedule. -1: as noisy as the run has left behind, little at first; as published "
+                "for base models 0.75."
             ),
         ),
         io.String.Input(
@@ -310,6 +340,109 @@ def _rare_options() -> list[io.Input]:
             ),
         ),
     ]
+
+
+def _published_options() -> list[io.Input]:
+    """What the released code has options for, and how the token is found."""
+    return [
+        io.Float.Input(
+            "sg_lambda",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.05,
+            optional=True,
+            tooltip=(
+                "Weight of the second term of the objective minority, the one whose gradient goes through the estimate "
+                "under the prompt with the token."
+            ),
+        ),
+        io.Float.Input(
+            "lr_decay",
+            default=_DEFAULT.settings.decay,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            optional=True,
+            tooltip="At step n of the run, from 0, the learning rate is (1 - n * lr_decay) times that. 0: off.",
+        ),
+        io.Combo.Input(
+            "start",
+            options=list(STARTS),
+            default=AUTO,
+            optional=True,
+            tooltip=(
+                'Where the token starts. "auto": at initial_word, or at random where that is empty. The others are the '
+                'code\'s. "word": initial_word. "default": standard normal, as new rows of an embedding table are. '
+                '"gaussian": normal with mean and covariance of all the encoder\'s token embeddings. "white": with '
+                'their variances alone. "random word": any token of the encoder.'
+            ),
+        ),
+        io.Float.Input(
+            "start_scale",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.05,
+            optional=True,
+            tooltip='Standard deviations of the starts "gaussian" and "white", as a multiple of the encoder\'s.',
+        ),
+        io.Combo.Input(
+            "anneal",
+            options=[AUTO, "on", OFF],
+            default=AUTO,
+            optional=True,
+            tooltip=(
+                'How noisy the clean estimate is made again. "on": as noisy as the run has left behind (t = T - t). '
+                '"off": as renoise says, 0.75 where that is -1. "auto": off where renoise is set, and as published for '
+                "base models; else on."
+            ),
+        ),
+        io.Boolean.Input(
+            "late_alphas",
+            default=False,
+            optional=True,
+            tooltip=(
+                "Reads clean estimates with the alphas of the noise level one below the network's timestep, as the "
+                "paper's code does (0.6 % at the first step). For models with discrete timesteps (SD1.5, SD2, SDXL)."
+            ),
+        ),
+        optimiser_input(
+            "the token is searched by forward passes alone, for models and text encoders that give no gradient "
+            "(compiled, activations quantised)",
+            "Only with mode recommended. A search makes images far less rare and diverse",
+        ),
+    ]
+
+
+def _renoise(value: float, anneal: str, preset: Preset) -> float | None:
+    """The level to noise again to, None for annealed. Raises ValueError for a level that is annealed and fixed."""
+    if anneal == "on":
+        require(value == AUTO_NUMBER, "renoise", value, "-1 (auto) with anneal on")
+        return None
+    return _or(value, FIXED_LEVEL if anneal == OFF else preset.renoise)
+
+
+def _unpublished(preset: Preset, strength: float, own: dict[str, Any]) -> tuple[str, ...]:
+    """Which of these settings the release does not have for this preset, in words."""
+    rate = strength * _or(own["learning_rate"], preset.learning_rate)
+    given = {
+        "iterations": (_or(own["iterations"], preset.iterations), preset.iterations),
+        "a learning rate of": (rate, preset.learning_rate),
+        "end_percent": (_or(own["end_percent"], preset.end), preset.end),
+        "start_percent": (own["start_percent"], 0.0),
+    }
+    return tuple(
+        f"{name} {value:g} (it has {theirs:g})" for name, (value, theirs) in given.items() if abs(value - theirs) > 1e-9
+    )
+
+
+def _optimiser(choice: str, mode: str) -> str:
+    """Raises ValueError for a search with the paper's rule, which is one for gradients."""
+    if mode != PUBLISHED:
+        return choice
+    require(choice != "search", "optimiser", choice, 'auto or gradient with mode "published"')
+    return "gradient"
 
 
 def _or(value: Any, preset: Any) -> Any:

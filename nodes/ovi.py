@@ -80,8 +80,9 @@ class TextToVisionOptions(io.ComfyNode):
                     max=100.0,
                     step=0.05,
                     tooltip=(
-                        "Weight of the constraint, as a multiple of the one that gives the paper's cosines. Higher: "
-                        "nearer to the bank and further from the text. Far too high: every text gives the same "
+                        "Weight of the constraint, as a multiple of the one that gives the paper's cosines; in "
+                        "published mode of the paper's own (0.5 for the nearest neighbour, 0.009 for Mahalanobis). "
+                        "Higher: nearer to the bank and further from the text. Far too high: every text gives the same "
                         "embedding. 0: off."
                     ),
                 ),
@@ -194,7 +195,7 @@ class TextToVision(CheckedNode):
                 ),
                 mode_input(
                     "the paper's 6 tokens and fixed number of steps (1000), of which the last result is kept; the "
-                    "embedding's own length."
+                    "embedding's own length; the paper's weights of the constraints."
                 ),
                 Bank.Input("bank", optional=True, tooltip="Embeddings of real images, from Image Embedding Bank."),
                 io.Conditioning.Input(
@@ -251,7 +252,17 @@ class TextToVision(CheckedNode):
             progress.step(f"cosine to the text {cosines.mean():.3f}, {going_on} of {variants} variants go on")
 
         outcome = invert_text(
-            tower, target, variants, plan.tokens, seed, settings, constraint, plan.weight, bank, after
+            tower,
+            target,
+            variants,
+            plan.tokens,
+            seed,
+            settings,
+            constraint,
+            plan.weight,
+            bank,
+            after,
+            plan.constraints,
         )
         length = natural_length(tower, bank)
         report = _report(outcome, target, constraint, plan, bank, length)
@@ -288,6 +299,10 @@ def _report(
             lines.append('constraint is "off": distances to the bank are only measured.')
     if CONSTRAINTS[constraint] is not None and plan.weight == 0:
         lines.append("weight is 0: the constraint is only measured.")
+    if plan.is_published:
+        lines.append(f"As published. {plan.unpublished()}".strip())
+        if CONSTRAINTS[constraint] is not None:
+            lines.append("The exact form of the paper's constraint is not public; its weight is the paper's.")
     own = sum(output.image_embeds.float().norm().item() for output in outcome.outputs) / len(outcome.outputs)
     whose = "that of the negative" if bank is None else "the mean of the bank's"
     done = ", to which they are rescaled" if plan.match_length else ""

@@ -35,6 +35,14 @@ class UseSharedNoise(io.ComfyNode):
                         "For flow-matching models (SD3, FLUX, Qwen-Image ...) only; published for SD3.5: 0.03. 0: off."
                     ),
                 ),
+                io.Boolean.Input(
+                    "noise_on_last_step",
+                    default=False,
+                    tooltip=(
+                        "Adds noise_per_step after the last step too, where it stays in the image: as published for "
+                        "SD3.5. No effect while noise_per_step is 0."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -44,8 +52,8 @@ class UseSharedNoise(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, noise_per_step: float) -> io.NodeOutput:
-        return io.NodeOutput(with_shared_noise(model, noise_per_step))
+    def execute(cls, model: Any, noise_per_step: float, noise_on_last_step: bool = False) -> io.NodeOutput:
+        return io.NodeOutput(with_shared_noise(model, noise_per_step, noise_on_last_step))
 
 
 class SharedNoiseForCustomSampler(io.ComfyNode):

@@ -65,10 +65,12 @@ def server() -> Iterator[Server]:
     may have one open.
     """
     from devtools.base import prepare_base
+    from devtools.released import place_empty_files
     from devtools.server import Server
 
     base = HERE.work / "-".join(["test-base", *filter(None, [os.environ.get("PYTEST_XDIST_WORKER")])])
     prepare_base(base, HERE.root)
+    place_empty_files(base)  # else the front end's message about missing models would lie over the page
     with Server(base=base) as running:
         yield running
 

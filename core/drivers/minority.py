@@ -6,6 +6,7 @@ belongs to a run (the tokens, which steps are done) lives in the run's own optio
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,14 +24,25 @@ from ..hooks.carried import Payload, carrying, payloads, unchanged
 from ..hooks.chunks import Chunks, check_chunk_size
 from ..hooks.conditioning import in_force
 from ..hooks.denoise import check_falling
+from ..hooks.gradient_check import is_about_gradients
 from ..hooks.gradients import gradients
-from ..hooks.noise_levels import percent_of, sigma_at
+from ..hooks.noise_levels import (
+    level_before,
+    percent_of,
+    read_one_level_late,
+    sigma_at,
+    sigma_at_timestep,
+    timestep_share,
+    training_steps,
+)
 from ..hooks.progress import show
 from ..hooks.sampling import is_probe
 from ..hooks.text_estimates import Conds, Passes, TextEstimates
 from ..hooks.tokens import LearnableToken, check_embedding_names, save_embedding
 from ..methods.minority import (
+    Estimates,
     Learned,
+    NoGradientError,
     Objective,
     Offsets,
     Settings,
@@ -40,6 +52,7 @@ from ..methods.minority import (
     minority,
     noise_share,
 )
+from ..methods.minority_search import search
 from ..methods.schedule import step_position
 from ..require import require
 from .tpso import native_kappa
@@ -47,20 +60,12 @@ from .tpso import native_kappa
 logger = logging.getLogger("ComfyUI-Diversity")
 
 KEY = "diversity_minority"
+OPTIMISERS = ("auto", "gradient", "search")
 _SAME = 1e-6
 _CHANGED = (
     "The embeddings of Minority Prompt's conditioning were changed on the way to the sampler (by Conditioning Concat "
     "or Average, for instance), which the learned token would undo. Combine them by Conditioning Combine, or write all "
     "in one text."
-)
-# What PyTorch says where something passes no gradient on.
-_NO_GRADIENT = (
-    "does not require grad",
-    "automatic differentiation",
-    "autograd",
-    "derivative",
-    "inplace operation",
-    "inference tensor",
 )
 
 
@@ -68,7 +73,7 @@ _NO_GRADIENT = (
 class Learning:
     """What is learned, at which steps, and what becomes of it.
 
-    clip, text, word, position, encoders: see `LearnableToken`.
+    clip, text, word, position, encoders, start, start_scale: see `LearnableToken`.
     settings: the learning rate is in standard deviations of each encoder's token embeddings; with `absolute` it is in
         the embeddings' own unit (as published).
     similarity: lower bound of the cosine of the prompt with the token to the prompt with the word that it starts from,
@@ -78,6 +83,13 @@ class Learning:
     chunk_size: images that go through the models at once; -1 is all, and fewer when memory runs out.
     checkpointing: gradient checkpointing of every layer; begins by itself when memory runs out for a single image.
     save: file of the learned token, for several images one each with its number; None for none.
+    published: noise levels are shares of the model's training steps (t > 0.9 T, s = 0.75 T), and the token is one in
+        every encoder.
+    late: clean estimates are read with the alphas of the level one training step below the one that the network is
+        told, as in the released code; not where the level that is noised again to is fixed. See `read_one_level_late`.
+    notes: what in published settings is not as published, for the report.
+    optimiser: "gradient"; "search", without gradients (see `core.methods.minority_search`); "auto", gradients, and a
+        search where none pass.
 
     Raises ValueError for a value that is not allowed.
     """
@@ -97,8 +109,15 @@ class Learning:
     checkpointing: bool = False
     absolute: bool = False
     save: Path | None = None
+    published: bool = False
+    late: bool = False
+    start: str = "auto"
+    start_scale: float = 1.0
+    notes: tuple[str, ...] = ()
+    optimiser: str = "auto"
 
     def __post_init__(self) -> None:
+        require(self.optimiser in OPTIMISERS, "optimiser", self.optimiser, f"one of {', '.join(OPTIMISERS)}")
         noise_share(self.renoise, 0.0)
         for name, value in (("similarity", self.similarity), ("keep_until", self.keep_until)):
             require(0 <= value <= 1, name, value, "from 0 to 1")
@@ -111,7 +130,16 @@ class Learning:
                 "This CLIP has scheduled hooks (Set CLIP Hooks with schedule_clip on); a token would have to be "
                 "learned for every keyframe. Switch schedule_clip off."
             )
-        return LearnableToken(self.clip, self.text, self.word, self.position, self.encoders)
+        token = LearnableToken(
+            self.clip, self.text, self.word, self.position, self.encoders, self.start, self.start_scale
+        )
+        for name, count in token.counts.items():
+            if self.published and count != 1:
+                raise ValueError(
+                    f"initial_word is {self.word!r}, which is {count} tokens in {name}; with mode published it must be "
+                    "a word of one token."
+                )
+        return token
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,6 +280,11 @@ def _learn_in_run(
     if not learning.settings.active:
         return executor(*arguments, **named)
     check_falling(sigmas, "Minority Prompt learns while an image is made")
+    if learning.late and training_steps(guider.inner_model.model_sampling) is None:
+        raise ValueError(
+            "late_alphas is on, but this model has no discrete timesteps (SD1.5, SD2 and SDXL have; flow-matching "
+            "models have not). Switch it off."
+        )
     kinds = tuple(dict.fromkeys(kind for kind, _ in marks))
     run = _Run(learning, kinds, sigmas, latent_image, denoise_mask, guider.inner_model)
     # The guider's options are this run's own copy, in which nothing outlives the run.
@@ -283,11 +316,16 @@ class _Run:
         self.latent_image, self.denoise_mask = latent_image, denoise_mask
         self.sigmas = [float(sigma) for sigma in sigmas]
         self.percents = [percent_of(model.model_sampling, sigma) for sigma in self.sigmas]
-        self.waiting = set(learning.steps.chosen(self.percents[:-1]))
+        shares = self.percents
+        if learning.published:
+            shares = [timestep_share(model.model_sampling, sigma) for sigma in self.sigmas]
+        self.waiting = set(learning.steps.chosen(shares[:-1]))
+        self.discrete = training_steps(model.model_sampling) is not None
         self.done: list[int] = []
         self.postponed = False
         self.checkpointing = learning.checkpointing
         self.passes = Passes()
+        self.searched = "as chosen" if learning.optimiser == "search" else None
         self._learned: Conds | None = None
         self._scores: list[Tensor] = []
 
@@ -340,7 +378,12 @@ class _Run:
             found, estimates = self._round(guider, x, timestep, options, seed, step)
             self.offsets = found.offsets
             self._scores.append(found.scores.cpu())
-            with gradients(learning.clip.cond_stage_model), torch.no_grad():
+            with contextlib.ExitStack() as stack:
+                if self.searched is None:
+                    stack.enter_context(gradients(learning.clip.cond_stage_model))
+                    stack.enter_context(torch.no_grad())
+                else:
+                    stack.enter_context(torch.inference_mode())
                 self._learned = estimates.learned_conds()
 
     def _round(
@@ -359,6 +402,7 @@ class _Run:
                 self.learning.settings,
                 self._margin,
                 lambda: self._after_iteration(step, estimates.iteration),
+                step,
             )
             return found, estimates
 
@@ -366,12 +410,31 @@ class _Run:
             before, self.checkpointing = self.checkpointing, True
             return not before
 
+        def searched() -> tuple[Learned, _StepEstimates]:
+            estimates = _StepEstimates(self, guider, x, timestep, options, seed, step)
+            found = search(
+                self.offsets,
+                estimates.score,
+                self.learning.settings,
+                _mixed(seed, step, "search"),
+                self._margin,
+                lambda: self._after_iteration(step, estimates.iteration // 2),
+            )
+            return found, estimates
+
+        if self.searched is not None:
+            return self.chunks.retried(searched)
         try:
             return self.chunks.retried(learned, checkpoint)
-        except RuntimeError as error:
-            if (explained := _explained(error)) is None:
+        except (RuntimeError, NoGradientError) as error:
+            explained = error if isinstance(error, NoGradientError) else _explained(error)
+            if explained is None:
                 raise
-            raise explained from error
+            if self.learning.optimiser != "auto":
+                raise explained from error
+            self.searched = str(error).splitlines()[0].partition(":")[0]
+        logger.warning("Minority Prompt: no gradient passes (%s), so it searches without.", self.searched)
+        return self.chunks.retried(searched)
 
     def _after_iteration(self, step: int, iteration: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -425,11 +488,26 @@ class _Run:
         first, last = (torch.stack([scores[k].mean() for scores in self._scores]).mean().item() for k in (0, -1))
         unit = "" if self.learning.absolute else " standard deviations of token embeddings"
         moved = distances(self.offsets)
+        searched = ""
+        if self.searched is not None:
+            searched = f" Searched without gradients ({self.searched}): images come out far less rare and diverse."
         return (
             f"Minority Prompt: learned at {len(self.done)} of {len(self.sigmas) - 1} steps with {self.passes.forward} "
             f"more forward and {self.passes.backward} backward passes of the model. Objective {first:.4g} to "
-            f"{last:.4g} within a step; tokens moved by {moved.min():.2f} to {moved.max():.2f}{unit}."
+            f"{last:.4g} within a step; tokens moved by {moved.min():.2g} to {moved.max():.2g}{unit}.{searched}"
+            f"{self._published_report()}"
         )
+
+    def _published_report(self) -> str:
+        """What of a published run is not as published; empty in other modes."""
+        if not self.learning.published:
+            return ""
+        notes = list(self.learning.notes)
+        if not self.token.only_clip:
+            notes.append("text encoders other than CLIP, which the release does not know")
+        if not self.discrete:
+            notes.append("a model without discrete timesteps, whose shares of the noise schedule stand for t / T")
+        return f" As published{', but for ' if notes else ''}{'; '.join(notes)}."
 
     def _save(self, path: Path) -> None:
         keys = check_embedding_names(self.learning.clip, self.token.encoders)
@@ -465,8 +543,17 @@ class _StepEstimates:
         )
         self.iteration = 0
         after = run.percents[min(step + 1, len(run.percents) - 1)]
-        sigma = sigma_at(guider.inner_model.model_sampling, noise_share(run.learning.renoise, after))
+        sampling, renoise = guider.inner_model.model_sampling, run.learning.renoise
+        if run.learning.published and renoise is not None:
+            sigma = sigma_at_timestep(sampling, renoise)
+        else:
+            sigma = sigma_at(sampling, noise_share(renoise, after))
         self._sigma = torch.tensor(sigma, dtype=timestep.dtype, device=timestep.device)
+        # The released code looks its alphas up one level below the timestep, but where it noises again to a fixed one;
+        # after the last step it noises again to t = T, and takes the noisiest alpha for it.
+        late, last = run.learning.late, run.sigmas[step + 1] == 0
+        self._before = level_before(sampling, float(timestep[0])) if late else None
+        self._second_before = level_before(sampling, sigma) if late and renoise is None and not last else None
 
     def clean(self, offsets: Offsets) -> tuple[Tensor, Callable[[Tensor], Offsets]]:
         """Clean estimates under the prompt with the token."""
@@ -475,20 +562,48 @@ class _StepEstimates:
 
         def estimate(rows: slice, own: Offsets) -> Tensor:
             text = self._run.token.encode(self._run.embeddings(own, rows))
-            return self._estimates.estimate(rows, x[rows], timestep[rows], text)
+            clean = self._estimates.estimate(rows, x[rows], timestep[rows], text)
+            if self._before is None:
+                return clean
+            return read_one_level_late(clean, x[rows], float(timestep[0]), self._before)
 
         return self._estimates.differentiable(estimate, offsets)
 
+    def score(self, offsets: Offsets) -> Tensor:
+        """The objective `[B]` by forward passes alone; two calls in a row meet the same noise."""
+        x, timestep = self._estimates.x, self._estimates.timestep
+        self.iteration += 1
+        noise, sigmas = self._noise((self.iteration + 1) // 2), self._sigma * torch.ones_like(timestep)
+        sampling = self._estimates.model.model_sampling
+
+        def clean(rows: slice, own: Offsets) -> Tensor:
+            text = self._run.token.encode(self._run.embeddings(own, rows))
+            return self._estimates.estimate(rows, x[rows], timestep[rows], text)
+
+        def renoised(rows: slice, own: Tensor) -> Tensor:
+            noisy = sampling.noise_scaling(self._sigma, noise[rows].clone(), own, False)
+            return self._estimates.estimate(rows, noisy, sigmas[rows])
+
+        def again(found: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+            return self._estimates.forward_only(renoised, found), lambda gradient: gradient
+
+        return self._run.learning.objective(Estimates(self._estimates.forward_only(clean, offsets), again)).detach()
+
     def renoised(self, clean: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Noised again, with other noise every time, and estimated under the plain prompt."""
-        noise = self._noise()
+        noise = self._noise(self.iteration)
         sigmas = self._sigma * torch.ones_like(self._estimates.timestep)
         sampling = self._estimates.model.model_sampling
 
         def estimate(rows: slice, own: Tensor) -> Tensor:
             # A copy, to which the models' own code adds in place.
-            noisy = sampling.noise_scaling(self._sigma, noise[rows].clone(), own, False)
-            return self._estimates.estimate(rows, noisy, sigmas[rows])
+            if self._second_before is None:
+                noisy = sampling.noise_scaling(self._sigma, noise[rows].clone(), own, False)
+                return self._estimates.estimate(rows, noisy, sigmas[rows])
+            sigma, before = float(self._sigma), self._second_before
+            noisy = sampling.noise_scaling(torch.full_like(self._sigma, before), noise[rows].clone(), own, False)
+            told = noisy * ((1 + sigma**2) / (1 + before**2)) ** 0.5
+            return read_one_level_late(self._estimates.estimate(rows, told, sigmas[rows]), told, sigma, before)
 
         return self._estimates.differentiable(estimate, clean)
 
@@ -499,10 +614,10 @@ class _StepEstimates:
             lambda rows: self._run.token.encode({name: own[rows] for name, own in embeddings.items()})
         )
 
-    def _noise(self) -> Tensor:
+    def _noise(self, iteration: int) -> Tensor:
         """Of this step and iteration alone, and for an image the same in every batch that holds it."""
         x = self._estimates.x
-        generator = torch.Generator().manual_seed(_mixed(self._seed, self._step, self.iteration))
+        generator = torch.Generator().manual_seed(_mixed(self._seed, self._step, iteration))
         return torch.stack([torch.randn(x.shape[1:], generator=generator) for _ in range(len(x))]).to(x)
 
 
@@ -513,8 +628,7 @@ def _mixed(*numbers: object) -> int:
 
 def _explained(error: RuntimeError) -> ValueError | None:
     """PyTorch's words about a missing gradient, in words that help; None for any other error."""
-    words = str(error).lower()
-    if not any(one in words for one in _NO_GRADIENT):
+    if not is_about_gradients(error):
         return None
     return ValueError(
         "The token cannot be learned: a part of the model passes no gradient on. That is so for compiled models, for "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.clip_vision
@@ -25,6 +25,8 @@ from ..methods.image_bank import ImageBank
 from ..methods.ovi import (
     MAHALANOBIS_WEIGHT,
     NEAREST_WEIGHT,
+    PUBLISHED_MAHALANOBIS_WEIGHT,
+    PUBLISHED_NEAREST_WEIGHT,
     AfterStep,
     Constraint,
     Inversion,
@@ -32,16 +34,27 @@ from ..methods.ovi import (
     initial_tokens,
     invert,
     mahalanobis,
+    mahalanobis_distance,
+    nearest_member,
     nearest_neighbour,
 )
 from ..require import require
 
-# Name in the node: constraint of a bank, and the weight at which it gives the paper's cosines.
-CONSTRAINTS: dict[str, tuple[Callable[[ImageBank, Tensor], Constraint], float] | None] = {
+# Name in the node: constraint of a bank, and its weight.
+Constraints = dict[str, tuple[Callable[[ImageBank, Tensor], Constraint], float] | None]
+# With the weight at which each gives the paper's cosines.
+CONSTRAINTS: Constraints = {
     "off": None,
     "nearest neighbour": (nearest_neighbour, NEAREST_WEIGHT),
     "mahalanobis": (mahalanobis, MAHALANOBIS_WEIGHT),
 }
+# With the paper's weight.
+PUBLISHED_CONSTRAINTS: Constraints = {
+    "off": None,
+    "nearest neighbour": (nearest_member, PUBLISHED_NEAREST_WEIGHT),
+    "mahalanobis": (mahalanobis_distance, PUBLISHED_MAHALANOBIS_WEIGHT),
+}
+PUBLISHED_STEPS, PUBLISHED_RATE = 1000, 0.02
 
 
 @dataclass(frozen=True)
@@ -49,14 +62,31 @@ class Plan:
     """How a text becomes embeddings.
 
     settings, tokens: of the optimisation.
-    weight: of the constraint, as a multiple of the one that gives the paper's cosines.
+    weight: of the constraint, as a multiple of the one in `constraints`.
     match_length: whether embeddings are rescaled to the length of real ones.
+    constraints: the forms of the constraints.
     """
 
     settings: Settings
     tokens: int
     weight: float
     match_length: bool
+    constraints: Constraints = field(default_factory=lambda: CONSTRAINTS)
+
+    @property
+    def is_published(self) -> bool:
+        return self.constraints is PUBLISHED_CONSTRAINTS
+
+    def unpublished(self) -> str:
+        """In a sentence, what in a published plan is not as published; "" for nothing."""
+        settings, other = self.settings, []
+        if settings.steps != PUBLISHED_STEPS:
+            other.append(f"{settings.steps} steps (it has {PUBLISHED_STEPS})")
+        if settings.learning_rate != PUBLISHED_RATE:
+            other.append(f"a learning rate of {settings.learning_rate:g} (it has {PUBLISHED_RATE})")
+        if self.weight != 1:
+            other.append(f"{self.weight:g} times its weight of the constraint")
+        return f"Not as published: {', '.join(other)}." if other and self.is_published else ""
 
 
 def recommended(
@@ -76,12 +106,13 @@ def published(
     *,
     weight: float = 1.0,
     tokens: int = 6,
-    steps: int = 1000,
-    learning_rate: float = 0.02,
+    steps: int = PUBLISHED_STEPS,
+    learning_rate: float = PUBLISHED_RATE,
     target_cosine: float = 0.0,
     match_length: bool = False,
 ) -> Plan:
-    """As in arXiv 2511.20821: 1 to 6 tokens, a fixed number of steps whose last result counts, and its own length.
+    """As in arXiv 2511.20821: 1 to 6 tokens, a fixed number of steps whose last result counts, its own length, and the
+    constraints at the paper's weights.
 
     Raises ValueError for what that does not have, and as `Settings`.
     """
@@ -89,7 +120,8 @@ def published(
     require(1 <= tokens <= 6, "tokens", tokens, f"from 1 to 6 {where}")
     require(target_cosine == 0, "target_cosine", target_cosine, f"0 (off) {where}: its number of steps is fixed")
     require(not match_length, "match_length", "on", f"off {where}")
-    return Plan(Settings(steps, learning_rate, patience=0, keep_last=True), tokens, weight, match_length)
+    settings = Settings(steps, learning_rate, patience=0, keep_last=True)
+    return Plan(settings, tokens, weight, match_length, PUBLISHED_CONSTRAINTS)
 
 
 @dataclass(frozen=True)
@@ -179,17 +211,18 @@ def invert_text(
     strength: float = 1.0,
     bank: ImageBank | None = None,
     after_step: AfterStep | None = None,
+    constraints: Constraints = CONSTRAINTS,
 ) -> Outcome:
     """`count` embeddings that point the way of the target, from `count` random starts.
 
     tokens: pseudo-tokens of each, 1 to the tower's patch count.
-    constraint: one of `CONSTRAINTS`; `strength` is a multiple of the weight that it is calibrated to.
+    constraint: one of `constraints`; `strength` is a multiple of the weight that it has there.
 
     Raises ValueError for an unknown constraint, one without a bank, and a bank of another tower.
     """
-    require(constraint in CONSTRAINTS, "constraint", constraint, f"one of {', '.join(CONSTRAINTS)}")
+    require(constraint in constraints, "constraint", constraint, f"one of {', '.join(constraints)}")
     require(1 <= tokens <= tower.patches, "tokens", tokens, f"1 to {tower.patches}, the patches of this vision tower")
-    if CONSTRAINTS[constraint] is not None and bank is None:
+    if constraints[constraint] is not None and bank is None:
         raise ValueError(
             f"constraint is {constraint!r}, which needs a bank of real images: connect one from Image Embedding Bank "
             'or Load Image Bank, or set constraint to "off".'
@@ -201,7 +234,7 @@ def invert_text(
         own_bank = None if bank is None else bank.to(tower.device)
         targets = target.vectors.detach().clone().to(tower.device, torch.float32)
         each = targets.expand(count, -1)
-        make, weight = CONSTRAINTS[constraint] or (None, 0.0)
+        make, weight = constraints[constraint] or (None, 0.0)
         inversion = invert(
             initial_tokens(count, tokens, tower.token_width, seed).to(tower.device),
             targets,

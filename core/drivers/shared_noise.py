@@ -50,11 +50,12 @@ class SharedNoise:
         return _for_all(noise, len(samples))
 
 
-def with_shared_noise(model: ModelPatcher, per_step: float = 0.0) -> ModelPatcher:
+def with_shared_noise(model: ModelPatcher, per_step: float = 0.0, last: bool = False) -> ModelPatcher:
     """A clone of the model with which every sampler starts all images from the noise of the batch's first one.
 
     per_step: after every step but the last, every image gets Gaussian noise of its own with this standard deviation.
         For flow-matching models, whose latents have about unit variance at every step.
+    last: after the last step too, where it stays in the image, as TPSO's release has it for SD3.5.
 
     Raises ValueError for `per_step` below 0, and above 0 on a model that is not flow-matching.
     """
@@ -72,15 +73,24 @@ def with_shared_noise(model: ModelPatcher, per_step: float = 0.0) -> ModelPatche
         extra_args: dict[str, Any],
         callback: Callback | None,
         noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
         *rest: Any,
         **named: Any,
     ) -> Tensor:
+        shared = _for_all(noise[:1], len(noise))
         if torch.count_nonzero(noise) == 0:
             logger.warning("Shared noise: this sampler adds no noise, so there is none to share.")
-        if per_step > 0:
-            _refuse_unsuited(executor.class_obj, per_step)
-            callback = _with_step_noise(callback, per_step, sigmas, extra_args.get("seed") or 0)
-        return executor(guider, sigmas, extra_args, callback, _for_all(noise[:1], len(noise)), *rest, **named)
+        if per_step == 0:
+            return executor(guider, sigmas, extra_args, callback, shared, latent_image, denoise_mask, *rest, **named)
+        _refuse_unsuited(executor.class_obj, per_step)
+        generator = torch.Generator().manual_seed(((extra_args.get("seed") or 0) + _SEED_OFFSET) % 2**64)
+        callback = _with_step_noise(callback, per_step, sigmas, generator)
+        found = executor(guider, sigmas, extra_args, callback, shared, latent_image, denoise_mask, *rest, **named)
+        if not last or sigmas[-1] > 0:
+            return found
+        added = per_step * torch.randn(found.shape, generator=generator).to(found)
+        return found + (added if denoise_mask is None else added * denoise_mask)
 
     patched = model.clone()
     patched.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
@@ -101,12 +111,13 @@ def _refuse_unsuited(sampler: Any, per_step: float) -> None:
         )
 
 
-def _with_step_noise(callback: Callback | None, per_step: float, sigmas: Tensor, seed: int) -> Callback:
+def _with_step_noise(
+    callback: Callback | None, per_step: float, sigmas: Tensor, generator: torch.Generator
+) -> Callback:
     """A sampler's callback that also adds noise to the sampler's own tensor, in place, before the step is taken.
 
     For Euler this equals adding it after the step; samplers that rescale it within a step rescale the noise too.
     """
-    generator = torch.Generator().manual_seed((seed + _SEED_OFFSET) % 2**64)
 
     def with_noise(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
         if callback is not None:

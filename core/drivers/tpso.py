@@ -1,6 +1,6 @@
 """TPSO at run time: from a prompt and a CLIP to the conditioning of N variants, by each text encoder in turn.
 
-What differs between the recommended settings and the paper's is in `recommended` and `published`.
+These are the recommended settings; the paper's procedure is in core/drivers/tpso_published.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from ..hooks.gradients import gradients
 from ..hooks.progress import Progress
 from ..hooks.text import PromptEncoder, encode_variants, prompt_encoders
 from ..methods.tpso import (
-    INITIAL_DEVIATION,
     KEEP_MARGIN,
     KEEP_WEIGHT,
     LEAST_CHANGE,
@@ -34,7 +33,9 @@ from ..methods.tpso import (
     least_mean_pairwise,
     optimise_variants,
 )
+from ..methods.tpso_search import search_variants
 from ..require import require
+from . import tpso_search
 
 # Mean cosine between unrelated prompts in the space for which kappa was chosen, the projected pooled vectors of the
 # released CLIPs; every other space is calibrated to it. An assumption, not a measurement: with it a kappa of 0.8 is as
@@ -42,8 +43,6 @@ from ..require import require
 UNRELATED_COSINE = 0.3
 # Adam's rate as a share of the deviation of the token embeddings, which differs a thousandfold between encoders.
 RECOMMENDED_RATE = 2.0
-PUBLISHED_RATE = 0.01
-PUBLISHED_STEPS = 50  # SD1.5 and SD2.1
 # Standard deviation of the offsets at the start, as a share of the same. At the published 1e-4 a variant is so near to
 # the prompt that rounding in float32 would choose the direction in which it leaves.
 RECOMMENDED_START = 0.1
@@ -68,16 +67,20 @@ class Recipe:
     added_tokens: so many neutral tokens are appended to the prompt, and only those are varied; 0 varies its own words.
     keep_words: variants are kept away from the prompt with one of its words left out or exchanged.
     learning_rate: None chooses one for each encoder.
+    optimiser: see `core.drivers.tpso_search`.
 
-    Raises ValueError for a negative number of tokens and a learning rate that is not above 0.
+    Raises ValueError for a negative number of tokens, a choice that there is not, and a learning rate that is not
+    above 0.
     """
 
     settings: Settings
     added_tokens: int = 0
     keep_words: bool = False
     learning_rate: float | None = None
+    optimiser: str = "auto"
 
     def __post_init__(self) -> None:
+        tpso_search.check(self.optimiser)
         require(self.added_tokens >= 0, "added_tokens", self.added_tokens, "0 (vary the prompt's own words) or more")
         rate = self.learning_rate
         require(rate is None or (math.isfinite(rate) and rate > 0), "learning_rate", rate, "above 0, or chosen (auto)")
@@ -91,32 +94,13 @@ def recommended(
     learning_rate: float | None = None,
     added_tokens: int | None = None,
     keep_words: bool = False,
+    optimiser: str = "auto",
 ) -> Recipe:
     """The settings chosen by measurement; None takes their value. Raises ValueError as `Settings` and `Recipe` do."""
-    settings = Settings(kappa, tolerance, diversity, Settings.steps if steps is None else steps, spread=True)
-    return Recipe(settings, ADDED_TOKENS if added_tokens is None else added_tokens, keep_words, learning_rate)
-
-
-def published(
-    kappa: float = Settings.kappa,
-    tolerance: float = Settings.tolerance,
-    diversity: float = Settings.diversity,
-    steps: int | None = None,
-    learning_rate: float | None = None,
-    added_tokens: int | None = None,
-    keep_words: bool = False,
-) -> Recipe:
-    """The paper's settings for SD1.5 and SD2.1; None takes their value. The paper varies the prompt's own words by
-    RMSprop, and stops a variant where it first comes within the tolerance.
-
-    Raises ValueError for what the paper does not have, and as `Settings` and `Recipe` do.
-    """
-    allowed = "-1 (auto) or 0 with mode published, which varies the prompt's own words; or choose mode recommended"
-    require(added_tokens in (None, 0), "added_tokens", added_tokens, allowed)
-    allowed = "off with mode published, which does not have it; or choose mode recommended"
-    require(not keep_words, "keep_words", "on", allowed)
-    settings = Settings(kappa, tolerance, diversity, PUBLISHED_STEPS if steps is None else steps, spread=False)
-    return Recipe(settings, 0, False, learning_rate)
+    settings = Settings(kappa, tolerance, diversity, Settings.steps if steps is None else steps)
+    return Recipe(
+        settings, ADDED_TOKENS if added_tokens is None else added_tokens, keep_words, learning_rate, optimiser
+    )
 
 
 @dataclass(frozen=True)
@@ -128,6 +112,9 @@ class Outcome:
     from_disk: the variants were found on disk.
     added_tokens: how many tokens were varied in place of the prompt's own words; 0 for its words.
     words_kept: from how many changes of a word the variants were kept away; None where that was not asked for.
+    note: what else is to be known of how it was done.
+    past: the last step only led past the band, and what was reached is judged by the one before.
+    searched: why the variants were found by search, without gradients; None where gradients were used.
     """
 
     encoder: str
@@ -138,12 +125,16 @@ class Outcome:
     from_disk: bool = False
     added_tokens: int = 0
     words_kept: int | None = None
+    note: str = ""
+    past: bool = False
+    searched: str | None = None
 
     @property
     def missed(self) -> int:
         """How many variants are outside the band."""
+        reached = self.variants.cosines[-2 if self.past else -1]
         # float32 gives a cosine to six digits.
-        return int(((self.variants.cosines[-1] - self.kappa).abs() > self.tolerance + 1e-6).sum())
+        return int(((reached - self.kappa).abs() > self.tolerance + 1e-6).sum())
 
     @property
     def report(self) -> str:
@@ -163,16 +154,23 @@ class Outcome:
             text += "; keep_words has no effect: there is no word to keep"
         elif self.words_kept:
             text += f"; kept away from {self.words_kept} prompts with another word"
-        text += "; loaded from an earlier run" if self.from_disk else f"; {len(self.variants.cosines) - 1} steps"
+        text += "" if self.searched is None else f"; {tpso_search.report(self.searched, self.added_tokens)}"
+        unit = "steps" if self.searched is None else "rounds"
+        text += "; loaded from an earlier run" if self.from_disk else f"; {self._steps} {unit}"
         if self.missed:
             text += ". The aim was NOT reached: try more steps, another learning_rate or less diversity"
             text += ", or switch keep_words off" if self.words_kept else ""
         return text
 
     @property
+    def _steps(self) -> int:
+        return len(self.variants.cosines) - (2 if self.past else 1)
+
+    @property
     def _what(self) -> str:
         count = self.added_tokens
-        return f", {count} added {'token' if count == 1 else 'tokens'}" if count else ""
+        added = f", {count} added {'token' if count == 1 else 'tokens'}" if count else ""
+        return added + (f", {self.note}" if self.note else "")
 
 
 def check_clip(clip: Any) -> None:
@@ -273,18 +271,24 @@ def _vary(
 ) -> Outcome:
     settings = _calibrated(encoder, recipe)
     unmoved = settings.steps == 0
-    keep_words = recipe.keep_words and settings.spread and not unmoved
+    keep_words = recipe.keep_words and not unmoved
     reference = encoder.reference()
-    name = _key(encoder, reference, count, seed, settings, keep_words)
-    path = None if cache is None else cache / f"{name}.safetensors"
     # Offsets are divided by the number of positions before they are added.
-    deviation = RECOMMENDED_START * encoder.deviation * encoder.positions if settings.spread else INITIAL_DEVIATION
+    deviation = RECOMMENDED_START * encoder.deviation * encoder.positions
     start = initial_offsets(count, encoder.positions, encoder.width, seed, 0.0 if unmoved else deviation)
+    at = start[:1] / encoder.positions
+    searched = None if unmoved else tpso_search.reason(encoder, at, recipe.optimiser)
+    name = _key(encoder, reference, count, seed, settings, keep_words, searched is not None)
+    path = None if cache is None else cache / f"{name}.safetensors"
     stored = None if path is None else files.load(path, {"offsets": tuple(start.shape), "words_kept": (1,)})
     if stored is not None:
-        variants, kept = _measured(encoder, reference, stored["offsets"]), int(stored["words_kept"].item())
+        variants, kept = measured(encoder, reference, stored["offsets"]), int(stored["words_kept"].item())
     else:
-        variants, kept = _optimised(encoder, reference, start, settings, on_step, keep_words)
+        if searched is not None:
+            start = tpso_search.candidates(encoder, count, seed, deviation, recipe.added_tokens > 0)
+        variants, kept = _optimised(
+            encoder, reference, start, settings, on_step, keep_words, None if searched is None else (count, seed)
+        )
         if path is not None:
             files.store(path, {"offsets": variants.offsets, "words_kept": torch.tensor([kept])})
     return Outcome(
@@ -296,6 +300,7 @@ def _vary(
         from_disk=stored is not None,
         added_tokens=encoder.positions if recipe.added_tokens else 0,
         words_kept=kept if keep_words else None,
+        searched=searched,
     )
 
 
@@ -303,7 +308,7 @@ def _calibrated(encoder: PromptEncoder, recipe: Recipe) -> Settings:
     """The settings as they are meant for this encoder."""
     settings = recipe.settings
     kappa = native_kappa(encoder, settings.kappa)
-    chosen = RECOMMENDED_RATE * encoder.deviation if settings.spread else PUBLISHED_RATE
+    chosen = RECOMMENDED_RATE * encoder.deviation
     steps = 0 if kappa == 1 else settings.steps  # with a kappa of 1 variants are the prompt itself
     return replace(settings, kappa=kappa, learning_rate=recipe.learning_rate or chosen, steps=steps)
 
@@ -315,8 +320,12 @@ def _optimised(
     settings: Settings,
     on_step: OnStep | None,
     keep_words: bool,
+    search: tuple[int, int] | None = None,
 ) -> tuple[Variants, int]:
-    """Variants, and from how many changes of a word they were kept away."""
+    """Variants, and from how many changes of a word they were kept away.
+
+    search: how many variants are searched among the candidates `start`, and the seed; None where gradients are used.
+    """
 
     def after(cosines: Tensor, spread: Tensor | None) -> None:
         if on_step is not None:
@@ -327,27 +336,48 @@ def _optimised(
         if keep_words:
             changed = changed_prompts(encoder, encoder.embedding(NEUTRAL_WORD))
             keep = directions_to_keep(reference.clone(), changed)
-        variants = optimise_variants(start.to(encoder.device), reference.clone(), encoder, settings, after, keep)
+        start, reference = start.to(encoder.device), reference.clone()
+        if search is None:
+            variants = optimise_variants(start, reference, encoder, settings, after, keep)
+        else:
+            count, seed = search
+            variants = search_variants(start, count, reference, encoder.forward_only, settings, after, keep, seed)
     return variants, 0 if keep is None else len(keep)
 
 
-def _measured(encoder: PromptEncoder, reference: Tensor, offsets: Tensor) -> Variants:
-    """Given offsets, measured as an optimisation of no steps would."""
+def measured(encoder: PromptEncoder, reference: Tensor, offsets: Tensor) -> Variants:
+    """Given offsets, measured as a search of no rounds would."""
+    start = (offsets * encoder.positions).to(encoder.device)
     with gradients():
-        measured = optimise_variants(
-            (offsets * encoder.positions).to(encoder.device), reference.clone(), encoder, Settings(steps=0)
-        )
-    return replace(measured, offsets=offsets.to(encoder.device))
+        found = search_variants(start, len(start), reference.clone(), encoder.vectors, Settings(steps=0))
+    return replace(found, offsets=offsets.to(encoder.device))
 
 
-def _key(encoder: PromptEncoder, reference: Tensor, count: int, seed: int, settings: Settings, keep_words: bool) -> str:
+def _key(
+    encoder: PromptEncoder,
+    reference: Tensor,
+    count: int,
+    seed: int,
+    settings: Settings,
+    keep_words: bool,
+    searched: bool,
+) -> str:
     # The prompt's own vector and embeddings stand for the encoder: any change of its weights (LoRA) shows in them.
     embeds = [section.embeds[: section.end + 1] for section in encoder.sections]
     # The last digits of what was measured on the encoder differ with the number of threads.
     settings = replace(settings, kappa=round(settings.kappa, 3), learning_rate=float(f"{settings.learning_rate:.3g}"))
     # The constants too, so that variants of an older version are not taken for this one's.
     constants = (RECOMMENDED_START, keep_words and (NEUTRAL_WORD, NEIGHBOURS, LEAST_CHANGE, KEEP_WEIGHT, KEEP_MARGIN))
-    return files.key([reference, *embeds], encoder.name, encoder.vector_name, count, seed, settings, constants)
+    return files.key(
+        [reference, *embeds],
+        encoder.name,
+        encoder.vector_name,
+        count,
+        seed,
+        settings,
+        constants,
+        *["search"] * searched,
+    )
 
 
 def native_kappa(encoder: PromptEncoder, kappa: float) -> float:

@@ -137,6 +137,18 @@ class InChunks:
 
         return self._in_chunks(len(rows), work)
 
+    def forward_only(self, rows: Tensor) -> Tensor:
+        """As `vectors`, in ComfyUI's own mode: what serves gradients is left out, and may be what does not work."""
+
+        def work(some: slice) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            with torch.inference_mode():
+                return self._vectors(rows[some].detach())
+
+        with torch.inference_mode():
+            found = self._in_chunks(len(rows), work)
+        return found.clone()
+
     def memory(self, count: int) -> int:
         """Bytes that a gradient of `count` rows at once takes, about."""
         return count * self._bytes_per_row()

@@ -14,6 +14,7 @@ from .caches import guider_without_caches, without_caches
 from .chunks import Batch
 from .conditioning import in_force
 from .gradients import gradients, with_differentiable_attention
+from .noise_levels import level_before, read_one_level_late
 from .sampling import SamplerRun
 
 GRADIENTS = ("stop", "full")
@@ -29,12 +30,14 @@ class CleanEstimate:
     gradient: "stop" holds the network's output fixed, which makes the pullback a product with a constant; "full" goes
         back through the network.
     chunk_size: how many images go through the model at once; -1 is all of them, and fewer when memory runs out.
+    late: the estimate is read with the alphas of the noise level one training step below the one that the network is
+        told, see `read_one_level_late`; models without discrete levels keep their own.
 
     Raises ValueError for an unknown gradient, a chunk size below 1, conditioning that cannot be cut into chunks, and a
     prompt that is not in force at the first sigma, and rising sigmas.
     """
 
-    def __init__(self, run: SamplerRun, gradient: str = "stop", chunk_size: int = -1) -> None:
+    def __init__(self, run: SamplerRun, gradient: str = "stop", chunk_size: int = -1, late: bool = False) -> None:
         require(gradient in GRADIENTS, "gradient", gradient, f"one of {', '.join(GRADIENTS)}")
         require(chunk_size == -1 or chunk_size >= 1, "chunk_size", chunk_size, "1 or more, or -1 (auto)")
         check_falling(run.sigmas, "Diverse noise changes the noise that an image is made from")
@@ -44,6 +47,7 @@ class CleanEstimate:
             guider_without_caches(run.guider), len(run.noise), len(run.noise) if chunk_size == -1 else chunk_size
         )
         self._gradient = gradient
+        self._before = level_before(run.model.model_sampling, float(run.sigmas[0])) if late else None
         # Under the sampler's own inference mode a model computes exactly what it does in the sampler's first step.
         self._inference = torch.is_inference_mode_enabled()
         self._strongest = run.sampler.max_denoise(run.guider, run.sigmas)
@@ -107,6 +111,8 @@ class CleanEstimate:
         """What KSAMPLER.sample does up to its first call of the model, and that call."""
         latent, mask = self._batch.rows(self._latent, rows), self._batch.rows(self._mask, rows)
         x = self._run.model.model_sampling.noise_scaling(self._sigma, noise, latent, self._strongest)
+        if self._before is not None:
+            model = _Late(model, float(self._sigma), self._before)
         inpaint: Any = comfy.samplers.KSamplerX0Inpaint(model, self._run.sigmas)
         inpaint.latent_image, inpaint.noise = latent, noise
         return inpaint(x, self._sigma * x.new_ones([len(x)]), mask, **self._options)
@@ -129,6 +135,17 @@ def check_in_force(entries: Sequence[dict[str, Any]] | None, sigma: float, when:
             "the images there. Let it, or a prompt that is combined with it, begin at start 0 in "
             "ConditioningSetTimestepRange."
         )
+
+
+class _Late:
+    """In place of the guider: its clean estimate, read with the alphas of the level before."""
+
+    def __init__(self, model: Any, sigma: float, before: float) -> None:
+        self._model, self.inner_model = model, model.inner_model
+        self._levels = (sigma, before)
+
+    def __call__(self, x: Tensor, sigma: Tensor, **options: Any) -> Tensor:
+        return read_one_level_late(self._model(x, sigma, **options), x, *self._levels)
 
 
 class _FixedOutput:

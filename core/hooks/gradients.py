@@ -266,19 +266,26 @@ def _saved_by_value(modules: tuple[nn.Module, ...]) -> Iterator[None]:
 
     The modules' own weights are saved as they are, but for those that hooks write to.
     """
-    weights = {
-        parameter.untyped_storage().data_ptr()
-        for module in modules
-        for parameter in module.parameters()
-        if type(parameter.data) is Tensor
-    }
-    weights -= {weight.untyped_storage().data_ptr() for module in modules for weight in _rewritten(module)}
+    weights = {_address(parameter) for module in modules for parameter in module.parameters()}
+    weights -= {_address(weight) for module in modules for weight in _rewritten(module)} | {None}
 
     def pack(tensor: Tensor) -> Tensor:
-        return tensor if tensor.untyped_storage().data_ptr() in weights else tensor.clone()
+        return tensor if _address(tensor) in weights else tensor.clone()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield
+
+
+def _address(tensor: Tensor) -> int | None:
+    """Where a tensor's memory is; of a quantised one, which has none of its own, that of its numbers. None for one of
+    another kind that has none."""
+    try:
+        while hasattr(tensor, "__tensor_flatten__"):
+            inner, _ = tensor.__tensor_flatten__()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+            tensor = getattr(tensor, inner[0])
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return None
 
 
 @contextlib.contextmanager

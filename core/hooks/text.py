@@ -8,6 +8,10 @@ from functools import cached_property
 from typing import Any
 
 import comfy.ops
+import comfy.sd1_clip
+import comfy.sdxl_clip
+import comfy.text_encoders.sd2_clip
+import comfy.text_encoders.sd3_clip
 import torch
 from comfy.clip_model import CLIPTextModel
 from comfy.sd1_clip import SDClipModel
@@ -32,6 +36,7 @@ from .prompt import (
 )
 
 KINDS = ("auto", "clip", "all")
+SURROGATE = "mean of the output, common mean removed"  # the vector of encoders that are not CLIP
 
 # Short prompts that have nothing to do with one another: what "unrelated" means in a space of prompt vectors.
 UNRELATED = (
@@ -59,7 +64,10 @@ class PromptEncoder(InChunks):
     nearly the same direction. For a prompt of several chunks the unit vectors of its chunks are concatenated.
 
     plain: a tokenized prompt of which `tokens` is a continuation; then only what was added is varied.
+    layer: of CLIP, the layer whose output goes through the final layer norm and is pooled; None is the last one.
     """
+
+    layer: int | None = None
 
     def __init__(self, clip: Any, name: str, key: str, tokens: Tokens, plain: Tokens | None = None) -> None:
         self.name, self.module = name, text_encoders(clip)[name]
@@ -72,6 +80,17 @@ class PromptEncoder(InChunks):
             # A blank prompt: its end is the one token that can change the pooled vector besides BOS.
             self.all_sections = [replace(s, first=s.end, last=s.end + 1) for s in self.all_sections]
         self.sections = [section for section in self.all_sections if section.positions > 0]
+
+    def vary_first(self, count: int | None = None) -> None:
+        """Of the first chunk only, vary the first `count` positions behind BOS, or all of its words. For CLIP alone.
+
+        They may go on behind the words, through EOS and padding, which every text of CLIP has to its full length.
+        """
+        own, *others = self.all_sections
+        if count is not None:
+            own = replace(own, last=min(own.first + count, len(own.embeds) - 1))
+        self.all_sections = [own, *(replace(other, last=other.first) for other in others)]
+        self.sections = [own]
 
     def read(self, tokens: Tokens) -> list[Section]:
         """The sections of a tokenized prompt in this encoder."""
@@ -106,7 +125,7 @@ class PromptEncoder(InChunks):
     @cached_property
     def vector_name(self) -> str:
         if not self.is_clip:
-            return "mean of the output, common mean removed"
+            return SURROGATE
         return "projected pooled" if self.projected else "unprojected pooled"
 
     @cached_property
@@ -117,6 +136,11 @@ class PromptEncoder(InChunks):
         """Token embedding `[D]` of a word, of its first token where it has several."""
         section = self.read(self._clip.tokenize(word))[0]
         return section.embeds[section.first]
+
+    def words(self) -> Tensor:
+        """Token embeddings `[W, D]` of the words of `UNRELATED`."""
+        sections = [section for text in UNRELATED for section in self.read(self._clip.tokenize(text))]
+        return torch.cat([section.embeds[section.first : section.last] for section in sections])
 
     def reference(self) -> Tensor:
         """The prompt's own vector `[E]`."""
@@ -138,7 +162,7 @@ class PromptEncoder(InChunks):
 
     def _section_vector(self, embeds: Tensor, section: Section) -> Tensor:
         if self.is_clip:
-            return clip_vector(self.module, embeds[:, : section.end + 1], self.projected)
+            return clip_vector(self.module, embeds[:, : section.end + 1], self.projected, self.layer)
         raw = surrogate_vector(self.module, embeds, section)
         return raw - self._common_mean.to(raw)
 
@@ -179,8 +203,9 @@ class PromptEncoder(InChunks):
         return len(self.sections) * layers * longest * (34 * self.width + 16 * longest) * 4
 
 
-def clip_vector(module: SDClipModel, embeds: Tensor, projected: bool) -> Tensor:
-    """Pooled vectors `[N, E]` of a CLIP text tower from token embeddings `[N, L, D]` whose last position is EOS.
+def clip_vector(module: SDClipModel, embeds: Tensor, projected: bool, layer: int | None = None) -> Tensor:
+    """Pooled vectors `[N, E]` of a CLIP text tower from token embeddings `[N, L, D]` whose last position is EOS, by the
+    output of the last layer or of another.
 
     Attention is causal, so what follows EOS (padding) cannot change the pooled vector and is left out.
     """
@@ -190,10 +215,39 @@ def clip_vector(module: SDClipModel, embeds: Tensor, projected: bool) -> Tensor:
     x = embeds + comfy.ops.cast_to(position, dtype=embeds.dtype, device=embeds.device)
     lowest = -torch.finfo(x.dtype).max
     causal = torch.full((length, length), lowest, dtype=x.dtype, device=x.device).triu_(1)
-    x = tower.final_layer_norm(tower.encoder(x, mask=causal, intermediate_output=None)[0])
-    pooled = x[:, -1]
+    last, other = tower.encoder(x, mask=causal, intermediate_output=layer)
+    pooled = tower.final_layer_norm(last if layer is None else other)[:, -1]
     pooled = module.transformer.text_projection(pooled) if projected else pooled
     return pooled.to(torch.promote_types(pooled.dtype, torch.float32))
+
+
+def normed_layer(module: SDClipModel) -> int | None:
+    """The layer of a CLIP text tower that the model reads through the final layer norm: -2 for SD2.1; None is the last
+    one. Models that read a layer without the norm (SDXL, SD3) have their pooled vector from the last one."""
+    kind, layer, _ = module.options_default
+    return layer if kind == "hidden" and module.layer_norm_hidden_state else None
+
+
+def clip_kind(clip: Any) -> str | None:
+    """Whose text encoder a CLIP is: "sd15", "sd21", "sdxl" or "sd3"; None for any other."""
+    if isinstance(clip.cond_stage_model, comfy.text_encoders.sd3_clip.SD3ClipModel):
+        return "sd3"
+    if isinstance(clip.cond_stage_model, comfy.sdxl_clip.SDXLClipModel):
+        return "sdxl"
+    kinds = {comfy.sd1_clip.SD1CheckpointClipModel: "sd15", comfy.text_encoders.sd2_clip.SD2ClipHModel: "sd21"}
+    modules = list(text_encoders(clip).values())
+    return next((name for kind, name in kinds.items() if len(modules) == 1 and isinstance(modules[0], kind)), None)
+
+
+def has_clip(clip: Any) -> bool:
+    """Whether one of the text encoders is of the CLIP kind."""
+    return any(isinstance(module.transformer, CLIPTextModel) for module in text_encoders(clip).values())
+
+
+def words_of(text: str) -> list[str]:
+    """What stands between blanks in a prompt, its weights left out as ComfyUI leaves them out."""
+    parts = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
+    return comfy.sd1_clip.unescape_important("".join(part for part, _ in parts)).split()
 
 
 def projection_is_real(module: SDClipModel) -> bool:

@@ -100,6 +100,17 @@ class TextEstimates:
 
         return self._chunks.joined(plain), pull_back
 
+    def forward_only(self, function: Callable[[slice, Any], Tensor], inputs: Any) -> Tensor:
+        """`function(rows, inputs[rows])` of all images in ComfyUI's own mode, where no gradient is wanted."""
+
+        def plain(rows: slice) -> Tensor:
+            with torch.inference_mode():
+                return function(rows, _part(inputs, rows))
+
+        with torch.inference_mode():
+            found = self._chunks.joined(plain)
+        return found.clone()
+
     def conds(self, encode: Callable[[slice], Encoded]) -> Conds:
         """The conditioning of all images under the texts of `encode(rows)`, of every kind."""
         parts = [encode(rows) for rows in self._chunks.slices()]

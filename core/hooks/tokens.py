@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import files
+from ..require import require
 from .gradients import gradients
 from .prompt import cut_rows, encode_rows, stack_rows
 from .text import PromptEncoder, prompt_encoders
@@ -21,6 +22,7 @@ from .text import PromptEncoder, prompt_encoders
 # By text encoder: [N, P, D] for N images and the P tokens that the word has in that encoder.
 Embeddings = dict[str, Tensor]
 POSITIONS = ("end", "start")
+STARTS = ("auto", "word", "default", "gaussian", "white", "random word")
 _PLACEHOLDER = "the"  # one token in every encoder; its own embedding is not used
 
 
@@ -42,22 +44,36 @@ class _Part:
 class LearnableToken:
     """A prompt with a word more, whose token embeddings can be replaced, one set for each image.
 
-    word: where it starts; several words, or an `embedding:name`, are several tokens. "": nowhere in particular, see
-        `start`.
+    word: where it starts; several words, or an `embedding:name`, are several tokens. "": nowhere in particular.
+    begin, scale: see `start`; what is not "auto" or "word" is one token, whatever the word.
     position: "end" or "start" of the prompt.
     which: the text encoders that get the token, as in `prompt_encoders`; the others read the plain prompt.
 
     The CLIP must be loaded, and is not loaded again: that would push the diffusion model out in the middle of a run.
-    Raises ValueError for an unknown position or choice of encoders, and for a word without tokens.
+    Raises ValueError for an unknown position, beginning or choice of encoders, and for a word without tokens.
     """
 
-    def __init__(self, clip: Any, text: str, word: str = "", position: str = "end", which: str = "auto") -> None:
+    def __init__(
+        self,
+        clip: Any,
+        text: str,
+        word: str = "",
+        position: str = "end",
+        which: str = "auto",
+        begin: str = "auto",
+        scale: float = 1.0,
+    ) -> None:
         if position not in POSITIONS:
             raise ValueError(f"position is {position!r}; it must be one of {', '.join(POSITIONS)}.")
+        require(begin in STARTS, "start", begin, f"one of {', '.join(STARTS)}")
+        scaled = begin in ("gaussian", "white")
+        require(scale >= 0 and (scaled or scale == 1), "start_scale", scale, "0 or more; 1 but for gaussian and white")
+        require(begin != "word" or bool(word.strip()), "initial_word", word, 'a word with start "word"')
+        self._begin, self._scale = begin, scale
         self._clip = clip.clone()
         self._clip.load_model = lambda *_, **__: clip.patcher
-        self._random = not word.strip()
-        added = word.strip() or _PLACEHOLDER
+        self._random = not word.strip() or begin not in ("auto", "word")
+        added = _PLACEHOLDER if self._random else word.strip()
         # A blank at the end is a token of its own for some encoders.
         bare = text.strip()
         tokens = clip.tokenize((f"{bare} {added}" if position == "end" else f"{added} {bare}").strip())
@@ -80,14 +96,38 @@ class LearnableToken:
         """Standard deviation of each encoder's token embeddings in this prompt; how far a token moves is told in it."""
         return {name: part.encoder.deviation for name, part in self._parts.items()}
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many tokens are learned in each encoder."""
+        return {name: len(part.start) for name, part in self._parts.items()}
+
+    @property
+    def only_clip(self) -> bool:
+        """Whether all encoders that have the token are of the CLIP kind."""
+        return all(part.encoder.is_clip for part in self._parts.values())
+
     def start(self, count: int, seed: int) -> Embeddings:
-        """Where the tokens of `count` images start: at the word, or normal of the encoder's own deviation.
+        """Where the tokens of `count` images start, by what the token begins with:
+
+        "auto": the word, or without one normal of the encoder's own deviation;
+        "word": the word;
+        "default": standard normal, as PyTorch fills new rows of an embedding table;
+        "gaussian", "white": normal about the mean of the encoder's whole table, with the table's mean of x x^T as
+            covariance (not centred, as the released code has it), or its variances alone; deviations times `scale`;
+        "random word": any row of the table, each alike.
 
         An image's start does not depend on how many there are.
         """
         if not self._random:
             return {name: part.start.expand(count, -1, -1).clone() for name, part in self._parts.items()}
         generator = torch.Generator().manual_seed(seed)
+        if self._begin not in ("auto", "word"):
+            draw = {name: self._draw(part.encoder) for name, part in self._parts.items()}
+            drawn = [{name: one(generator) for name, one in draw.items()} for _ in range(count)]
+            return {
+                name: torch.stack([row[name] for row in drawn])[:, None].to(part.start)
+                for name, part in self._parts.items()
+            }
         rows: list[dict[str, Tensor]] = []
         for _ in range(count):
             rows.append(
@@ -97,6 +137,20 @@ class LearnableToken:
             name: torch.stack([row[name] for row in rows]).to(part.start) * part.encoder.deviation
             for name, part in self._parts.items()
         }
+
+    def _draw(self, encoder: PromptEncoder) -> Callable[[torch.Generator], Tensor]:
+        """What gives a random token embedding `[D]` of an encoder."""
+        if self._begin == "default":
+            return lambda generator: torch.randn(encoder.width, generator=generator)
+        table = _table(encoder.module)
+        if self._begin == "random word":
+            return lambda generator: table[int(torch.randint(len(table), (1,), generator=generator))]
+        mean = table.double().mean(0)
+        if self._begin == "white":
+            deviation = self._scale * (table.double().square().mean(0) - mean.square()).clamp(min=0).sqrt()
+            return lambda generator: mean + deviation * torch.randn(len(mean), generator=generator)
+        root = torch.linalg.cholesky((table.T @ table).double() / len(table))
+        return lambda generator: mean + self._scale * root @ torch.randn(len(mean), generator=generator).double()
 
     def plain_vectors(self, embeddings: Embeddings) -> dict[str, Tensor]:
         """Unit prompt vectors `[N, E]` of each encoder that has the token, without a gradient: see `PromptEncoder`."""
@@ -151,6 +205,14 @@ class LearnableToken:
                     row[entry] = vector
             rows.append(row)
         return rows
+
+
+def _table(module: Any) -> Tensor:
+    """All token embeddings `[V, D]` of a text encoder, float32 on the CPU."""
+    layer = module.transformer.get_input_embeddings()
+    with torch.inference_mode(False), torch.no_grad():
+        rows = torch.arange(len(layer.weight), device=layer.weight.device)
+        return torch.cat([layer(some, out_dtype=torch.float32).cpu() for some in rows.split(4096)])
 
 
 def _part(encoder: PromptEncoder, tokens: dict[str, Any], shorter: dict[str, Any], position: str, word: str) -> _Part:

@@ -28,6 +28,9 @@ Estimate = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
 
 DENOMINATORS = ("all", "positive", "others")
 PROJECTIONS = ("spectrum", "norm", "off")
+TERMS = ("both", "no attraction", "no repulsion")
+FORMS = ("paper", "release")
+PUBLISHED_RATE, PUBLISHED_ITERATIONS = 0.01, 3
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class Settings:
     denominator: see `contrastive_loss`.
     projection: what each noise keeps after every step: "spectrum" its energy in every frequency band, "norm" its
         length, "off" nothing.
+    terms: see `contrastive_loss`.
+    scaled: gradients are divided by the root mean square of the first one, so that Adam's constant, 1e-8, does not
+        decide where they are tiny. As published they are not.
 
     Raises ValueError for a value that is not allowed.
     """
@@ -55,6 +61,8 @@ class Settings:
     gamma: float | None = None
     denominator: str = "all"
     projection: str = "spectrum"
+    terms: str = "both"
+    scaled: bool = True
 
     def __post_init__(self) -> None:
         require(math.isfinite(self.strength) and self.strength >= 0, "strength", self.strength, "0 or more")
@@ -65,6 +73,7 @@ class Settings:
         require(good_gamma, "gamma", self.gamma, "above 0, or auto for the closed form")
         require(self.denominator in DENOMINATORS, "denominator", self.denominator, f"one of {', '.join(DENOMINATORS)}")
         require(self.projection in PROJECTIONS, "projection", self.projection, f"one of {', '.join(PROJECTIONS)}")
+        require(self.terms in TERMS, "terms", self.terms, f"one of {', '.join(TERMS)}")
 
     @property
     def active(self) -> bool:
@@ -72,18 +81,32 @@ class Settings:
         return self.iterations > 0 and self.strength > 0
 
 
-def published(strength: float = 0.03, iterations: int = 3, **chosen: Any) -> Settings:
-    """The paper's settings: every sample in the denominator, gamma in closed form, and no projection.
+def published(
+    form: str = "paper", strength: float | None = None, iterations: int = PUBLISHED_ITERATIONS, **chosen: Any
+) -> Settings:
+    """The settings of the paper, or of its released code.
 
-    The paper's strength is 0.03 (learning rate 0.01, three iterations). `chosen` may set temperature and window.
-    Raises ValueError for a value that the paper does not have.
+    form: "paper" has every sample in the denominator and gamma in closed form; "release" has the positive in the
+        denominator and gamma 1. Neither has a projection, nor scales its gradients.
+    strength: None is the published learning rate, 0.01 an iteration.
+    chosen: temperature, window and terms, which the paper varies; and what the form has anyway.
+
+    Raises ValueError for an unknown form, and for a value that the form does not have.
     """
-    for name, value in (("denominator", "all"), ("projection", "off")):
+    require(form in FORMS, "form", form, f"one of {', '.join(FORMS)}")
+    where = f'or auto in published mode with form "{form}"'
+    fixed = {"denominator": "all" if form == "paper" else "positive", "projection": "off"}
+    for name, value in fixed.items():
         given = chosen.setdefault(name, value)
-        require(given == value, name, given, f"{value} or auto in published mode")
-    gamma = chosen.get("gamma")
-    require(gamma is None, "gamma", gamma, "auto in published mode, which has its closed form")
-    return Settings(strength=strength, iterations=iterations, **chosen)
+        require(given == value, name, given, f"{value} {where}")
+    gamma = chosen.pop("gamma", None)
+    if form == "paper":
+        require(gamma is None, "gamma", gamma, 'auto in published mode with form "paper", which has its closed form')
+    else:
+        require(gamma in (None, 1.0), "gamma", gamma, f"1 {where}")
+        gamma = 1.0
+    strength = PUBLISHED_RATE * iterations if strength is None else strength
+    return Settings(strength=strength, iterations=iterations, gamma=gamma, scaled=False, **chosen)
 
 
 def closed_form_gamma(negatives: int, temperature: float) -> float:
@@ -115,6 +138,7 @@ def contrastive_loss(
     temperature: float,
     gamma: float,
     denominator: str = "all",
+    terms: str = "both",
 ) -> Tensor:
     """InfoNCE of pooled clean estimates `[B, C, P]` against where they started, reference `[B, C, P]`; a scalar.
 
@@ -126,16 +150,22 @@ def contrastive_loss(
     "all" (the paper's formula): its similarity with itself, 1 / tau;
     "positive" (the paper's released code): the first term's exponent;
     "others" (decoupled contrastive learning, arXiv 2110.06848): none.
+
+    terms: "no attraction" and "no repulsion" leave out the first or the second term (the paper's ablations). Without
+    attraction there is no positive, so that "positive" then is "others".
     """
     unit = F.normalize(clean, dim=1)
     attraction = einsum(unit, F.normalize(reference, dim=1), "i c p, i c p -> i p") / (gamma * temperature)
+    if terms == "no repulsion":
+        return -attraction.mean()
     logits = einsum(unit, unit, "i c p, j c p -> i j p") / temperature
     own = torch.eye(len(clean), dtype=torch.bool, device=clean.device)[:, :, None]
-    if denominator == "positive":
+    if denominator == "positive" and terms == "both":
         logits = torch.where(own, attraction[:, None], logits)
-    elif denominator == "others":
+    elif denominator != "all":
         logits = logits.masked_fill(own, -torch.inf)
-    return (logits.logsumexp(1) - attraction).mean()
+    repulsion = logits.logsumexp(1)
+    return repulsion.mean() if terms == "no attraction" else (repulsion - attraction).mean()
 
 
 def optimise_noise(
@@ -154,7 +184,8 @@ def optimise_noise(
     after_step: called after every iteration.
 
     Must run where gradients can be taken (not under `torch.inference_mode`). Settings that are not active give the
-    noise itself. Raises ValueError for a noise of another rank, for a batch of one, for images that cannot be moved
+    noise itself, and so does attraction without repulsion, which is at its maximum from the start. Raises ValueError
+    for a noise of another rank, for a batch of one, for images that cannot be moved
     apart since their noises and estimates are the same, and for a gradient that is zero everywhere or not finite.
     """
     if noise.ndim not in (4, 5):
@@ -163,15 +194,19 @@ def optimise_noise(
         return noise
     if len(noise) < 2:
         raise ValueError("The batch holds 1 image: there is nothing to be different from. Make a batch of 2 or more.")
+    if settings.terms == "no repulsion":
+        # Every cosine to the reference is 1, its maximum: the gradient is zero, and what a computer finds is rounding.
+        return noise
     gamma = closed_form_gamma(len(noise) - 1, settings.temperature) if settings.gamma is None else settings.gamma
     start = noise.detach().float()
     current = start.clone()
     optimiser = torch.optim.Adam([current], lr=settings.strength / settings.iterations)
     reference: Tensor | None = None
     scale: float | None = None
+    working = _working_type(start, settings)
     for _ in range(settings.iterations):
         clean, pullback = estimate(current.detach())
-        clean = clean.detach().float().requires_grad_()
+        clean = clean.detach().to(working).requires_grad_()
         with torch.enable_grad():
             pooled = pool(clean, settings.window)
             if reference is None:
@@ -183,13 +218,14 @@ def optimise_noise(
                 temperature=settings.temperature,
                 gamma=gamma,
                 denominator=settings.denominator,
+                terms=settings.terms,
             )
-        gradient = pullback(torch.autograd.grad(loss, clean)[0]).float()
+        gradient = pullback(torch.autograd.grad(loss, clean)[0].float()).float()
         if movable is not None:
             gradient = gradient.masked_fill(~movable, 0)
         scale = _checked_scale(gradient) if scale is None else scale
         # Adam is scale-free except for its epsilon, which would dominate where gradients are tiny.
-        current.grad = gradient / scale
+        current.grad = gradient / scale if settings.scaled else gradient
         optimiser.step()
         if settings.projection == "spectrum":
             white = _with_spectrum_of(start, current)
@@ -198,6 +234,12 @@ def optimise_noise(
             current.copy_(_with_length_of(start, current, movable))
         after_step()
     return current.detach().to(noise.dtype)
+
+
+def _working_type(noise: Tensor, settings: Settings) -> torch.dtype:
+    """Of the loss. Where an estimate is much like itself and little like the others, as at the start, its gradient is
+    below what single precision leaves of terms that cancel; Adam without scaled gradients would make steps of that."""
+    return torch.float32 if settings.scaled or noise.device.type == "mps" else torch.float64
 
 
 def _with_length_of(start: Tensor, moved: Tensor, movable: Tensor | None) -> Tensor:

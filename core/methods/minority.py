@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -32,6 +33,17 @@ Margin = Callable[[Offsets], Tensor]
 
 _HALVINGS = 7  # of the way back to where the token started
 _SAME = 1e-6  # two shares of a noise schedule
+
+
+class NoGradientError(ValueError):
+    """The gradient of the token is zero everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The gradient of the token is zero: nothing says which way to move it. Either the objective cannot tell "
+            "images apart, or the mask lets nothing change, or a part of the model (compiled, quantised, or with an "
+            "attention of its own) passes no gradient on: switch that off."
+        )
 
 
 class Estimates:
@@ -96,6 +108,14 @@ def diversity(estimates: Estimates, /) -> Tensor:
 
     Raises ValueError for a batch of one.
     """
+    return total_diversity(estimates) / (len(estimates.clean) - 1)
+
+
+def total_diversity(estimates: Estimates, /) -> Tensor:
+    """DiversityPrompt as in its released code: the sum of the distances to the others of the batch.
+
+    Raises ValueError for a batch of one.
+    """
     flat = estimates.clean.flatten(1)
     if len(flat) < 2:
         raise ValueError(
@@ -104,15 +124,28 @@ def diversity(estimates: Estimates, /) -> Tensor:
         )
     # Not by matrix products: what they leave of a small distance is rounding.
     distances = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances.sum(1) / (len(flat) - 1)
+    return distances.sum(1)
 
 
-def both(estimates: Estimates, /) -> Tensor:
+def both(estimates: Estimates, /, balance: float = 1.0) -> Tensor:
     """The sum of the two: rare, and each in another way. Raises ValueError for a batch of one."""
-    return minority(estimates) + diversity(estimates)
+    return minority(estimates, balance) + diversity(estimates)
 
 
 OBJECTIVES: dict[str, Objective] = {"minority": minority, "diversity": diversity, "both": both}
+
+
+def objective_of(name: str, balance: float = 1.0, published: bool = False) -> Objective:
+    """The objective of this name, one of `OBJECTIVES`; `balance` weighs the second term of `minority`.
+
+    Raises ValueError for an unknown name and a balance below 0.
+    """
+    require(name in OBJECTIVES, "objective", name, f"one of {', '.join(OBJECTIVES)}")
+    require(math.isfinite(balance) and balance >= 0, "sg_lambda", balance, "0 or more")
+    require(name != "diversity" or balance == 1, "sg_lambda", balance, "1 with objective diversity, which has one term")
+    if name == "diversity":
+        return total_diversity if published else diversity
+    return partial(minority if name == "minority" else both, balance=balance)
 
 
 def _length(difference: Tensor) -> Tensor:
@@ -126,6 +159,9 @@ class Settings:
     iterations: steps of Adam (K).
     learning_rate: how far a step moves an embedding value, in the unit of the offsets.
     typical: climb down instead, towards what the model holds for likely.
+    decay: at the run's step number n, from 0, the learning rate is (1 - n decay) times that.
+    scaled: each encoder's gradients are divided by the root mean square of its first one, so that Adam's constant,
+        1e-8, does not decide where they are tiny. As published they are not.
 
     Raises ValueError for a value that is not allowed.
     """
@@ -133,11 +169,24 @@ class Settings:
     iterations: int = 10
     learning_rate: float = 0.7
     typical: bool = False
+    decay: float = 0.0
+    scaled: bool = True
 
     def __post_init__(self) -> None:
         require(self.iterations >= 0, "iterations", self.iterations, "0 or more")
         good_rate = math.isfinite(self.learning_rate) and self.learning_rate >= 0
         require(good_rate, "learning_rate", self.learning_rate, "0 or more")
+        require(0 <= self.decay <= 1, "lr_decay", self.decay, "from 0 to 1")
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate at a step of the run. Raises ValueError where it would be negative."""
+        factor = 1 - step * self.decay
+        if factor < -_SAME:
+            raise ValueError(
+                f"lr_decay is {self.decay:g}, which makes the learning rate negative at step {step + 1} of the run, "
+                f"where the token is learned; it must be {1 / step:.3g} at most."
+            )
+        return self.learning_rate * max(factor, 0.0)
 
     @property
     def active(self) -> bool:
@@ -152,6 +201,8 @@ class Preset:
     learning_rate: in standard deviations of token embeddings; with `absolute`, in the embeddings' own unit.
     end: the share of the noise schedule in which the token is learned.
     keep_until: the share after which the plain prompt takes over.
+    renoise: see `noise_share`.
+    word: where the token starts.
     """
 
     iterations: int
@@ -159,17 +210,29 @@ class Preset:
     end: float
     keep_until: float
     absolute: bool = False
+    renoise: float | None = None
+    word: str = "cool"
 
 
-# The paper's; its 0.01 is about 0.7 standard deviations of SD1.5's token embeddings.
+FIXED_LEVEL = 0.75  # published: noised again to t = 0.75 T where the level is not annealed
+ONE_IMAGE = "SDXL-Lightning, one image"
+# The paper's; its 0.01 is about 0.7 standard deviations of SD1.5's token embeddings. The released scripts are two, both
+# for SDXL-Lightning: the one for COCO's prompts, which is that of few-step models here, and one for a single image.
 PUBLISHED = {
-    "base model": Preset(10, 0.01, 0.1, 1.0, absolute=True),
+    "base model": Preset(10, 0.01, 0.1, 1.0, absolute=True, renoise=FIXED_LEVEL),
     "few-step model": Preset(3, 0.001, 1.0, 1.0, absolute=True),
+    ONE_IMAGE: Preset(3, 0.01, 1.0, 1.0, absolute=True, word="handsome"),
 }
 # A token that is learned at every step of a few-step model, or kept to the end of any, loses the prompt. On base models
 # half as many iterations of twice the size are as good, and cost half. Both were measured: see docs.
 RECOMMENDED = {"base model": Preset(5, 1.4, 0.1, 0.15), "few-step model": Preset(10, 0.7, 0.1, 0.15)}
 PRESETS = {"recommended": RECOMMENDED, "published": PUBLISHED}
+
+
+def preset_of(mode: str, name: str) -> Preset:
+    """The preset of this name in a mode. Raises ValueError for one that the mode does not have."""
+    require(name in PRESETS[mode], "preset", name, f'{" or ".join(PRESETS[mode])} with mode "{mode}"')
+    return PRESETS[mode][name]
 
 
 def check_published(objective: str, keep_until: float, similarity: float, typical: bool) -> None:
@@ -190,12 +253,15 @@ class Steps:
     """At which sampling steps the token is learned: those that begin between the shares `start` and `end` of the
     model's noise schedule (0 is pure noise; the end itself is not part of it unless it is 1), and of these every n-th.
 
+    strict: as published: the end is never part of it, and every n-th is counted from the run's first step.
+
     Raises ValueError for a value that is not allowed.
     """
 
     start: float = 0.0
     end: float = 0.1
     every: int = 1
+    strict: bool = False
 
     def __post_init__(self) -> None:
         require(0 <= self.start < 1, "start_percent", self.start, "from 0 to below 1")
@@ -204,9 +270,9 @@ class Steps:
 
     def chosen(self, percents: Sequence[float]) -> tuple[int, ...]:
         """Numbers of the steps, given the share of the noise schedule at which each begins."""
-        end = math.inf if self.end >= 1 else self.end
+        end = math.inf if self.end >= 1 and not self.strict else self.end
         inside = [k for k, percent in enumerate(percents) if self.start - _SAME <= percent < end - _SAME]
-        return tuple(inside[:: self.every])
+        return tuple(k for k in inside if k % self.every == 0) if self.strict else tuple(inside[:: self.every])
 
 
 def noise_share(share: float | None, after: float) -> float:
@@ -236,18 +302,20 @@ def learn(
     settings: Settings,
     margin: Margin | None = None,
     after_step: Callable[[], None] = lambda: None,
+    step: int = 0,
 ) -> Learned:
     """Tokens after one round of learning from `offsets`, one token (or several) for each image and encoder.
 
     Where the margin is broken, an image's tokens are drawn back along the straight line to where they started before
     the first round (zero offsets), which keeps within any margin. `after_step` is called after every step of Adam,
-    whose state does not outlive the round (published).
+    whose state does not outlive the round (published). `step` is the round's number in the run, see
+    `Settings.rate_at`.
 
     Must run where gradients can be taken. Raises ValueError for an objective that does not give one number for each
     image, and for a gradient that is zero everywhere or not finite.
     """
     current = {name: offset.detach().float().clone() for name, offset in offsets.items()}
-    optimiser = torch.optim.Adam(list(current.values()), lr=settings.learning_rate, maximize=not settings.typical)
+    optimiser = torch.optim.Adam(list(current.values()), lr=settings.rate_at(step), maximize=not settings.typical)
     history: list[Tensor] = []
     scales: dict[str, float] = {}
     for _ in range(settings.iterations):
@@ -263,7 +331,7 @@ def learn(
         scales = scales or _checked_scales(gradients)
         for name, offset in current.items():
             # Adam ignores the scale of its gradients but for a tiny constant, which must not decide.
-            offset.grad = gradients[name].float() / scales[name]
+            offset.grad = gradients[name].float() / (scales[name] if settings.scaled else 1.0)
         optimiser.step()
         with torch.no_grad():
             for name, offset in restrained(current, margin).items():
@@ -307,10 +375,6 @@ def _checked_scales(gradients: Offsets) -> dict[str, float]:
     if not all(math.isfinite(scale) for scale in scales.values()):
         raise ValueError("The gradient of the token is not finite: the model gives NaN or infinity at this step.")
     if not any(scales.values()):
-        raise ValueError(
-            "The gradient of the token is zero: nothing says which way to move it. Either the objective cannot tell "
-            "images apart, or the mask lets nothing change, or a part of the model (compiled, quantised, or with an "
-            "attention of its own) passes no gradient on: switch that off."
-        )
+        raise NoGradientError
     # An encoder that this model does not read has nothing to learn, and stays where it is.
     return {name: scale or 1.0 for name, scale in scales.items()}

@@ -64,6 +64,33 @@ class Window:
         return 0.5 - 0.5 * math.cos(math.pi * linear) if self.easing == "smooth" else linear
 
 
+@dataclass(frozen=True)
+class ReleasedWindow(Window):
+    """The weights of TPSO's released code: linspace(1, 0, int(T |ratio|)) over the first steps and 0 after them; the
+    mirror image for a negative ratio. A step keeps its weight from beginning to end.
+
+    The last step within the window has weight 0 already, unless it is the only one.
+
+    Raises ValueError for anything but a ratio, which is all that the release has.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.easing == "linear", "easing", self.easing, "linear")
+        require(self.start_percent == 0, "start_percent", self.start_percent, "0")
+        require(self.steps == 0, "steps", self.steps, "0")
+
+    def weight(self, progress: float, total: int) -> float:
+        """Weight of the first conditioning, 0..1, at `progress` 0..1 through a run of `total` steps."""
+        step = min(int(progress * total + _SAME_STEP), total - 1)
+        if self.ratio < 0:
+            step = total - 1 - step
+        active = int(total * abs(self.ratio))
+        if step >= active:
+            return 0.0
+        return 1.0 - step / (active - 1) if active > 1 else 1.0
+
+
 def step_position(sigmas: Sequence[float], sigma: float) -> float:
     """Where `sigma` lies on a run's falling `sigmas` (T + 1 values): i at sigmas[i], a fraction in between.
 

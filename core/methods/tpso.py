@@ -4,8 +4,9 @@
 arXiv 2511.19811. Each variant is the prompt plus a small offset on its token embeddings; the offsets are optimised so
 that every variant's prompt vector has cosine kappa to the prompt's own.
 
-Published: a variant stops as soon as its cosine is kappa, so the variants move apart only on the way there. Here they
-go on, along the surface of all vectors with cosine kappa, until they are as far apart as that surface allows.
+Published (core/methods/tpso_published.py): a variant stops once its cosine is kappa, so the variants move apart only on
+the way there. Here they go on, along the surface of all vectors with cosine kappa, until they are as far apart as that
+surface allows.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ Pullback = Callable[[Tensor], Tensor]
 # From offsets [N, P, D] to prompt vectors [N, E], and their pullback: from a gradient with respect to the vectors to
 # the gradient with respect to the offsets.
 Encode = Callable[[Tensor], tuple[Tensor, Pullback]]
+# Called with the cosines to the prompt [N] and the mean pairwise cosine, None for a single variant.
+AfterStep = Callable[[Tensor, "Tensor | None"], None]
 
 INITIAL_DEVIATION = 1e-4
 # Chosen on the demo world (docs/use/tpso.md). The margin is a share of the distance of the variants from the prompt's
 # axis; the hinge is therefore active before a variant moves.
 KEEP_WEIGHT, KEEP_MARGIN = 5.0, 0.04
 LEAST_CHANGE = 0.03  # of the largest: a word that changes the prompt less has no meaning that could be lost
-_CONVERGED = 0.005  # mean pairwise cosine this near its least value, on the scale of 1 - cosine
+CONVERGED = 0.005  # mean pairwise cosine this near its least value, on the scale of 1 - cosine
 _POLISH_STEPS = 8
 
 
@@ -43,7 +46,6 @@ class Settings:
     diversity: weight of the repulsion between variants (lambda); 0 disables it.
     steps: maximum number of gradient steps.
     learning_rate: of the optimiser, on offsets that are not yet divided by the number of positions.
-    spread: keep spreading along the surface cosine = kappa; False is the published stopping rule.
 
     Raises ValueError for a value that is not allowed.
     """
@@ -53,7 +55,6 @@ class Settings:
     diversity: float = 1.0
     steps: int = 60
     learning_rate: float = 0.01
-    spread: bool = True
 
     def __post_init__(self) -> None:
         require(-1 < self.kappa <= 1, "kappa", self.kappa, "above -1 and at most 1")
@@ -86,16 +87,29 @@ class Variants:
 
 
 @dataclass
-class _History:
+class History:
+    """Cosines of unit vectors to the prompt, and between them, step by step."""
+
     cosines: list[Tensor] = field(default_factory=list)
     spreads: list[Tensor] = field(default_factory=list)
 
     def add(self, unit: Tensor, reference: Tensor) -> Tensor:
+        """Notes unit vectors `[N, E]`; their cosines to the prompt `[N]`."""
         cosines = unit @ reference
         self.cosines.append(cosines)
         if len(unit) > 1:
             self.spreads.append(mean_pairwise(unit))
         return cosines
+
+    @property
+    def latest_spread(self) -> Tensor | None:
+        """Mean pairwise cosine after the last step; None for a single variant."""
+        return self.spreads[-1] if self.spreads else None
+
+    def variants(self, offsets: Tensor, unit: Tensor) -> Variants:
+        """What was found, with the whole course of it."""
+        spreads = torch.stack(self.spreads) if self.spreads else unit.new_zeros(0)
+        return Variants(offsets, unit, torch.stack(self.cosines), spreads)
 
     def correct(self, unit: Tensor, reference: Tensor) -> None:
         """Replaces the last step's entry: a correction onto the surface is part of that step."""
@@ -157,18 +171,25 @@ def optimise_variants(
     reference: Tensor,
     encode: Encode,
     settings: Settings,
-    after_step: Callable[[Tensor, Tensor | None], None] | None = None,
+    after_step: AfterStep | None = None,
     keep: Tensor | None = None,
 ) -> Variants:
     """Variants of a prompt with vector `reference` `[E]`, from the offsets `start` `[N, P, D]`.
 
     Offsets are divided by the number of positions P before they are encoded (published), and so are those in the
     result. `after_step(cosines [N], mean pairwise cosine or None)` is called after every step. A single variant has no
-    other to be pushed away from: it only moves to cosine kappa. `keep` `[M, E]` are directions of `directions_to_keep`;
-    the published rule ignores them. Raises ValueError for vectors that are not finite.
+    other to be pushed away from: it only moves to cosine kappa. `keep` `[M, E]` are directions of `directions_to_keep`.
+    Raises ValueError for vectors that are not finite.
     """
-    reference = F.normalize(reference, dim=0)
-    positions = start.shape[1]
+    reference, positions = F.normalize(reference, dim=0), start.shape[1]
+    history, after = History(), after_step or (lambda *_: None)
+    encode = unit_vectors(encode, positions)
+    offsets, unit = _on_the_surface(start.clone(), reference, encode, settings, history, after, keep)
+    return history.variants(offsets / positions, unit)
+
+
+def unit_vectors(encode: Encode, positions: int) -> Encode:
+    """`encode` of offsets divided by the number of positions, with its vectors normalised."""
 
     def scaled(offsets: Tensor) -> tuple[Tensor, Pullback]:
         vectors, pullback = encode(offsets / positions)
@@ -184,46 +205,7 @@ def optimise_variants(
 
         return unit, pull_back
 
-    history = _History()
-    after = after_step or (lambda *_: None)
-    if settings.spread:
-        offsets, unit = _on_the_surface(start.clone(), reference, scaled, settings, history, after, keep)
-    else:
-        offsets, unit = _published(start.clone(), reference, scaled, settings, history, after)
-    spreads = torch.stack(history.spreads) if history.spreads else reference.new_zeros(0)
-    return Variants(offsets / positions, unit, torch.stack(history.cosines), spreads)
-
-
-_AfterStep = Callable[[Tensor, "Tensor | None"], None]
-
-
-def _published(
-    offsets: Tensor, reference: Tensor, encode: Encode, settings: Settings, history: _History, after: _AfterStep
-) -> tuple[Tensor, Tensor]:
-    """RMSprop on L_sem + lambda L_div; a variant within the band is frozen, and the loop ends when all are."""
-    optimiser = torch.optim.RMSprop([offsets], lr=settings.learning_rate)
-    frozen = torch.zeros(len(offsets), dtype=torch.bool, device=offsets.device)
-    unit, pull_back = encode(offsets)
-    cosines = history.add(unit, reference)
-    for _ in range(settings.steps):
-        frozen = frozen | ((cosines - settings.kappa).abs() <= settings.tolerance)
-        if frozen.all():
-            break
-        offsets.grad = pull_back(published_gradient(unit, reference, frozen, settings)) * (~frozen)[:, None, None]
-        optimiser.step()
-        unit, pull_back = encode(offsets)
-        cosines = history.add(unit, reference)
-        after(cosines, history.spreads[-1] if history.spreads else None)
-    return offsets.detach(), unit
-
-
-def published_gradient(unit: Tensor, reference: Tensor, frozen: Tensor, settings: Settings) -> Tensor:
-    """Gradient `[N, E]` of L_sem + lambda L_div with respect to unit vectors `[N, E]`; frozen variants have none."""
-    with torch.enable_grad():
-        variable = unit.detach().clone().requires_grad_()
-        loss = semantic_loss((variable @ reference)[~frozen], settings.kappa, settings.tolerance)
-        loss = loss + settings.diversity * diversity_loss(variable, int((~frozen).sum()))
-        return torch.autograd.grad(loss, variable)[0] * (~frozen)[:, None]
+    return scaled
 
 
 def _on_the_surface(
@@ -231,8 +213,8 @@ def _on_the_surface(
     reference: Tensor,
     encode: Encode,
     settings: Settings,
-    history: _History,
-    after: _AfterStep,
+    history: History,
+    after: AfterStep,
     keep: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Adam along `surface_field` with a cosine schedule of the rate, then Newton steps back onto the surface."""
@@ -248,7 +230,7 @@ def _on_the_surface(
         optimiser.step()
         unit, pull_back = encode(offsets)
         cosines = history.add(unit, reference)
-        after(cosines, history.spreads[-1] if history.spreads else None)
+        after(cosines, history.latest_spread)
     return _onto_surface(offsets.detach(), unit, pull_back, reference, encode, settings, history)
 
 
@@ -298,7 +280,7 @@ def _arrived(unit: Tensor, cosines: Tensor, settings: Settings, keep: Tensor | N
         return False
     if len(unit) < 2 or settings.diversity == 0:
         return True
-    return mean_pairwise(unit).item() <= least_mean_pairwise(settings.kappa, len(unit)) + _CONVERGED
+    return mean_pairwise(unit).item() <= least_mean_pairwise(settings.kappa, len(unit)) + CONVERGED
 
 
 def _onto_surface(
@@ -308,7 +290,7 @@ def _onto_surface(
     reference: Tensor,
     encode: Encode,
     settings: Settings,
-    history: _History,
+    history: History,
 ) -> tuple[Tensor, Tensor]:
     """Newton steps on each variant's cosine alone, at most `_POLISH_STEPS`, until all are well within the band."""
     cosines = unit @ reference

@@ -21,6 +21,11 @@ STAGES = {
     "clip_vision": "export.export_clip_vision",
     "distilled": "export.export_distilled",
     "unclip": "export.export_unclip",
+    "turbo_text": "export.export_turbo_text",
+    "turbo_targets": "turbo_targets.make_targets",
+    "turbo_base": "export.export_turbo_base",
+    "turbo_pairs": "turbo_distil.make_turbo_pairs",
+    "turbo": "export.export_turbo",
 }
 
 

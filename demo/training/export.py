@@ -1,4 +1,4 @@
-"""Trained models to the weight files of the pack: fp16 safetensors and a manifest of their checksums."""
+"""Trained models to the weight files of the pack: fp16 or packed safetensors, and a manifest of their checksums."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..loader import CLIP_FILE, DISTILLED_FILE, MMDIT_FILE, UNCLIP_FILE, UNET_FILE, VAE_FILE, WEIGHTS
+from ..loader import (
+    CLIP_FILE,
+    DISTILLED_FILE,
+    MMDIT_FILE,
+    TURBO_BASE_FILE,
+    TURBO_FILE,
+    TURBO_TEXT_FILE,
+    UNCLIP_FILE,
+    UNET_FILE,
+    VAE_FILE,
+    WEIGHTS,
+)
+from ..packing import pack
 from ..scorer import WEIGHTS as SCORER_FILE
 
 if TYPE_CHECKING:
@@ -67,7 +79,7 @@ def export_vae(folder: Path) -> None:
 def export_unet(folder: Path) -> None:
     from .unet import train_unet
 
-    _write(WEIGHTS / UNET_FILE, train_unet(folder).state_dict())
+    _write(WEIGHTS / UNET_FILE, pack(train_unet(folder).state_dict()))
 
 
 def export_mmdit(folder: Path) -> None:
@@ -85,7 +97,7 @@ def export_distilled(folder: Path) -> None:
 def export_unet_places(folder: Path) -> None:
     from .places import train_unet_places
 
-    _write(WEIGHTS / UNET_FILE, train_unet_places(folder).state_dict())
+    _write(WEIGHTS / UNET_FILE, pack(train_unet_places(folder).state_dict()))
 
 
 def export_mmdit_places(folder: Path) -> None:
@@ -102,9 +114,40 @@ def export_unclip(folder: Path) -> None:
     _write(WEIGHTS / UNCLIP_FILE, learned)
 
 
+def export_turbo_text(folder: Path) -> None:
+    from .turbo_text import Reading, train_turbo_text
+
+    model, words = train_turbo_text(folder)
+    assert isinstance(model, Reading)
+    weights = model.qwen.model.state_dict()
+    table = weights.pop("embed_tokens.weight").half()
+    known = len(words.ids)
+    extra = {
+        "embed_tokens.ids": torch.tensor(words.ids),
+        "embed_tokens.rows": table[:known].contiguous(),
+        "embed_tokens.others": table[known:].contiguous(),
+    }
+    _write(WEIGHTS / TURBO_TEXT_FILE, pack(weights), extra)
+
+
+def export_turbo_base(folder: Path) -> None:
+    from .turbo import train_turbo_base
+
+    _write(WEIGHTS / TURBO_BASE_FILE, pack(train_turbo_base(folder).state_dict()))
+
+
+def export_turbo(folder: Path) -> None:
+    from .turbo_distil import train_turbo
+
+    _write(WEIGHTS / TURBO_FILE, pack(train_turbo(folder).state_dict()))
+
+
 def _write(path: Path, weights: dict[str, Tensor], extra: dict[str, Tensor] | None = None) -> None:
-    """Save as fp16, and renew the manifest that set-up checks the files against."""
-    halves = {name: value.detach().cpu().half().contiguous() for name, value in weights.items()}
+    """Save, floating point as fp16, and renew the manifest that set-up checks the files against."""
+    halves = {
+        name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
+        for name, value in weights.items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({**halves, **(extra or {})}, path, metadata={"format": "pt"})
     files = sorted(WEIGHTS.rglob("*.safetensors"))

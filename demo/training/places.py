@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .comfy_boot import DEVICE  # isort: skip
 
 from ..loader import MMDIT_FILE, UNET_FILE, WEIGHTS
+from ..packing import unpack
 from ..world.attributes import VALUES, Scene, sample_scene, sample_uniform_scene
 from ..world.captions import OPTIONAL, caption
 from . import mmdit, unet
@@ -42,7 +43,7 @@ def train_unet_places(folder: Path) -> nn.Module:
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator, lowest: int | None) -> Tensor:
         return loss(model, *images.batch(rng, UNET_BATCH), rng, lowest, layout=True, every=2)
 
-    model = _continued(unet.build(), UNET_FILE)
+    model = continued(unet.build(), UNET_FILE)
     phase = partial(loss_at, lowest=_LAYOUT_TIME)
     model = train("unet_places", model, phase, UNET, folder, seed=56, stop=UNET_STEPS)
     phase = partial(loss_at, lowest=None)
@@ -61,14 +62,14 @@ def train_mmdit_places(folder: Path) -> nn.Module:
         return mmdit.velocity_loss(model, clean, noise, context, pooled, levels, rng, step > whole)
 
     phase = partial(loss_at, layout=True, whole=MMDIT_WHOLE)
-    model = _continued(mmdit.build(), MMDIT_FILE)
+    model = continued(mmdit.build(), MMDIT_FILE)
     model = train("mmdit_places", model, phase, MMDIT, folder, seed=66, stop=MMDIT_STEPS)
     phase = partial(loss_at, layout=False, whole=-1)
     return train("mmdit_details", model.requires_grad_(True), phase, MMDIT_DETAILS, folder, seed=67)
 
 
-def _continued(model: nn.Module, file: str) -> nn.Module:
-    model.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS / file).items()})
+def continued(model: nn.Module, file: str) -> nn.Module:
+    model.load_state_dict({name: value.float() for name, value in unpack(load_file(WEIGHTS / file)).items()})
     return model.requires_grad_(True)
 
 

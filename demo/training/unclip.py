@@ -24,6 +24,7 @@ from comfy.ldm.modules.encoders.noise_aug_modules import CLIPEmbeddingNoiseAugme
 
 from ..architectures import UNCLIP_NOISE, UNCLIP_UNET, VISION
 from ..loader import UNET_FILE, WEIGHTS, load_clip_vision
+from ..packing import unpack
 from ..unclip import PictureUNet
 from ..world.attributes import Scene
 from ..world.captions import OPTIONAL, caption
@@ -49,7 +50,7 @@ def build() -> PictureUNet:
     for new in (model.label_emb, model.picture_words):
         initialise(new)
     zero(model.label_emb[0][2])
-    stored = {name: value.float() for name, value in load_file(WEIGHTS / UNET_FILE).items()}
+    stored = {name: value.float() for name, value in unpack(load_file(WEIGHTS / UNET_FILE)).items()}
     missing, unexpected = model.load_state_dict(stored, strict=False)
     if unexpected or not all(is_new(name) for name in missing):
         raise SystemExit(f"{UNET_FILE} does not fit: missing {missing}, unexpected {unexpected}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import cos, pi, sin
 
 import numpy as np
@@ -13,7 +13,7 @@ from .attributes import Scene
 SIZE = 128  # pixels a side
 _SUPERSAMPLING = 4  # drawn that much larger, then averaged down: smooth edges
 
-_COLOURS = {
+FILLS = {
     "red": (218, 40, 48),
     "orange": (244, 134, 28),
     "yellow": (250, 212, 44),
@@ -23,38 +23,40 @@ _COLOURS = {
     "purple": (132, 62, 190),
     "pink": (246, 130, 186),
 }
-_BACKGROUNDS = {
+GROUNDS = {
     "white": (250, 249, 246),
     "grey": (158, 162, 170),
     "navy": (30, 38, 84),
     "peach": (255, 208, 178),
     "mint": (188, 236, 208),
 }
-_RADII = {"small": 0.125, "medium": 0.20, "large": 0.29}  # of the image's side
-_CENTRES = {
+RADII = {"small": 0.125, "medium": 0.20, "large": 0.29}  # of the image's side
+CENTRES = {
     "centre": (0.5, 0.5),
     "left": (0.29, 0.5),
     "right": (0.71, 0.5),
     "top": (0.5, 0.29),
     "bottom": (0.5, 0.71),
 }
+GRADIENT = (1.03, 0.95)  # light of the background at the top and at the bottom
 _BARK, _ROOF, _DOOR, _PANE, _STRING = (110, 78, 58), (92, 66, 72), (84, 58, 50), (252, 240, 200), (120, 112, 112)
 
 Point = tuple[float, float]
 RGB = tuple[int, int, int]
+Paint = float | RGB  # a number: the object's own colour, darkened (below 1) or lightened (above 1)
 
 
 def draw(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
     """The image of a scene, uint8 `[size, size, 3]`. `rng` gives the jitter that no attribute names."""
     side = size * _SUPERSAMPLING
-    canvas = Image.fromarray(_background(_jitter(_BACKGROUNDS[scene.background], rng, 4), side))
-    x, y = (c + rng.uniform(-0.025, 0.025) for c in _CENTRES[scene.place])
+    canvas = Image.fromarray(_background(_jitter(GROUNDS[scene.background], rng, 4), side))
+    x, y = (c + rng.uniform(-0.025, 0.025) for c in CENTRES[scene.place])
     pen = _Pen(
         ImageDraw.Draw(canvas),
         centre=(x * side, y * side),
-        radius=_RADII[scene.size] * rng.uniform(0.94, 1.06) * side,
+        radius=RADII[scene.size] * rng.uniform(0.94, 1.06) * side,
         tilt=rng.uniform(-0.10, 0.10),
-        fill=_jitter(_COLOURS[scene.colour], rng, 8),
+        fill=_jitter(FILLS[scene.colour], rng, 8),
     )
     _OBJECTS[scene.object](pen)
     return np.asarray(canvas.reduce(_SUPERSAMPLING))
@@ -70,19 +72,19 @@ class _Pen:
     tilt: float
     fill: RGB
 
-    def polygon(self, points: list[Point], fill: RGB) -> None:
-        self.ink.polygon([self._place(p) for p in points], fill=fill)
+    def polygon(self, points: list[Point], fill: Paint) -> None:
+        self.ink.polygon([self._place(p) for p in points], fill=self._ink(fill))
 
-    def ellipse(self, x: float, y: float, rx: float, ry: float, fill: RGB) -> None:
+    def ellipse(self, x: float, y: float, rx: float, ry: float, fill: Paint) -> None:
         turns = [2 * pi * k / 96 for k in range(96)]
         self.polygon([(x + rx * cos(a), y + ry * sin(a)) for a in turns], fill)
 
-    def line(self, points: list[Point], width: float, fill: RGB) -> None:
-        self.ink.line([self._place(p) for p in points], fill=fill, width=round(width * self.radius), joint="curve")
+    def line(self, points: list[Point], width: float, fill: Paint) -> None:
+        width = round(width * self.radius)
+        self.ink.line([self._place(p) for p in points], fill=self._ink(fill), width=width, joint="curve")
 
-    def shade(self, factor: float) -> RGB:
-        """The fill, darkened (below 1) or lightened (above 1)."""
-        return _scaled(self.fill, factor)
+    def _ink(self, paint: Paint) -> RGB | int:
+        return paint if isinstance(paint, tuple) else _scaled(self.fill, paint)
 
     def _place(self, point: Point) -> Point:
         x, y = point
@@ -93,9 +95,9 @@ class _Pen:
 def _heart(pen: _Pen) -> None:
     turns = [2 * pi * k / 120 for k in range(120)]
     outline = [(sin(t) ** 3, -(13 * cos(t) - 5 * cos(2 * t) - 2 * cos(3 * t) - cos(4 * t)) / 16 - 0.05) for t in turns]
-    pen.polygon(outline, pen.shade(0.82))
-    pen.polygon([(0.90 * x, 0.90 * y - 0.03) for x, y in outline], pen.fill)
-    pen.ellipse(-0.44, -0.44, 0.17, 0.12, pen.shade(1.35))
+    pen.polygon(outline, 0.82)
+    pen.polygon([(0.90 * x, 0.90 * y - 0.03) for x, y in outline], 1.0)
+    pen.ellipse(-0.44, -0.44, 0.17, 0.12, 1.35)
 
 
 def _star(pen: _Pen) -> None:
@@ -103,15 +105,15 @@ def _star(pen: _Pen) -> None:
         turns = [(-pi / 2 + pi * k / 5, 1.0 if k % 2 == 0 else 0.46) for k in range(10)]
         return [(scale * r * cos(a) * 1.08, scale * r * sin(a) * 1.08 + 0.06) for a, r in turns]
 
-    pen.polygon(points(1.0), pen.shade(0.82))
-    pen.polygon(points(0.82), pen.fill)
+    pen.polygon(points(1.0), 0.82)
+    pen.polygon(points(0.82), 1.0)
 
 
 def _fish(pen: _Pen) -> None:
-    pen.polygon([(0.45, 0.0), (1.08, -0.52), (0.94, 0.0), (1.08, 0.52)], pen.shade(0.82))
-    pen.polygon([(-0.25, -0.42), (0.20, -0.78), (0.35, -0.30)], pen.shade(0.82))
-    pen.ellipse(-0.18, 0.0, 0.82, 0.54, pen.fill)
-    pen.ellipse(-0.20, 0.22, 0.56, 0.24, pen.shade(1.22))
+    pen.polygon([(0.45, 0.0), (1.08, -0.52), (0.94, 0.0), (1.08, 0.52)], 0.82)
+    pen.polygon([(-0.25, -0.42), (0.20, -0.78), (0.35, -0.30)], 0.82)
+    pen.ellipse(-0.18, 0.0, 0.82, 0.54, 1.0)
+    pen.ellipse(-0.20, 0.22, 0.56, 0.24, 1.22)
     pen.ellipse(-0.58, -0.10, 0.15, 0.15, (252, 252, 252))
     pen.ellipse(-0.61, -0.10, 0.075, 0.075, (30, 30, 36))
 
@@ -119,22 +121,22 @@ def _fish(pen: _Pen) -> None:
 def _tree(pen: _Pen) -> None:
     pen.polygon([(-0.14, 0.2), (0.14, 0.2), (0.19, 1.0), (-0.19, 1.0)], _BARK)
     for x, y, r in ((-0.42, 0.02, 0.44), (0.42, 0.02, 0.44), (0.0, -0.44, 0.54)):
-        pen.ellipse(x, y, r, r, pen.shade(0.84))
+        pen.ellipse(x, y, r, r, 0.84)
     for x, y, r in ((-0.40, -0.04, 0.37), (0.38, -0.04, 0.37), (-0.02, -0.48, 0.46), (0.0, -0.1, 0.36)):
-        pen.ellipse(x, y, r, r, pen.fill)
+        pen.ellipse(x, y, r, r, 1.0)
 
 
 def _balloon(pen: _Pen) -> None:
     pen.line([(0.0, 0.5), (0.07, 0.68), (-0.06, 0.84), (0.03, 1.02)], 0.07, _STRING)
-    pen.polygon([(0.0, 0.40), (-0.15, 0.60), (0.15, 0.60)], pen.shade(0.82))
-    pen.ellipse(0.0, -0.26, 0.66, 0.76, pen.shade(0.84))
-    pen.ellipse(-0.04, -0.30, 0.58, 0.68, pen.fill)
-    pen.ellipse(-0.26, -0.56, 0.13, 0.19, pen.shade(1.35))
+    pen.polygon([(0.0, 0.40), (-0.15, 0.60), (0.15, 0.60)], 0.82)
+    pen.ellipse(0.0, -0.26, 0.66, 0.76, 0.84)
+    pen.ellipse(-0.04, -0.30, 0.58, 0.68, 1.0)
+    pen.ellipse(-0.26, -0.56, 0.13, 0.19, 1.35)
 
 
 def _house(pen: _Pen) -> None:
-    pen.polygon([(-0.72, -0.18), (0.72, -0.18), (0.72, 0.90), (-0.72, 0.90)], pen.fill)
-    pen.polygon([(-0.72, 0.78), (0.72, 0.78), (0.72, 0.90), (-0.72, 0.90)], pen.shade(0.82))
+    pen.polygon([(-0.72, -0.18), (0.72, -0.18), (0.72, 0.90), (-0.72, 0.90)], 1.0)
+    pen.polygon([(-0.72, 0.78), (0.72, 0.78), (0.72, 0.90), (-0.72, 0.90)], 0.82)
     pen.polygon([(0.0, -0.96), (0.94, -0.14), (-0.94, -0.14)], _ROOF)
     pen.polygon([(-0.46, 0.26), (-0.12, 0.26), (-0.12, 0.90), (-0.46, 0.90)], _DOOR)
     pen.polygon([(0.12, 0.16), (0.50, 0.16), (0.50, 0.50), (0.12, 0.50)], _PANE)
@@ -143,9 +145,32 @@ def _house(pen: _Pen) -> None:
 _OBJECTS = {"heart": _heart, "star": _star, "fish": _fish, "tree": _tree, "balloon": _balloon, "house": _house}
 
 
+@dataclass
+class _RegionPen(_Pen):
+    """Draws which paint is where: 1 for the first paint that is used, 2 for the next."""
+
+    paints: list[Paint] = field(default_factory=list)
+
+    def _ink(self, paint: Paint) -> int:
+        if paint not in self.paints:
+            self.paints.append(paint)
+        return self.paints.index(paint) + 1
+
+
+def regions(obj: str, side: int, extent: float) -> tuple[list[Paint], np.ndarray]:
+    """The paints of an object, and where each of them is seen, bool `[R, side, side]`.
+
+    extent: how far the square reaches from the object's middle, in its radii. No jitter, no tilt, hard edges.
+    """
+    canvas = Image.new("L", (side, side))
+    pen = _RegionPen(ImageDraw.Draw(canvas), (side / 2, side / 2), side / 2 / extent, 0.0, (0, 0, 0))
+    _OBJECTS[obj](pen)
+    return pen.paints, np.asarray(canvas) == np.arange(1, len(pen.paints) + 1)[:, None, None]
+
+
 def _background(colour: RGB, side: int) -> np.ndarray:
     """A soft vertical gradient, a little lighter at the top."""
-    light = np.linspace(1.03, 0.95, side)[:, None, None]
+    light = np.linspace(*GRADIENT, side)[:, None, None]
     column = np.clip(np.array(colour)[None, None, :] * light, 0, 255).round().astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(column, (side, side, 3)))
 

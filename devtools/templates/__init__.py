@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from ..frontend import Node
+from ..frontend import Graph
 from .baseline import BASELINE_TEMPLATES
 from .cno import CNO_TEMPLATES
+from .diversify import DIVERSIFY_TEMPLATES
 from .minority import MINORITY_TEMPLATES
 from .ovi import OVI_TEMPLATES
+from .shelf import SHELF_TEMPLATES
 from .tpso import TPSO_TEMPLATES
 
-TEMPLATES: dict[str, dict[str, Node]] = {
-    **BASELINE_TEMPLATES,
-    **CNO_TEMPLATES,
-    **TPSO_TEMPLATES,
-    **MINORITY_TEMPLATES,
-    **OVI_TEMPLATES,
+_METHODS = (BASELINE_TEMPLATES, CNO_TEMPLATES, TPSO_TEMPLATES, MINORITY_TEMPLATES, OVI_TEMPLATES)
+
+TEMPLATES: dict[str, Graph] = {
+    **SHELF_TEMPLATES,
+    **DIVERSIFY_TEMPLATES,
+    **{name: Graph(nodes) for templates in _METHODS for name, nodes in templates.items()},
 }

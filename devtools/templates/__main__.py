@@ -4,6 +4,8 @@
     python -m devtools.templates baseline             # those whose name has "baseline" in it
     python -m devtools.templates --prompts [baseline] # only the prompts, of the workflows as they are
 
+Blueprints (subgraphs/NAME.json) are built with them.
+
 A workflow (workflows/NAME.json) is what a user opens. Its prompt (demo/prompts/NAME.json) is what the front end sends
 to the server for it: the demo and the tests run that.
 """
@@ -12,14 +14,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
 
+from ..base import prepare_base
 from ..frontend import Frontend
 from ..places import HERE
+from ..released import place_empty_files
 from ..server import Server
 from . import TEMPLATES
+from .blueprints import BLUEPRINTS, build
 
 
 def write_workflow(name: str, workflow: dict[str, Any]) -> None:
@@ -40,16 +46,26 @@ def main() -> None:
     parser.add_argument("name", nargs="?", default="", help="only those whose name contains it")
     parser.add_argument("--prompts", action="store_true", help="leave the workflows, write their prompts anew")
     options = parser.parse_args()
-    with Server() as server, Frontend(server.url) as frontend:
-        for name, nodes in TEMPLATES.items():
-            if options.name not in name:
-                continue
-            if not options.prompts:
-                frontend.build(nodes)
-                frontend.load(frontend.saved())  # what a reader opens and saves again must not differ
-                write_workflow(name, frontend.saved())
-            frontend.load(json.loads((HERE.workflows / f"{name}.json").read_text(encoding="utf-8")))
-            _write(HERE.prompts / f"{name}.json", frontend.prompt())
+    with tempfile.TemporaryDirectory(dir=HERE.work, prefix="templates-") as base:
+        prepare_base(Path(base), HERE.root)
+        place_empty_files(Path(base))  # else a message about them would lie over the page
+        with Server(base=Path(base)) as server, Frontend(server.url) as frontend:
+            _write_all(frontend, options)
+
+
+def _write_all(frontend: Frontend, options: argparse.Namespace) -> None:
+    for name, graph in TEMPLATES.items():
+        if options.name not in name:
+            continue
+        if not options.prompts:
+            frontend.build(graph.nodes, graph.groups)
+            frontend.load(frontend.saved())  # what a reader opens and saves again must not differ
+            write_workflow(name, frontend.saved())
+        frontend.load(json.loads((HERE.workflows / f"{name}.json").read_text(encoding="utf-8")))
+        _write(HERE.prompts / f"{name}.json", frontend.prompt())
+    for name, blueprint in BLUEPRINTS.items():
+        if options.name in name and not options.prompts:
+            _write(HERE.blueprints / f"{name}.json", build(name, blueprint, frontend))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ from ..frontend import Node
 PROMPT = "a heart"
 SEED = 1
 IMAGES = 10
-# The demo models' own settings: file for stock loaders (None: Load Demo World gives the model), scheduler, CFG, steps.
-MODELS: dict[str, tuple[str | None, str, float, int]] = {
-    "unet": (None, "normal", 6.0, 20),
-    "mmdit": ("diversity_demo_mmdit.safetensors", "simple", 6.0, 20),
-    "distilled": ("diversity_demo_distilled.safetensors", "simple", 1.0, 4),
+# The demo models' own settings: file for stock loaders (None: Load Demo World gives the model), sampler, scheduler,
+# CFG, steps.
+MODELS: dict[str, tuple[str | None, str, str, float, int]] = {
+    "unet": (None, "euler", "normal", 6.0, 20),
+    "mmdit": ("diversity_demo_mmdit.safetensors", "euler", "simple", 6.0, 20),
+    "distilled": ("diversity_demo_distilled.safetensors", "euler", "simple", 1.0, 4),
+    "turbo": (None, "res_multistep", "simple", 1.0, 8),
 }
 GREEN, RED, YELLOW = ("#232", "#353"), ("#322", "#533"), ("#432", "#653")
 
@@ -40,14 +42,25 @@ Prompt, seed and size are those of *baseline_unet*.""",
 Press **Run** and compare with *baseline_mmdit*.
 
 Leave cfg at 1: guidance is built into this model.""",
+    "turbo": """**A model like Z-Image Turbo:** a language model reads the prompt, a single-stream transformer draws \
+it in **8 steps** at **cfg 1**. Nodes and settings are those of the official Z-Image Turbo template.
+
+Press **Run** and count: ten seeds, nearly one image.
+
+For Z-Image Turbo itself, put *Load Diffusion Model* and *Load CLIP* in place of *Load Demo World*.""",
 }
 
 
 def baseline(model: str) -> dict[str, Node]:
     """Prompt to ten images with nothing but ComfyUI's own nodes and the demo world's loader."""
-    file, scheduler, cfg, steps = MODELS[model]
+    file, sampler, scheduler, cfg, steps = MODELS[model]
     nodes = {
-        "world": Node("DiversityLoadDemoWorld", (0, 150 if file else 0), (300, 66)),
+        "world": Node(
+            "DiversityLoadDemoWorld",
+            (0, 150 if file else 0),
+            (300, 98),
+            values={"model": "turbo" if model == "turbo" else "unet"},
+        ),
         "positive": Node(
             "CLIPTextEncode", (360, 80), (320, 120), "Prompt", {"text": PROMPT}, {"clip": ("world", 1)}, color=GREEN
         ),
@@ -66,7 +79,7 @@ def baseline(model: str) -> dict[str, Node]:
                 "control_after_generate": "fixed",
                 "steps": steps,
                 "cfg": cfg,
-                "sampler_name": "euler",
+                "sampler_name": sampler,
                 "scheduler": scheduler,
                 "denoise": 1.0,
             },
@@ -92,6 +105,16 @@ def baseline(model: str) -> dict[str, Node]:
     }
     if file:
         nodes["model"] = Node("UNETLoader", (0, 0), (300, 82), values={"unet_name": file, "weight_dtype": "default"})
+    if model == "turbo":
+        links = {**nodes["sampler"].inputs, "model": ("shift", 0)}
+        nodes["sampler"] = replace(nodes["sampler"], inputs=links)
+        nodes["shift"] = Node(
+            "ModelSamplingAuraFlow", (0, 150), (300, 58), values={"shift": 3.0}, inputs={"model": ("world", 0)}
+        )
+        # As the official template has it; at cfg 1 nothing is read of it.
+        nodes["negative"] = Node(
+            "ConditioningZeroOut", (360, 260), (320, 46), inputs={"conditioning": ("positive", 0)}, color=RED
+        )
     return nodes
 
 

@@ -26,6 +26,10 @@ Press **Run** and compare with *baseline_mmdit*: the same prompt and seed.""",
 sampler, so fewer of them here; the strength is spent all the same.
 
 Press **Run** and compare with *baseline_distilled*.""",
+    "cno_turbo": """**On a model like Z-Image Turbo**, eight steps at cfg 1: *Diverse Noise* goes between \
+*ModelSamplingAuraFlow* and the sampler.
+
+Press **Run** and compare with *baseline_turbo*: the same prompt and seed.""",
 }
 
 
@@ -41,7 +45,7 @@ def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
 def with_guider(model: str, **settings: Any) -> dict[str, Node]:
     """SamplerCustomAdvanced with changed noise."""
     nodes = moved(baseline(model), 2 * _WIDTH, ("vae", "decode", "save"))
-    _, scheduler, cfg, steps = MODELS[model]
+    _, sampler, scheduler, cfg, steps = MODELS[model]
     source = nodes.pop("sampler").inputs["model"]
     prompts = {"positive": ("positive", 0), "negative": ("negative", 0)}
     nodes["random"] = Node(
@@ -55,7 +59,7 @@ def with_guider(model: str, **settings: Any) -> dict[str, Node]:
         values={"scheduler": scheduler, "steps": steps, "denoise": 1.0},
         inputs={"model": source},
     )
-    nodes["select"] = Node("KSamplerSelect", (740, 440), (300, 58), values={"sampler_name": "euler"})
+    nodes["select"] = Node("KSamplerSelect", (740, 440), (300, 58), values={"sampler_name": sampler})
     nodes["cno"] = Node(
         "DiversityCNONoise",
         (1100, 0),
@@ -86,5 +90,6 @@ CNO_TEMPLATES: dict[str, dict[str, Node]] = {
         "cno_unet": with_sampler("unet"),
         "cno_mmdit": with_guider("mmdit"),
         "cno_distilled": with_sampler("distilled", strength=0.25, iterations=3),
+        "cno_turbo": with_sampler("turbo", strength=0.25, iterations=3),
     }.items()
 }

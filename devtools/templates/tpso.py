@@ -29,6 +29,10 @@ Press **Run** and compare with *baseline_mmdit*: the same prompt and seed. Then 
 of the four the variants have a share: the first.
 
 Press **Run** and compare with *baseline_distilled*.""",
+    "tpso_turbo": """**On a model like Z-Image Turbo:** a language model reads the prompt, and *Diverse Prompts* \
+varies what it reads: by default a few added tokens behind the prompt's own words, inside the chat template.
+
+Press **Run** and compare with *baseline_turbo*.""",
     "prompt_morph": """**One prompt that turns into another** while the images are made: what comes first decides \
 the layout, what comes last the details.
 
@@ -95,6 +99,7 @@ TPSO_TEMPLATES: dict[str, dict[str, Node]] = {
         "tpso_unet": with_sampler("unet", ratio=0.1, added_tokens=0, keep_words=True),
         "tpso_mmdit": with_schedule("mmdit", ratio=0.2),
         "tpso_distilled": with_sampler("distilled", perturbed_steps=1, added_tokens=2),
+        "tpso_turbo": with_sampler("turbo"),
         "prompt_morph": morph("unet", ratio=0.4),
     }.items()
 }

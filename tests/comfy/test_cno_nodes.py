@@ -13,7 +13,7 @@ from comfy_extras.nodes_custom_sampler import DisableNoise, RandomNoise, Sampler
 from comfy_extras.nodes_latent import LatentBatchSeedBehavior
 from comfyui_diversity.core.drivers.cno import ContrastiveNoise
 from comfyui_diversity.core.hooks.sampling import with_noise_change
-from comfyui_diversity.core.methods.cno import Settings
+from comfyui_diversity.core.methods.cno import Settings, published
 from comfyui_diversity.nodes.cno import (
     DiverseNoise,
     DiverseNoiseForCustomSampler,
@@ -287,8 +287,8 @@ CHANGED: dict[str, Any] = {
     ("mode", "given", "settings"),
     [
         ("recommended", None, Settings(iterations=3)),
-        ("published", None, Settings(iterations=3, projection="off")),
-        ("published", {"temperature": 0.3, "window": 4}, Settings(0.5, 3, 0.3, 4, projection="off")),
+        ("published", None, published()),
+        ("published", {"temperature": 0.3, "window": 4}, published(temperature=0.3, window=4)),
         (
             "recommended",
             {"denominator": "others", "gamma": 0.8},
@@ -315,7 +315,9 @@ def test_every_option_counts() -> None:
     counter = Counter()
     graph.simple(counter.on(graph.on_model(options=options(chunk_size=2))))
     assert counter.sizes == 2 * 3 * [2 * 2] + STEPS * [2 * BATCH]
-    assert [*CHANGED, "chunk_size"] == [widget.id for widget in DiverseNoiseOptions.GET_SCHEMA().inputs]
+    assert [*CHANGED, "chunk_size", "form", "terms"] == [
+        widget.id for widget in DiverseNoiseOptions.GET_SCHEMA().inputs
+    ]
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_the_unclip_model_draws_what_an_image_shows() -> None:
 
 
 def test_the_unclip_file_holds_only_what_the_unet_lacks() -> None:
-    unet = comfy.utils.load_torch_file(str(WEIGHTS / loader.UNET_FILE), safe_load=True)
+    unet = loader.read(loader.UNET_FILE)
     learned = comfy.utils.load_torch_file(str(WEIGHTS / loader.UNCLIP_FILE), safe_load=True)
     same = [name for name, value in learned.items() if name in unet and torch.equal(value, unet[name])]
     assert not same

@@ -121,6 +121,16 @@ def test_ksampler_and_guiders_give_one_result(graph: Graph) -> None:
     assert torch.isfinite(graph.advanced(model, basic)).all()
 
 
+def test_recommended_is_what_it_was_without_the_new_options(graph: Graph) -> None:
+    positive = graph.node(iterations=2)[1]
+    old = dict(OPTIONS, iterations=2) | RARE
+    given = MinorityPromptOptions.execute(**old).args[0]
+    with torch.inference_mode():
+        again = MinorityPrompt.execute(graph.model, graph.clip, **MAIN, options=given).args[1]
+    assert learning(again).settings == learning(positive).settings == Settings(2, 1.4)
+    assert (learning(again).published, learning(again).late, learning(again).start) == (False, False, "auto")
+
+
 @pytest.mark.parametrize("off", [{"strength": 0.0}, {"iterations": 0}, {"learning_rate": 0.0}])
 def test_off_is_the_plain_prompt(graph: Graph, off: dict[str, Any]) -> None:
     model, positive = graph.node(**off)
@@ -143,15 +153,48 @@ def test_presets_fill_in_what_is_auto(graph: Graph) -> None:
     assert (rare.similarity, rare.chunk_size, rare.steps.every, rare.settings.typical) == (0.8, 2, 2, True)
 
 
-def test_published_is_the_papers(graph: Graph) -> None:
+def test_published_is_the_releases(graph: Graph) -> None:
+    """What is in force is compared with the release in test_published_minority.py."""
     base = learning(graph.node(mode="published")[1])
-    assert (base.settings, base.steps.end, base.keep_until) == (Settings(10, 0.01), 0.1, 1.0)
+    assert (base.settings, base.steps.end, base.keep_until) == (Settings(10, 0.01, scaled=False), 0.1, 1.0)
+    assert (base.renoise, base.start, base.notes) == (0.75, "word", ())
     few = learning(graph.node(mode="published", preset="few-step model")[1])
-    assert (few.settings, few.steps.end, few.keep_until) == (Settings(3, 0.001), 1.0, 1.0)
+    assert (few.settings, few.steps.end, few.keep_until) == (Settings(3, 0.001, scaled=False), 1.0, 1.0)
+    assert (few.renoise, few.word) == (None, "cool")
+    one = learning(graph.node(mode="published", preset="SDXL-Lightning, one image")[1])
+    assert (one.settings.learning_rate, one.word, one.renoise) == (0.01, "handsome", None)
     assert base.absolute
     assert few.absolute
-    with pytest.raises(ValueError, match=r"similarity is 0\.9; it must be 0"):
-        graph.node(mode="published", similarity=0.9)
+    assert learning(graph.node(mode="published", anneal="on")[1]).renoise is None
+    assert learning(graph.node(mode="published", preset="few-step model", anneal="off")[1]).renoise == 0.75
+    assert learning(graph.node(mode="published", initial_word="")[1]).start == "default"
+    own = learning(graph.node(mode="published", iterations=4, strength=2.0, start_percent=0.05)[1])
+    assert own.notes == (
+        "iterations 4 (it has 10)",
+        "a learning rate of 0.02 (it has 0.01)",
+        "start_percent 0.05 (it has 0)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"mode": "published", "similarity": 0.9}, r"similarity is 0\.9; it must be 0"),
+        (
+            {"mode": "published", "initial_word": "very cool"},
+            "which is 2 tokens in clip_l; with mode published it must",
+        ),
+        ({"preset": "SDXL-Lightning, one image"}, 'or few-step model with mode "recommended"'),
+        ({"start": "word", "initial_word": " "}, "initial_word is ' '; it must be a word with start"),
+        ({"anneal": "on", "renoise": 0.5}, r"renoise is 0\.5; it must be -1 \(auto\) with anneal on"),
+        ({"sg_lambda": -1.0}, "sg_lambda is -1"),
+        ({"sg_lambda": 0.5, "objective": "diversity"}, r"sg_lambda is 0\.5; it must be 1 with objective diversity"),
+        ({"start_scale": 2.0}, r"start_scale is 2\.0; it must be 0 or more; 1 but for gaussian and white"),
+    ],
+)
+def test_what_contradicts_a_mode_is_refused(graph: Graph, changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        graph.node(**changed)
 
 
 @pytest.mark.parametrize(

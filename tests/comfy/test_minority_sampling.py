@@ -148,7 +148,7 @@ def test_gradient_through_model_and_encoder_agrees_with_finite_differences(
             run.chunks = hook.Chunks(len(x))
             at_step = hook._StepEstimates(run, guider, x, timestep, options, seed, step)
             noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
-            at_step._noise = lambda: noise
+            at_step._noise = lambda iteration: noise
             clean, pullback = at_step.clean({name: torch.zeros_like(value) for name, value in run.start.items()})
             estimates = Estimates(clean, at_step.renoised)
             gradient = pullback(estimates.gradient(weighted(estimates).sum()))
@@ -387,7 +387,7 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradient(family: str, monke
             at_step, nodes = hook._StepEstimates(run, guider, x, timestep, options, seed, step), []
             at_step.iteration = 1
             with gradients():
-                noisy = at_step._noise()
+                noisy = at_step._noise(at_step.iteration)
                 with monkeypatch.context() as patch:
                     patch.setattr(torch.autograd, "grad", counting_nodes(nodes, torch.autograd.grad))
                     clean, pullback = at_step.clean(
@@ -598,4 +598,10 @@ def test_a_model_without_gradients_is_named(graph: Graph) -> None:
     model = graph.model.clone()
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cut", cut)
     with pytest.raises(ValueError, match="passes no gradient on"):
-        graph.learned(model, {"sampler_name": "euler"}, steps=Steps(0.0, 0.1), objective=OBJECTIVES["diversity"])
+        graph.learned(
+            model,
+            {"sampler_name": "euler"},
+            steps=Steps(0.0, 0.1),
+            objective=OBJECTIVES["diversity"],
+            optimiser="gradient",
+        )

@@ -13,7 +13,7 @@ import comfy.t2i_adapter.adapter
 import folder_paths
 import pytest
 import torch
-from comfyui_diversity.core.drivers.ovi import Plan
+from comfyui_diversity.core.drivers.ovi import PUBLISHED_CONSTRAINTS, Plan
 from comfyui_diversity.core.methods.image_bank import ImageBank
 from comfyui_diversity.core.methods.ovi import Settings
 from comfyui_diversity.nodes.image_bank import LoadImageBank, MakeImageBank, SaveImageBank
@@ -150,7 +150,9 @@ def test_variants_of_diverse_prompts() -> None:
 
 def test_without_options_it_is_what_is_recommended() -> None:
     assert _plan("recommended", None) == Plan(Settings(500, 0.02), 16, 1.0, True)
-    assert _plan("published", None) == Plan(Settings(1000, 0.02, patience=0, keep_last=True), 6, 1.0, False)
+    assert _plan("published", None) == Plan(
+        Settings(1000, 0.02, patience=0, keep_last=True), 6, 1.0, False, PUBLISHED_CONSTRAINTS
+    )
     clip, vision = small_encoder("sd1"), small_vision()
     plain = TextToVision.execute(clip, vision, "a red fish", **{**WIDGETS, "variants": 1}).args[0]
     same, _, _, report = run(clip, vision, variants=1, tokens=16, steps=500, learning_rate=0.02, match_length="on")

@@ -126,10 +126,10 @@ def test_running_out_of_memory_halves_the_chunk_and_changes_nothing(monkeypatch:
         slope = pull_back(torch.ones_like(expected))
     real = hook.clip_vector
 
-    def small_memory(module, embeds, projected):
+    def small_memory(module, embeds, *rest):
         if len(embeds) > 2:
             raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
-        return real(module, embeds, projected)
+        return real(module, embeds, *rest)
 
     monkeypatch.setattr(hook, "clip_vector", small_memory)
     encoder.chunk = 0

@@ -15,10 +15,11 @@ from benchmarks.demo import IMAGES, Plan, RowError, carry_out, make_plan
 from devtools.places import HERE
 from devtools.server import Server
 
-KEYS = [
+KEYS = {
     "workflow",
     "model",
     "method",
+    "role",
     "settings",
     "cfg",
     "steps",
@@ -31,7 +32,14 @@ KEYS = [
     "mss_centred",
     "vendi",
     "seconds",
-]
+    "fidelity",
+    "residual",
+    "good_share",
+    "quality_vendi",
+    "divergence",
+    "kid",
+}
+AVERAGES = ("adherence", "fidelity", "good_share", "vendi", "quality_vendi", "rare_share")
 QUIET = Console(quiet=True)
 
 
@@ -52,7 +60,11 @@ def rows(plan: Plan, server: Server) -> list[dict]:
 def test_figures(plan: Plan, rows: list[dict]) -> None:
     assert json.loads((plan.output / "figures.json").read_text(encoding="utf-8")) == rows
     for row, run in zip(rows, plan.runs, strict=True):
-        assert list(row) == KEYS
+        assert set(row) >= KEYS
+        assert row["role"] in ("baseline", "rival", "method")
+        for name in AVERAGES:
+            low, high = row[f"{name}_interval"]
+            assert low <= row[name] <= high
         assert (row["model"], row["method"], row["cfg"], row["steps"]) == (run.model, run.method, run.cfg, run.steps)
         assert (row["prompts"], row["images"]) == (1, IMAGES)
         assert 0 <= row["adherence"] <= 1

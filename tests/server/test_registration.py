@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_every_template_is_listed(client: Client):
     assert set(client.json("/workflow_templates")[PACK_NAME]) == ours
     for name in ours:
         path = HERE.workflows / f"{name}.json"
-        served = client.json(f"/api/workflow_templates/{PACK_NAME}/{name}.json")
+        served = client.json(f"/api/workflow_templates/{PACK_NAME}/{quote(name)}.json")
         assert served == json.loads(path.read_text(encoding="utf-8"))
 
 

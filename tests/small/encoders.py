@@ -60,6 +60,11 @@ _KINDS: dict[str, Callable[[], tuple[Any, Any, dict[str, dict]]]] = {
         comfy.text_encoders.sd3_clip.SD3Tokenizer,
         {"clip_l_model_config": _CLIP_L, "clip_g_model_config": _CLIP_G, "t5xxl_model_config": _WIDE_T5},
     ),
+    "sd3 clips": lambda: (
+        comfy.text_encoders.sd3_clip.sd3_clip(t5=False),
+        comfy.text_encoders.sd3_clip.SD3Tokenizer,
+        {"clip_l_model_config": _CLIP_L, "clip_g_model_config": _CLIP_G},
+    ),
     "t5": lambda: (
         comfy.text_encoders.pixart_t5.pixart_te(),
         comfy.text_encoders.pixart_t5.PixArtTokenizer,
@@ -71,21 +76,29 @@ _KINDS: dict[str, Callable[[], tuple[Any, Any, dict[str, dict]]]] = {
         {"qwen3_4b_model_config": _QWEN},
     ),
 }
-# All but the one that is not small.
-ENCODERS = tuple(kind for kind in _KINDS if kind != "sd3")
+# All but the one that is not small, and a part of it that is.
+ENCODERS = tuple(kind for kind in _KINDS if not kind.startswith("sd3"))
 
 
-def small_encoder(kind: str, inference: bool = True, seed: int = 0) -> comfy.sd.CLIP:
-    """A CLIP of one of `ENCODERS`, or "sd3".
+def small_encoder(
+    kind: str, inference: bool = True, seed: int = 0, options: dict[str, Any] | None = None
+) -> comfy.sd.CLIP:
+    """A CLIP of one of `ENCODERS`, or "sd3", or "sd3 clips", which is SD3's without T5.
 
     inference: its weights are inference tensors, as ComfyUI's loader nodes make them.
+    options: more model options, as the loaders give them (type, operations, quantisation).
     """
     model, tokenizer, sizes = _KINDS[kind]()
-    target = comfy.supported_models_base.ClipTarget(tokenizer, model)
     with torch.inference_mode(inference):
-        clip = comfy.sd.CLIP(target, model_options={**sizes, "dtype": torch.float32})
+        clip = empty_encoder(model, tokenizer, {**sizes, **(options or {})})
         _randomise(clip.cond_stage_model, seed)
     return clip
+
+
+def empty_encoder(model: Any, tokenizer: Any, sizes: dict[str, dict], data: dict[str, Any] | None = None) -> Any:
+    """A CLIP whose weights are uninitialised memory; `data` is what its tokenizer reads from a model's file."""
+    target = comfy.supported_models_base.ClipTarget(tokenizer, model)
+    return comfy.sd.CLIP(target, tokenizer_data=data or {}, model_options={**sizes, "dtype": torch.float32})
 
 
 def _randomise(network: nn.Module, seed: int) -> None:

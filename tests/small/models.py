@@ -78,6 +78,22 @@ def small_sdxl() -> ModelPatcher:
     return ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
 
+def small_sd35(width: int, pooled: int) -> ModelPatcher:
+    """SD3's own class, for text embeddings and pooled vectors of these widths."""
+    return _patcher(_sd3(width, pooled))
+
+
+def small_flux(guidance: bool) -> ModelPatcher:
+    """FLUX.1's own class; `guidance`: it reads a guidance scale, as dev does and schnell does not."""
+    return _patcher(_flux(guidance))
+
+
+def _patcher(model: comfy.model_base.BaseModel) -> ModelPatcher:
+    with torch.inference_mode():
+        _randomise(model.diffusion_model, 0)
+    return ModelPatcher(model, load_device=CPU, offload_device=CPU)
+
+
 class Counter:
     """Calls of the network, and their batch sizes."""
 
@@ -139,16 +155,16 @@ def _supported(config_class: type, sizes: dict) -> comfy.model_base.BaseModel:
     return config.get_model({}, "", device=CPU)
 
 
-def _sd3() -> comfy.model_base.BaseModel:
+def _sd3(width: int = WIDTH, pooled: int = 2048) -> comfy.model_base.BaseModel:
     depth = 2
-    embedder = {"target": "torch.nn.Linear", "params": {"in_features": WIDTH, "out_features": 64 * depth}}
+    embedder = {"target": "torch.nn.Linear", "params": {"in_features": width, "out_features": 64 * depth}}
     sizes = {
         "in_channels": 16,
         "out_channels": 16,
         "patch_size": 2,
         "depth": depth,
         "input_size": None,
-        "adm_in_channels": 2048,
+        "adm_in_channels": pooled,
         "context_embedder_config": embedder,
         "num_patches": 64,
         "pos_embed_max_size": 8,
@@ -159,7 +175,7 @@ def _sd3() -> comfy.model_base.BaseModel:
     return _supported(comfy.supported_models.SD3, sizes)
 
 
-def _flux() -> comfy.model_base.BaseModel:
+def _flux(guidance: bool = True) -> comfy.model_base.BaseModel:
     sizes = {
         "image_model": "flux",
         "in_channels": 16,
@@ -175,7 +191,7 @@ def _flux() -> comfy.model_base.BaseModel:
         "theta": 10000,
         "patch_size": 2,
         "qkv_bias": True,
-        "guidance_embed": True,
+        "guidance_embed": guidance,
     }
     if "txt_ids_dims" in {field.name for field in fields(FluxParams)}:  # newer versions ask for it
         sizes["txt_ids_dims"] = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from comfyui_diversity.demo.world.attributes import OBJECTS
+from comfyui_diversity.demo.world.prompts import DEMO_PROMPTS
 from PIL import Image
 
 from benchmarks import before_after as tool
@@ -17,7 +19,7 @@ COLOURS = {"baseline_cfg6": (200, 30, 30), "cno_cfg6": (30, 30, 200)}
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
     for row, colour in COLOURS.items():
-        folder = tmp_path / "unet" / row
+        folder = tmp_path / "mmdit" / row
         folder.mkdir(parents=True)
         for text in tool.PROMPTS:
             for k in range(tool.COLUMNS):
@@ -26,7 +28,7 @@ def output(tmp_path: Path) -> Path:
 
 
 def test_both_rows_side_by_side(output: Path) -> None:
-    sheet = tool.before_after("unet", "cno", output)
+    sheet = tool.before_after("mmdit", "cno", output)
     width = tool.COLUMNS * (tool.SIDE + GAP) - GAP
     for block, colour in enumerate(COLOURS.values()):
         left = MARGIN + LABEL_WIDTH + block * (width + BLOCK_GAP)
@@ -36,16 +38,17 @@ def test_both_rows_side_by_side(output: Path) -> None:
 
 
 def test_every_object_is_shown() -> None:
-    assert len(tool.PROMPTS) >= 5
+    shown = [prompt.object for prompt in DEMO_PROMPTS if prompt.text in tool.PROMPTS]
+    assert sorted(shown) == sorted(OBJECTS)
 
 
 def test_unknown_rows_are_named() -> None:
-    with pytest.raises(ValueError, match=r"are unet baseline; they must be one of: .*unet cno"):
-        tool.before_after("unet", "baseline")
+    with pytest.raises(ValueError, match=r"are mmdit baseline; they must be one of: .*mmdit cno"):
+        tool.before_after("mmdit", "baseline")
 
 
 def test_missing_images_are_named(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (output / "unet" / "cno_cfg6" / image_name(tool.PROMPTS[1], 2)).unlink()
+    (output / "mmdit" / "cno_cfg6" / image_name(tool.PROMPTS[1], 2)).unlink()
     monkeypatch.setattr(tool.before_after, "__defaults__", (output,))
     with pytest.raises(SystemExit, match=r"_2\.png is missing: run `python dev.py demo` first"):
-        tool.main(["unet", "cno"])
+        tool.main(["mmdit", "cno"])

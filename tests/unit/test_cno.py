@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -373,7 +374,12 @@ def test_settings_name_what_is_wrong(field: str, value: object) -> None:
 
 
 @pytest.mark.fast
-def test_published_settings_are_the_papers() -> None:
-    assert published() == Settings(0.03, 3, 0.1, 16, gamma=None, denominator="all", projection="off")
+def test_published_settings_are_the_papers_and_the_releases() -> None:
+    paper = Settings(0.03, 3, 0.1, 16, gamma=None, denominator="all", projection="off", scaled=False)
+    assert published() == paper
+    assert published("release") == replace(paper, gamma=1.0, denominator="positive")
+    assert published(iterations=6).strength == pytest.approx(0.06)
     with pytest.raises(ValueError, match=r"gamma is 1\.0; it must be auto in published mode"):
         published(gamma=1.0)
+    with pytest.raises(ValueError, match=r"form is 'draft'; it must be one of paper, release"):
+        published("draft")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from comfyui_diversity.demo.scorer import Scorer
-from comfyui_diversity.demo.world.attributes import VALUES, Scene, rare_values, sample_uniform_scene
+from comfyui_diversity.demo.world.attributes import VALUES, Scene, rare_values, sample_scene, sample_uniform_scene
 from comfyui_diversity.demo.world.draw import draw
-from comfyui_diversity.demo.world.prompts import make_prompt
+from comfyui_diversity.demo.world.prompts import Prompt, make_prompt
 
-from benchmarks.measure import Group, measure
+from benchmarks import measure as measuring
+from benchmarks.defects import half_erased
+from benchmarks.measure import Group, Judged, difference, figures, judge, measure
 
 HEART = {"object": "heart", "colour": "red", "size": "medium", "place": "centre", "background": "white"}
 
@@ -68,3 +75,90 @@ def test_prompts_count_alike(scorer: Scorer) -> None:
     figures = measure([two, one, stated], scorer)
     assert figures["effective_number"]["colour"] == pytest.approx(1.5)
     assert figures["adherence"] == pytest.approx(2 / 3, abs=1e-3)
+
+
+def test_broken_images_count_for_nothing(scorer: Scorer) -> None:
+    """Half of ten red hearts are cut in two: they still read as red hearts."""
+    rng = np.random.default_rng(5)
+    scene = Scene(**HEART)
+    images = np.concatenate([drawn(*[HEART] * 5), np.stack([half_erased(scene, rng) for _ in range(5)])])
+    [judged] = judge([Group(make_prompt("heart"), images)], scorer)
+    assert judged.broken.tolist() == [False] * 5 + [True] * 5
+    found = figures([judged], scorer)
+    assert found["fidelity"] == 0.5
+    assert found["good_share"] <= 0.5
+    assert found["quality_vendi"] == pytest.approx(found["good_share"] * found["vendi"], abs=1e-3)
+
+
+def seen(prompt: Prompt, scenes: Sequence[Scene], features: torch.Tensor) -> Judged:
+    """What is read off sound images of these scenes."""
+    return Judged(
+        prompt, [vars(scene) for scene in scenes], features, np.zeros(len(scenes)), np.zeros(len(scenes), bool)
+    )
+
+
+def test_divergence_sees_too_much_of_the_rare_and_too_little(scorer: Scorer) -> None:
+    rng = np.random.default_rng(8)
+
+    def divergence(*scenes: Scene) -> float:
+        return figures([seen(make_prompt("heart"), scenes, torch.rand(len(scenes), 128))], scorer)["divergence"]
+
+    as_it_is = divergence(*(sample_scene(rng, "heart") for _ in range(300)))
+    even = divergence(*(replace(sample_uniform_scene(rng), object="heart") for _ in range(300)))
+    all_alike = divergence(*[Scene(**HEART)] * 300)
+    assert as_it_is < 0.02
+    assert even > 5 * as_it_is
+    assert all_alike > 5 * as_it_is
+
+
+def test_divergence_is_jensen_shannon() -> None:
+    """Jensen-Shannon by its definition, from logarithms to the base 2."""
+    p, q = np.array([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]), np.array([0.9, 0.1, 0.0])
+    kl = [sum(a * math.log2(a / b) for a, b in zip(x, (x + q) / 2, strict=True) if a) for x in p]
+    back = [sum(b * math.log2(b / m) for b, m in zip(q, (x + q) / 2, strict=True) if b) for x in p]
+    assert measuring._jensen_shannon(p, q) == pytest.approx([(a + b) / 2 for a, b in zip(kl, back, strict=True)])
+
+
+def test_kid_is_zero_for_the_world_itself_and_not_for_copies(scorer: Scorer) -> None:
+    rng = np.random.default_rng(9)
+    prompts = [make_prompt("heart"), make_prompt("star", colour="pink")]
+
+    def kid(scene_of: Callable[[Prompt], Scene]) -> dict:
+        judged = []
+        for prompt in prompts:
+            scenes = [replace(scene_of(prompt), **prompt.stated) for _ in range(40)]
+            judged.append(seen(prompt, scenes, scorer.features(np.stack([draw(scene, rng) for scene in scenes]))))
+        return figures(judged, scorer)
+
+    world = kid(lambda prompt: sample_scene(rng, prompt.object))
+    copies = kid(lambda prompt: Scene("heart", "red", "medium", "left", "navy"))
+    low, high = world["kid_interval"]
+    assert low <= high
+    assert abs(world["kid"]) < 0.2 * copies["kid"]
+
+
+def test_intervals_hold_the_figure_and_differences_pair_prompts() -> None:
+    rng = np.random.default_rng(4)
+    easy = rng.uniform(0, 1, 60)  # prompts differ much more than the rows do
+    row, other = ({"by_prompt": {"adherence": list(easy + gain)}} for gain in (0.02, 0.0))
+    value, (low, high) = difference(row, other, "adherence")
+    assert value == pytest.approx(0.02)
+    assert 0.0199 <= low <= high <= 0.0201
+    noisy = {"by_prompt": {"adherence": list(easy + rng.normal(0, 1, 60))}}
+    value, (low, high) = difference(noisy, other, "adherence")
+    # About 1.96 standard errors to both sides.
+    assert (high - low) / 2 == pytest.approx(1.96 * 60**-0.5, rel=0.25)
+    with pytest.raises(ValueError, match="60 and 2 prompts"):
+        difference(row, {"by_prompt": {"adherence": [0.0, 1.0]}}, "adherence")
+
+
+def test_every_figure_has_an_interval_around_it(scorer: Scorer) -> None:
+    rng = np.random.default_rng(3)
+    prompts = [make_prompt(name) for name in ("heart", "star", "fish")]
+    groups = [Group(p, np.stack([draw(sample_scene(rng, p.object), rng) for _ in range(4)])) for p in prompts]
+    found = measure(groups, scorer)
+    for name in (*measuring.AVERAGED, "divergence", "kid"):
+        low, high = found[f"{name}_interval"]
+        assert low <= high
+        if name in measuring.AVERAGED:
+            assert low - 1e-9 <= found[name] <= high + 1e-9, name

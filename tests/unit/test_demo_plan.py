@@ -8,20 +8,20 @@ import sys
 
 import numpy as np
 import pytest
-from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS
+from comfyui_diversity.demo.world.prompts import DEMO_PROMPTS
 from rich.console import Console
 
 from benchmarks.demo import IMAGES, OUTPUT, make_plan, overview, run
 from benchmarks.demo_rows import RUNS
-from benchmarks.measure import Group
+from benchmarks.demo_sheet import Block
 from devtools.places import HERE
 
 
 def test_whole_plan() -> None:
     plan = make_plan([])
     assert list(plan.runs) == list(RUNS)
-    assert [prompt for prompt, _ in plan.prompts] == list(REPORT_PROMPTS)
-    assert len({seed for _, seed in plan.prompts}) == len(REPORT_PROMPTS)
+    assert [prompt for prompt, _ in plan.prompts] == list(DEMO_PROMPTS)
+    assert len({seed for _, seed in plan.prompts}) == len(DEMO_PROMPTS)
     rows = [plan.prompts_of(row) for row in RUNS]
     assert plan.images == sum(len(row) for row in rows) * IMAGES
     assert all(list(prompts) == list(plan.prompts) for row, prompts in zip(RUNS, rows, strict=True) if row.every == 1)
@@ -38,11 +38,10 @@ def test_rows_with_fewer_prompts_are_not_on_the_overview() -> None:
     first = next(row for row in RUNS if row.every == 1)
     rows = [dataclasses.replace(first, cfg=1), dataclasses.replace(first, cfg=2, every=2)]
     plan = dataclasses.replace(whole, runs=rows)
-    figures = {"adherence": 1.0, "effective_number": {}, "rare_share": 0.0, "vendi": 1.0}
     images = np.zeros((IMAGES, 8, 8, 3), np.uint8)
-    groups = {row: [Group(prompt, images) for prompt, _ in plan.prompts_of(row)] for row in rows}
-    both = overview(plan, first.model, dict.fromkeys(rows, figures), groups)
-    alone = overview(plan, first.model, dict.fromkeys(rows[:1], figures), groups)
+    blocks = {row: Block(row.title, "", [images for _ in plan.prompts_of(row)]) for row in rows}
+    both = overview(plan, blocks)
+    alone = overview(plan, {first: blocks[rows[0]]})
     assert both.size == alone.size
 
 
@@ -50,6 +49,13 @@ def test_the_baselines_are_there() -> None:
     rows = {(row.model, row.cfg, row.steps) for row in RUNS if row.method == "baseline"}
     assert {(model, cfg, 20) for model in ("unet", "mmdit") for cfg in (1, 3, 6)} <= rows
     assert ("distilled", 1) in {(model, cfg) for model, cfg, _ in rows}
+
+
+def test_every_row_says_what_it_is_there_for() -> None:
+    roles = {f"{row.model}/{row.name}": row.role for row in RUNS}
+    assert roles["mmdit/baseline_cfg1"] == "baseline"
+    assert roles["unclip/baseline_cfg3_real"] == roles["unclip/baseline_cfg3_text"] == "rival"
+    assert {row.role for row in RUNS if row.method != "baseline"} == {"method"}
 
 
 def test_every_row_has_its_template() -> None:
@@ -62,7 +68,7 @@ def test_part_of_it_goes_elsewhere() -> None:
     assert [row.name for row in plan.runs] == ["baseline_cfg3"]
     assert plan.output == OUTPUT / "partial"
     quick = make_plan(["--quick"])
-    assert 0 < len(quick.prompts) < len(REPORT_PROMPTS)
+    assert 0 < len(quick.prompts) < len(DEMO_PROMPTS)
     # A prompt has the seed it has in the whole plan.
     assert all(entry in make_plan([]).prompts for entry in quick.prompts)
     assert quick.output == OUTPUT / "partial"

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from benchmarks.demo_sheet import (
     BLOCK_GAP,
+    BROKEN,
     GAP,
     HEAD_HEIGHT,
     LABEL_WIDTH,
@@ -33,6 +34,8 @@ ROW = {
     "prompts": 10,
     "images": 100,
     "adherence": 0.987,
+    "fidelity": 0.912,
+    "quality_vendi": 2.89,
     "effective_number": {"colour": 2.345, "background": 1.5},
     "rare_share": 0.123,
     "mss": 0.456,
@@ -58,6 +61,19 @@ def test_every_image_is_in_its_place() -> None:
                 x = MARGIN + LABEL_WIDTH + block * (block_width + BLOCK_GAP) + column * (SIDE + GAP) + SIDE // 2
                 y = MARGIN + HEAD_HEIGHT + row * (SIDE + GAP) + SIDE // 2
                 assert sheet.getpixel((x, y)) == tuple(rows[block][row][column, 0, 0])
+
+
+def test_broken_images_are_marked_and_no_others() -> None:
+    rows = [coloured(COLUMNS, 1), coloured(COLUMNS, 2)]
+    marks = [[False, True, False], [False, False, False]]
+    plain = contact_sheet(["a", "b"], [Block("A", "", rows)], COLUMNS, SIDE)
+    marked = contact_sheet(["a", "b"], [Block("A", "", rows, marks)], COLUMNS, SIDE)
+    y, x = np.nonzero((np.asarray(plain) != np.asarray(marked)).any(-1))
+    left, top = MARGIN + LABEL_WIDTH + SIDE + GAP, MARGIN + HEAD_HEIGHT
+    assert len(x)
+    assert left <= x.min() <= x.max() < left + SIDE
+    assert top <= y.min() <= y.max() < top + SIDE
+    assert BROKEN in {marked.getpixel((int(a), int(b))) for a, b in zip(x, y, strict=True)}
 
 
 def test_titles_and_labels_are_drawn() -> None:
@@ -86,8 +102,7 @@ def test_grid_shows_all() -> None:
 
 
 def test_caption() -> None:
-    assert caption(ROW) == "adherence 0.99   effective colours 2.3   rare 12%   Vendi 3.21"
-    assert "colours" not in caption({**ROW, "effective_number": {}})
+    assert caption(ROW) == "adherence 99%   sound 91%   rare 12%   Vendi 3.21   quality x Vendi 2.89"
 
 
 def test_table_has_every_row_and_figure() -> None:
@@ -103,15 +118,16 @@ def test_table_has_every_row_and_figure() -> None:
         "unet",
         "distilled",
         "tpso+cno",
-        "0.99",
+        "99%",
+        "91%",
+        "2.89",
         "2.35",
         "1.50",
         "2.50",
-        "0.12",
+        "12%",
         "0.46",
         "0.23",
         "3.21",
-        "12",
     ):
         assert figure in text, figure
     assert "…" not in text, "something does not fit into 80 columns"

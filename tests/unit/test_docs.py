@@ -46,9 +46,10 @@ def test_tables_are_those_of_the_results() -> None:
 
 
 def test_every_result_has_a_table_and_its_provenance() -> None:
-    shown = {file for one in report.TABLES.values() for file in one.files} | {"data_diversity"}
-    assert {path.stem for path in COMMITTED.glob("*.json")} == shown
-    for path in COMMITTED.glob("*.json"):
+    shown = {file for one in report.TABLES.values() for file in one.files} | {"data_diversity_ten"}
+    found = {path.stem: path for path in COMMITTED.glob("*.json")}
+    assert found.keys() - {"frontier", "frontier_settings"} == shown
+    for path in (path for name, path in found.items() if name != "frontier"):
         assert all("commit" in row or "from" in row for row in json.loads(path.read_text("utf-8"))["rows"]), path.name
 
 
@@ -64,6 +65,25 @@ def test_a_row_shows_its_change_from_the_baseline(tmp_path: Path) -> None:
         "| unet | baseline | 0.950 | 0.800 | 2.00 | 0.100 |",
         "|  | shipped | 0.940 (-1.0) | 0.600 (-25 %) | 3.00 (+50 %) | 0.100 |",
     ]
+
+
+def test_a_difference_has_its_interval_and_none_is_claimed_that_holds_zero(tmp_path: Path) -> None:
+    def row(name: str, gain: float, vendi: list[float]) -> dict:
+        adherence = [0.5 + gain * (k % 2 - 0.45) for k in range(60)]
+        mean = sum(adherence) / 60
+        by_prompt = {"adherence": adherence, "vendi": vendi}
+        return {"row": name, "model": "unet", "adherence": mean, "vendi": vendi[0], "kid": 0.5, "by_prompt": by_prompt}
+
+    rows = [row("baseline", 0, [1.5] * 60), row("better", 0.1, [2.0] * 60)]
+    (tmp_path / "some.json").write_text(json.dumps({"command": "make it", "rows": rows}))
+    text = report.block(report.Table(("some",), ("adherence", "Vendi", "KID")), tmp_path)
+    assert text.splitlines()[-1] == "|  | better | 0.505 (unclear) | 2.00 (+0.50 to +0.50) | 0.500 |"
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    (tmp_path / "some.json").write_text('{"command": "make it", "rows": [{"a": 1}]}')
+    with pytest.raises(ValueError, match=r"some\.json is damaged .*; restore it"):
+        report.block(report.Table(("some",)), tmp_path)
 
 
 def test_blocks_are_replaced_and_nothing_else() -> None:

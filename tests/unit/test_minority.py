@@ -11,6 +11,7 @@ import pytest
 import torch
 from comfyui_diversity.core.methods.minority import (
     OBJECTIVES,
+    ONE_IMAGE,
     PUBLISHED,
     RECOMMENDED,
     Estimates,
@@ -26,6 +27,8 @@ from comfyui_diversity.core.methods.minority import (
     learn,
     minority,
     noise_share,
+    objective_of,
+    preset_of,
     restrained,
 )
 from torch import Tensor
@@ -315,8 +318,19 @@ def test_steps_within_the_window() -> None:
     assert Steps(0.0, 1.0).chosen([0.0, 0.25, 0.5, 0.75]) == (0, 1, 2, 3)
     assert Steps(0.0, 1.0, 2).chosen([0.0, 0.25, 0.5, 0.75, 1.0]) == (0, 2, 4)
     assert Steps(0.0, 0.1).chosen([0.5, 0.75]) == ()
+    # as published: t > 0 T, and every second of the run
+    assert Steps(0.0, 1.0, strict=True).chosen([0.0, 0.5, 1.0]) == (0, 1)
+    assert Steps(0.2, 1.0, 2).chosen([0.0, 0.25, 0.5, 0.75]) == (1, 3)
+    assert Steps(0.2, 1.0, 2, strict=True).chosen([0.0, 0.25, 0.5, 0.75]) == (2,)
     # a share that went through float operations
     assert Steps(0.1, 0.2).chosen([0.05, 0.1 - 1e-8, 0.2 - 1e-8]) == (1,)
+
+
+def test_a_rate_that_decays_is_never_negative() -> None:
+    settings = Settings(learning_rate=0.5, decay=0.25)
+    assert [settings.rate_at(step) for step in range(5)] == pytest.approx([0.5, 0.375, 0.25, 0.125, 0.0])
+    with pytest.raises(ValueError, match=r"lr_decay is 0\.25, .* negative at step 6 .* must be 0\.2 at most"):
+        settings.rate_at(5)
 
 
 def test_renoising_anneals_as_published() -> None:
@@ -333,6 +347,7 @@ def test_renoising_anneals_as_published() -> None:
         (lambda: Steps(start=1.0), "start_percent is 1"),
         (lambda: Steps(0.3, 0.2), "end_percent is 0.2; it must be above start_percent, 0.3"),
         (lambda: Steps(every=0), "every is 0"),
+        (lambda: objective_of("minority", -1.0), "sg_lambda is -1"),
         (lambda: noise_share(1.5, 0), "renoise is 1.5"),
         (lambda: noise_share(0.0, 0), "renoise is 0.0; it must be above 0"),
     ],
@@ -343,9 +358,12 @@ def test_bad_values_are_named(make: Callable[[], object], said: str) -> None:
 
 
 def test_the_published_settings_are_the_papers() -> None:
-    assert PUBLISHED["base model"] == Preset(10, 0.01, 0.1, 1.0, absolute=True)
+    assert PUBLISHED["base model"] == Preset(10, 0.01, 0.1, 1.0, absolute=True, renoise=0.75)
     assert PUBLISHED["few-step model"] == Preset(3, 0.001, 1.0, 1.0, absolute=True)
-    assert set(RECOMMENDED) == set(PUBLISHED)
+    assert PUBLISHED[ONE_IMAGE] == Preset(3, 0.01, 1.0, 1.0, absolute=True, word="handsome")
+    assert preset_of("recommended", "base model") == RECOMMENDED["base model"]
+    with pytest.raises(ValueError, match='it must be base model or few-step model with mode "recommended"'):
+        preset_of("recommended", ONE_IMAGE)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from comfyui_diversity.core.methods.schedule import Window, step_position
+from comfyui_diversity.core.methods.schedule import ReleasedWindow, Window, step_position
 from hypothesis import given
 from hypothesis import strategies as st
+from small.released_tpso import alphas
 
 
 def weights(window: Window, total: int) -> list[float]:
@@ -25,6 +26,23 @@ def test_negative_ratio_is_the_mirror_image():
 def test_ratio_0_and_1():
     assert weights(Window(0.0), 5) == [0.0] * 5
     assert weights(Window(1.0), 4) == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("ratio", [0.4, -0.4, 0.2, 1.0, -1.0, 0.0, 0.29])
+@pytest.mark.parametrize("total", [1, 4, 5, 35, 50, 100])
+def test_grid_of_the_release(ratio: float, total: int):
+    window = ReleasedWindow(ratio)
+    assert weights(window, total) == pytest.approx(alphas(total, ratio), abs=1e-6)
+    # Calls between two steps have the weight of the step that they are in.
+    assert [window.weight((i + 0.7) / total, total) for i in range(total)] == weights(window, total)
+
+
+def test_the_grid_of_the_release_is_0_before_the_window_ends():
+    assert weights(ReleasedWindow(0.4), 50)[18:21] == pytest.approx([1 / 19, 0, 0])
+    assert weights(ReleasedWindow(0.2), 4) == [0.0] * 4
+    assert weights(ReleasedWindow(0.25), 4) == [1.0, 0.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="easing is 'hold'; it must be linear"):
+        ReleasedWindow(0.4, easing="hold")
 
 
 def test_start_and_easings():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from comfyui_diversity.demo.scorer import Scorer, satisfies
+from comfyui_diversity.demo.scorer import WEIGHTS, Scorer, satisfies
 from comfyui_diversity.demo.world.attributes import VALUES, sample_scene, sample_uniform_scene
 from comfyui_diversity.demo.world.draw import draw
 from comfyui_diversity.demo.world.prompts import make_prompt
@@ -43,6 +45,13 @@ def test_adherence_asks_for_every_stated_attribute() -> None:
     assert satisfies(shown, make_prompt("fish", colour="pink", place="top"))
     assert not satisfies(shown, make_prompt("fish", colour="pink", place="left"))
     assert not satisfies(shown, make_prompt("star", colour="pink"))
+
+
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    damaged = tmp_path / "scorer.safetensors"
+    damaged.write_bytes(WEIGHTS.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"scorer\.safetensors is damaged"):
+        Scorer.load(damaged)
 
 
 def test_bad_images_are_named(scorer: Scorer) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from devtools.graph import nearest, only_node, with_settings, with_values
+from devtools.graph import nearest, only_for, only_node, with_settings, with_values
 
 
 def node(kind: str, **inputs: Any) -> dict[str, Any]:
@@ -114,7 +114,40 @@ def test_refuses_what_nothing_holds() -> None:
         with_values(broken, {"text": "a star"})
 
 
-def test_refuses_two_samplers() -> None:
+def two_bands() -> dict[str, Any]:
+    """One prompt and one seed for two samplers, of which one gets its prompt from a node with a seed of its own."""
+    shared = {"10": node("PrimitiveStringMultiline", value="a heart"), "11": node("PrimitiveInt", value=1)}
+    own = node("DiversityDiversify", text=["10", 0], seed=0, model=["5", 0], clip=["5", 1], strength=0.5)
+    plain = copy.deepcopy(PLAIN)
+    plain["2"]["inputs"]["text"] = ["10", 0]
+    plain["1"]["inputs"]["seed"] = ["11", 0]
+    second = copy.deepcopy(plain["1"])
+    second["inputs"] |= {"model": ["12", 0], "positive": ["12", 1]}
+    bands = {"12": own, "20": second, "21": node("PreviewImage", images=["20", 0])}
+    return {**plain, **shared, **bands}
+
+
+def test_two_samplers_get_the_same() -> None:
+    edited = with_values(two_bands(), VALUES)
+    assert edited["10"]["inputs"]["value"] == "a star"
+    assert edited["11"]["inputs"]["value"] == 5
+    assert edited["12"]["inputs"]["seed"] == 0
+    for sampler in ("1", "20"):
+        assert [edited[sampler]["inputs"][name] for name in ("cfg", "steps")] == [3.0, 4]
+
+
+def test_part_of_a_prompt() -> None:
+    prompt = two_bands()
+    assert only_for(prompt, "6").keys() == prompt.keys() - {"12", "20", "21"}
+    assert only_for(prompt, "21").keys() == prompt.keys() - {"1", "2", "6", "7", "8"}
+
+
+def test_refuses_a_prompt_without_sampler() -> None:
+    with pytest.raises(ValueError, match="no node of type KSampler"):
+        with_values({"5": PLAIN["5"]}, {"seed": 1})
+
+
+def test_refuses_two_where_one_is_meant() -> None:
     with pytest.raises(ValueError, match="has 2 nodes"):
         only_node({**PLAIN, "20": PLAIN["1"]}, ("KSampler",))
 

@@ -1,0 +1,219 @@
+"""The frontier: good images against diversity, for every rival and method, on the prompts that nothing was chosen on.
+
+    python dev.py bench                     # ten minutes: the few-step model, one row a curve, few prompts
+    python dev.py bench --full              # hours: every model and row; a stopped run goes on where it was
+    python dev.py bench --full --model mmdit --rows "CFG*" "Diverse*"
+
+Writes `frontier.json`, a list of rows, after every row (see `benchmarks.frontier_store`), and `frontier.png`. With
+`--out benchmarks/results` these are the committed ones; `python -m benchmarks.report` then writes the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from .world import World  # isort: skip - this makes ComfyUI and the pack importable
+
+import numpy as np
+import torch
+from comfyui_diversity.demo.scorer import Scorer
+from comfyui_diversity.demo.world.attributes import sample_scene
+from comfyui_diversity.demo.world.draw import draw
+from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS, Prompt
+
+from . import provenance
+from .frontier_plot import draw_frontier
+from .frontier_rows import MODELS, Row, rows_of
+from .frontier_score import FIGURES, means, score
+from .frontier_store import folder_of, load, merged, save
+from .image_store import stored
+from .intervals import mean_interval
+from .job import finished, new_job
+from .measure import Group
+from .results import SCRATCH, commit
+
+FIRST_SEED = {"report": 1000, "tune": 5000}
+SETS = {"report": REPORT_PROMPTS, "tune": TUNE_PROMPTS}
+IMAGES = 10  # one batch
+QUICK_PROMPTS, QUICK_IMAGES, QUICK_MODELS = 4, 5, ("distilled",)
+DATA = "the data itself"
+
+
+class Bench:
+    """Makes and scores rows on a set of prompts; keeps every image, so that nothing is made twice.
+
+    images: of one prompt, in one batch. Raises ValueError for a batch of one, which has no diversity.
+    """
+
+    def __init__(self, kind: str, prompts: int, images: int) -> None:
+        if images < 2:
+            raise ValueError(f"images is {images}; it must be 2 or more.")
+        self.kind, self.images = kind, images
+        self.prompts: Sequence[Prompt] = SETS[kind][: prompts or None]
+        self.scorer = Scorer.load()
+        self._world: World | None = None
+
+    def images_of(self, row: Row, k: int) -> np.ndarray:
+        """Prompt k's images, `uint8 [images, H, W, 3]`."""
+        path = self._path(row, k)
+        text, seed = self.prompts[k].text, FIRST_SEED[self.kind] + k
+
+        def make() -> Any:
+            world = self.world(row.model)
+            started = time.process_time()
+            job = new_job(world, text, seed, self.images, row.cfg)
+            for change in row.changes():
+                change(job)
+            latents = finished(job)
+            seconds = (time.process_time() - started) / self.images
+            path.with_suffix(".seconds").write_text(f"{seconds:.5f}")
+            return world.images(latents)
+
+        return stored(path, text, self.images, make)
+
+    def prompt_score(self, row: Row, k: int) -> dict[str, float]:
+        """`FIGURES` of prompt k's images, and `seconds` of CPU time to sample one of them."""
+        path = self._path(row, k)
+        scores = path.with_name(f"{path.stem}_{provenance.revision()}.json")
+        if not scores.exists():
+            found = score(Group(self.prompts[k], self.images_of(row, k)), self.scorer)
+            found["seconds"] = float(path.with_suffix(".seconds").read_text())
+            scores.write_text(json.dumps(found))
+        return json.loads(scores.read_text("utf-8"))
+
+    def row(self, row: Row) -> dict[str, Any]:
+        """A whole row, as it is kept."""
+        return self._entry(row, [self.prompt_score(row, k) for k in range(len(self.prompts))])
+
+    def data(self, model: str) -> dict[str, Any]:
+        """The world's own images of the same prompts, as many of each."""
+        rng = np.random.default_rng(2024)
+        groups = [Group(prompt, drawn(prompt, rng, self.images)) for prompt in self.prompts]
+        found = [{**score(group, self.scorer), "seconds": 0.0} for group in groups]
+        return self._entry(Row(model, "data", DATA, 0.0), found)
+
+    def world(self, model: str) -> World:
+        if self._world is None or self._world.name != model:
+            self._world = World(model)
+        return self._world
+
+    def _path(self, row: Row, k: int) -> Path:
+        kind = row.role if row.parts else "baseline"
+        return folder_of(provenance.making(kind), row.key) / f"{self.kind}_{k}_{self.images}.npz"
+
+    def _entry(self, row: Row, found: list[dict[str, float]]) -> dict[str, Any]:
+        per_prompt = {name: [round(one[name], 4) for one in found] for name in (*FIGURES, "seconds")}
+        figures: dict[str, Any] = means(found)
+        for name in FIGURES:
+            figures[f"{name}_interval"] = mean_interval(np.array(per_prompt[name]))
+        figures["seconds"] = round(float(np.mean(per_prompt["seconds"])), 4)
+        figures["seconds_interval"] = mean_interval(np.array(per_prompt["seconds"]))
+        own = {"model": row.model, "role": row.role, "name": row.name, "settings": row.settings, "cfg": row.cfg}
+        own |= {"free": row.free, "prompts": len(self.prompts), "images": self.images * len(self.prompts)}
+        own |= {"set": self.kind, "seed": FIRST_SEED[self.kind]}
+        made = {"revision": provenance.revision(), "commit": commit()}
+        made |= {"machine": provenance.machine(), "versions": provenance.versions()}
+        return {"key": row.key, **own, **figures, **made, "per_prompt": per_prompt}
+
+
+def drawn(prompt: Prompt, rng: np.random.Generator, images: int) -> np.ndarray:
+    """The world's own images of a prompt, `uint8 [images, H, W, 3]`: what it leaves open is as the world has it."""
+    scenes = [replace(sample_scene(rng, prompt.object), **prompt.stated) for _ in range(images)]
+    return np.stack([draw(scene, rng) for scene in scenes])
+
+
+def line(entry: dict[str, Any]) -> str:
+    settings = " ".join(f"{key} {value}" for one in entry["settings"].values() for key, value in one.items())
+    return (
+        f"{entry['model']:<10} {entry['name']:<30} CFG {entry['cfg']:<4g} good {entry['good_share']:.3f}  "
+        f"Vendi {entry['vendi']:.2f}  quality Vendi {entry['quality_vendi']:.2f}  {settings}"
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        prog="python dev.py bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--full", action="store_true", help="every model, row and prompt")
+    found.add_argument("--model", nargs="*", choices=list(MODELS), help="only these")
+    found.add_argument("--rows", nargs="*", default=["*"], help='only curves of these names, "*" for anything')
+    found.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
+    found.add_argument("--images", type=int, default=0, help="of each prompt, in one batch")
+    found.add_argument("--one", action="store_true", help="one row a curve, as without --full")
+    found.add_argument("--images-only", action="store_true", help="make the images; another run scores them")
+    found.add_argument("--minutes", type=float, default=0, help="stop after the row that is then at work; 0: never")
+    found.add_argument("--replace", action="store_true", help="begin the file anew if it is of another revision")
+    found.add_argument("--out", type=Path, default=SCRATCH / "frontier", help="folder of frontier.json")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    options = parser().parse_args(arguments)
+    torch.set_num_threads(1)
+    for role in provenance.ROLES:  # now: files may change while this runs, and what is loaded does not
+        provenance.making(role)
+    provenance.revision()
+    full, path = options.full, options.out / "frontier.json"
+    models = options.model or (available() if full else QUICK_MODELS)
+    try:
+        if options.replace and any(row["revision"] != provenance.revision() for row in load(path)):
+            path.unlink()
+        merged(path, [], provenance.revision())  # refused before hours are spent
+        bench = Bench("report", options.prompts or (0 if full else QUICK_PROMPTS),
+                      options.images or (IMAGES if full else QUICK_IMAGES))  # fmt: skip
+        rows = [
+            row
+            for model in models
+            for row in rows_of(model, full and not options.one)
+            if any(fnmatch(row.name, wanted) for wanted in options.rows)
+        ]
+        if not rows:
+            raise ValueError(f"--rows is {options.rows}; no curve of {', '.join(models)} has such a name.")
+        if options.images_only:
+            for k, prompt in enumerate(bench.prompts):  # prompt by prompt: stopped, all rows have the same ones
+                for row in rows:
+                    bench.images_of(row, k)
+                print(f"{k + 1} of {len(bench.prompts)}: {prompt.text}", flush=True)
+            return 0
+        carry_out(bench, rows, path, options.minutes * 60)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    draw_frontier(load(path), path.with_suffix(".png"))
+    print(f"Figures: {path}\nPicture: {path.with_suffix('.png')}")
+    return 0
+
+
+def carry_out(bench: Bench, rows: Sequence[Row], path: Path, seconds: float) -> None:
+    """Makes the rows one by one, each added to the file as soon as it is there; stops behind the first that ends
+    after so many seconds (0: never)."""
+    started = time.monotonic()
+    for model in dict.fromkeys(row.model for row in rows):
+        save(path, merged(path, [bench.data(model)], provenance.revision()))
+    for row in rows:
+        entry = bench.row(row)
+        save(path, merged(path, [entry], provenance.revision()))
+        print(line(entry), flush=True)
+        if seconds and time.monotonic() - started > seconds:
+            print("Time is up; the same command goes on from here.", flush=True)
+            return
+
+
+def available() -> list[str]:
+    """The models that this revision has."""
+    from .world import RECIPES
+
+    return [model for model in MODELS if model in RECIPES]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Rows of the frontier on disk: half done ones, from which a stopped run goes on, and the committed list of all.
+
+A row in progress lies below `.dev/benchmarks/frontier/REVISION`, so that what another revision made is never met. The
+committed file is one list; rows of two revisions are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .results import COMMITTED, SCRATCH
+
+FRONTIER = COMMITTED / "frontier.json"
+STORE = SCRATCH / "frontier"
+
+
+def folder_of(making: str, key: str) -> Path:
+    """Where the images of a row are kept."""
+    return STORE / making / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, none if there is no file. Raises ValueError for a file that is not such a list."""
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if not isinstance(found, list) or any("revision" not in row or "key" not in row for row in found):
+            raise ValueError("it is not a list of rows")
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}). Delete it, or restore it by `git checkout`.") from error
+    return found
+
+
+def merged(path: Path, rows: Sequence[Mapping[str, Any]], revision: str) -> list[dict[str, Any]]:
+    """The rows of the file with these in place of earlier ones of the same key. Raises ValueError for a file of
+    another revision."""
+    old = load(path)
+    others = {row["revision"] for row in old} - {revision}
+    if others:
+        raise ValueError(
+            f"{path} holds rows of revision {', '.join(sorted(others))}; this is {revision}. Rows of two revisions are "
+            "not mixed: give another folder by --out, or begin anew by --replace."
+        )
+    return list({row["key"]: dict(row) for row in [*old, *rows]}.values())
+
+
+def save(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One row a line, so that a change of one row is a change of one line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(f"[\n{lines}\n]\n" if rows else "[]\n", encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,32 @@
+"""95 % intervals by the bootstrap over prompts, paired: all rows of a replicate have the same prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+REPLICATES, LEVEL = 2000, 0.95
+
+
+def resampled(prompts: int, replicates: int = REPLICATES, seed: int = 0) -> np.ndarray:
+    """Indices `[replicates, prompts]`, drawn with replacement."""
+    return np.random.default_rng(seed).integers(prompts, size=(replicates, prompts))
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Bounds of the middle 95 % of replicates."""
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return round(float(low), 4), round(float(high), 4)
+
+
+def mean_interval(values: np.ndarray, replicates: int = REPLICATES) -> tuple[float, float]:
+    """Of the mean of one value a prompt, `[prompts]`."""
+    return interval(np.asarray(values)[resampled(len(values), replicates)].mean(1))
+
+
+def statistic_interval(
+    statistic: Callable[[np.ndarray], float], prompts: int, replicates: int = 500
+) -> tuple[float, float]:
+    """Of any statistic that takes the indices of the prompts."""
+    return interval(np.array([statistic(chosen) for chosen in resampled(prompts, replicates)]))

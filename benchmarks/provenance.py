@@ -1,0 +1,69 @@
+"""What a result was made by and on, so that results of two revisions are never taken for one."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from devtools.places import HERE
+
+# What decides how images come out: of the plain model, with a rival, and with one of our methods.
+_PLAIN = ("demo/loader.py", "demo/architectures.py", "demo/weights/**/*.safetensors", "benchmarks/job.py",
+          "benchmarks/world.py")  # fmt: skip
+_RIVAL = (*_PLAIN, "core/**/*.py", "benchmarks/rivals/*.py", "benchmarks/peers.py")
+_METHOD = (*_RIVAL, "benchmarks/ours.py")
+_MAKING = {"baseline": _PLAIN, "rival": _RIVAL, "method": _METHOD}
+ROLES = tuple(_MAKING)
+# What decides how they are judged.
+_JUDGING = ("demo/scorer.py", "demo/fidelity.py", "demo/fidelity.json", "demo/world/*.py", "benchmarks/measure*.py",
+            "benchmarks/frontier_score.py")  # fmt: skip
+
+
+def _digest(patterns: Iterable[str], root: Path) -> str:
+    files = sorted({path for pattern in patterns for path in root.glob(pattern)})
+    found = hashlib.sha256()
+    for path in files:
+        found.update(path.relative_to(root).as_posix().encode() + b"\0")
+        # Line endings differ between systems, and say nothing.
+        content = path.read_bytes()
+        found.update(content if path.suffix == ".safetensors" else content.replace(b"\r\n", b"\n"))
+    return found.hexdigest()[:10]
+
+
+@cache
+def making(role: str, root: Path = HERE.root) -> str:
+    """Ten digits that stand for all that the images of a `baseline`, a `rival` or a `method` are made by."""
+    return _digest(_MAKING[role], root)
+
+
+@cache
+def revision(root: Path = HERE.root) -> str:
+    """Ten digits that stand for all that figures depend on: what images are made by, and how they are judged."""
+    return _digest((*_METHOD, *_JUDGING), root)
+
+
+def machine() -> str:
+    """Processor and system, in words."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    return f"{name}, one thread, {platform.system()}"
+
+
+def versions() -> dict[str, str]:
+    """Of Python, ComfyUI and what both computes."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    text = HERE.comfyui() / "comfyui_version.py"
+    found["comfyui"] = text.read_text().split('"')[1] if text.exists() else "unknown"
+    return found

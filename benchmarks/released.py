@@ -1,0 +1,414 @@
+"""Any text-to-image workflow, with and without this pack's nodes, on your own ComfyUI and your own models.
+
+    python -m benchmarks.released --workflow my_workflow.json --clip clip_vit_l.safetensors
+    python -m benchmarks.released --workflow my_workflow.json --prompts prompts.txt --seeds 1 2 3 --images 8
+
+The workflow is one that makes images with your model, saved by Workflow > Export (API). A ComfyUI that has this pack
+runs (`--server`). Every row sets the same prompts, seeds and batch; rows differ by the pack's nodes, at their defaults,
+put in before the one sampler. `--clip` is a CLIP checkpoint with both towers (such as model.safetensors of
+openai/clip-vit-large-patch14); its vision features give the Vendi score and the mean pairwise similarity, its cosines
+between image and prompt, times 100, the CLIP score.
+
+There is no ground truth here: a broken image counts as well as a sound one, and a CLIP score says little about details.
+Intervals are 95 %, by a bootstrap over prompts and seeds, paired: every row has the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from devtools.graph import SAMPLERS, Prompt, with_values
+from devtools.images import decode
+from devtools.pack import load_comfyui, load_pack
+from devtools.pages import table
+from devtools.places import HERE
+from devtools.server import Client, PromptError, ServerError
+
+from .intervals import interval, resampled
+from .results import SCRATCH, write
+
+PROMPTS = (
+    "a portrait of a woman", "a cat on a sofa", "a street in the rain", "a bowl of fruit", "a house by a lake",
+    "a robot in a garden", "a poster for a jazz concert", "two children playing football",
+)  # fmt: skip
+FIGURES = ("CLIP score", "Vendi", "MSS")
+BASELINE = "without"
+
+
+class Judge(Protocol):
+    """A CLIP with both towers."""
+
+    def images(self, images: np.ndarray) -> Any:
+        """Features `[N, E]` of `uint8 [N, H, W, 3]`."""
+        ...
+
+    def text(self, text: str) -> Any:
+        """The text's vector `[E]` in the same space."""
+        ...
+
+
+class ClipFile:
+    """A CLIP checkpoint in the layout of transformers. Raises ValueError for a file without both towers."""
+
+    def __init__(self, path: Path) -> None:
+        import comfy.clip_vision
+        import comfy.sd
+        import comfy.utils
+
+        if not path.is_file():
+            raise ValueError(f"--clip is {path}; there is no such file.")
+        weights = comfy.utils.load_torch_file(str(path), safe_load=True)
+        parts = ("vision_model.", "text_model.", "visual_projection.", "text_projection.")
+        missing = [part for part in parts if not any(name.startswith(part) for name in weights)]
+        if missing:
+            raise ValueError(f"--clip is {path}, which has no {missing[0]}*; it must be a CLIP with both towers.")
+        vision = comfy.clip_vision.load_clipvision_from_sd(dict(weights))
+        text = {name: value for name, value in weights.items() if name.startswith("text_")}
+        clip = comfy.sd.load_text_encoder_state_dicts([text], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION)
+        self._towers = Towers(vision, clip)
+
+    def images(self, images: np.ndarray) -> Any:
+        return self._towers.images(images)
+
+    def text(self, text: str) -> Any:
+        return self._towers.text(text)
+
+
+class Towers:
+    """A CLIP_VISION and a CLIP of one space."""
+
+    def __init__(self, vision: Any, clip: Any) -> None:
+        from comfyui_diversity.core.hooks.vision import VisionTower
+
+        self._vision, self._clip = VisionTower(vision), clip
+
+    def images(self, images: np.ndarray) -> Any:
+        import torch
+
+        return self._vision.encode_images(torch.from_numpy(images).float() / 255, crop=True).float()
+
+    def text(self, text: str) -> Any:
+        from comfyui_diversity.core.drivers.ovi import text_target
+
+        return text_target(self._clip, text, self._vision.width).vectors[0].float()
+
+
+def demo_judge() -> Towers:
+    """The demo world's own CLIP."""
+    from comfyui_diversity.demo import loader
+
+    return Towers(loader.load_clip_vision(), loader.load_clip())
+
+
+# --- the workflow -----------------------------------------------------------------------------------------------------
+
+
+def read_workflow(path: Path) -> Prompt:
+    """A workflow in API format with one sampler and an output. Raises ValueError for anything else, in words."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--workflow is {path}, which cannot be read: {error}.") from error
+    if isinstance(found, dict) and "nodes" in found and "links" in found:
+        raise ValueError(
+            f"--workflow is {path}, a workflow as the browser saves it. Save it by Workflow > Export (API), which "
+            "also takes it out of its subgraphs."
+        )
+    if not isinstance(found, dict) or not all(isinstance(one, dict) and "class_type" in one for one in found.values()):
+        raise ValueError(f"--workflow is {path}, which is no workflow in API format (Workflow > Export (API)).")
+    sampler_of(found)
+    return found
+
+
+def sampler_of(prompt: Prompt) -> str:
+    """The id of its one sampler. Raises ValueError for none, and for several, by their names."""
+    found = [node_id for node_id, node in prompt.items() if node["class_type"] in SAMPLERS]
+    if not found:
+        kinds = sorted({node["class_type"] for node in prompt.values()})
+        raise ValueError(
+            f"The workflow has no sampler ({', '.join(SAMPLERS)}); its nodes are {', '.join(kinds)}. Other packs' "
+            "samplers are not known here."
+        )
+    if len(found) > 1:
+        names = ", ".join(f"{_title(prompt, one)} (node {one})" for one in found)
+        raise ValueError(f"The workflow has {len(found)} samplers: {names}. It must have one; remove the others.")
+    return found[0]
+
+
+def _title(prompt: Prompt, node_id: str) -> str:
+    node = prompt[node_id]
+    return node.get("_meta", {}).get("title") or node["class_type"]
+
+
+def upstream(prompt: Prompt, start: str, names: Sequence[str]) -> tuple[str, str]:
+    """The node nearest to the sampler, or what feeds it, that has a link under one of these names, and the name.
+
+    Raises ValueError where there is none."""
+    waiting, seen = deque([start]), {start}
+    while waiting:
+        node_id = waiting.popleft()
+        inputs = prompt[node_id]["inputs"]
+        for name in names:
+            if isinstance(inputs.get(name), list):
+                return node_id, name
+        for value in inputs.values():
+            if isinstance(value, list) and value[0] not in seen:
+                seen.add(value[0])
+                waiting.append(value[0])
+    raise ValueError(f"Nothing before {_title(prompt, start)} has a link to {' or '.join(names)}.")
+
+
+def encoder_of(prompt: Prompt) -> str:
+    """The node that encodes the positive prompt: the nearest one on that side that has a CLIP and a text."""
+    node_id, name = upstream(prompt, sampler_of(prompt), ("positive", "conditioning"))
+    waiting, seen = deque([prompt[node_id]["inputs"][name][0]]), set()
+    while waiting:
+        here = waiting.popleft()
+        seen.add(here)
+        inputs = prompt[here]["inputs"]
+        if isinstance(inputs.get("clip"), list) and {"text", "prompt"} & inputs.keys():
+            return here
+        waiting += [value[0] for value in inputs.values() if isinstance(value, list) and value[0] not in seen]
+    raise ValueError("No node on the positive side of the sampler has a CLIP and a text; the prompt cannot be varied.")
+
+
+Schemas = Mapping[str, Mapping[str, Any]]  # by node type, as /object_info gives them
+
+
+def defaults_of(schemas: Schemas, kind: str) -> dict[str, Any]:
+    """A node's widgets at their defaults. Raises ValueError for a node that the server does not have."""
+    if kind not in schemas:
+        raise ValueError(f"This ComfyUI has no {kind}: install this pack there, and start it again.")
+    found = {}
+    for name, declared in schemas[kind]["input"].get("required", {}).items():
+        options = declared[1] if len(declared) > 1 else {}
+        if "default" in options:
+            found[name] = options["default"]
+        elif isinstance(declared[0], list) and declared[0]:
+            found[name] = declared[0][0]
+        elif options.get("options"):
+            found[name] = options["options"][0]
+    return found
+
+
+def with_noise(prompt: Prompt, schemas: Schemas) -> Prompt:
+    """Diverse Noise between the model and what samples it."""
+    edited = copy.deepcopy(prompt)
+    node_id, name = upstream(edited, sampler_of(edited), ("model",))
+    new = _new(
+        edited, "DiversityCNO", {**defaults_of(schemas, "DiversityCNO"), "model": edited[node_id]["inputs"][name]}
+    )
+    edited[node_id]["inputs"][name] = [new, 0]
+    return edited
+
+
+def with_prompts(prompt: Prompt, schemas: Schemas, variants: int, seed: int) -> Prompt:
+    """Diverse Prompts in place of the node that encodes the prompt."""
+    edited = copy.deepcopy(prompt)
+    encoder = encoder_of(edited)
+    inputs = edited[encoder]["inputs"]
+    own = {"clip": inputs["clip"], "text": inputs.get("text", inputs.get("prompt")), "variants": variants, "seed": seed}
+    new = _new(edited, "DiversityTPSO", {**defaults_of(schemas, "DiversityTPSO"), "negative_text": "", **own})
+    _relink(edited, encoder, new, 0)
+    return edited
+
+
+def with_minority(prompt: Prompt, schemas: Schemas, steps: int) -> Prompt:
+    """Minority Prompt in place of that node, and between the model and what samples it."""
+    edited = copy.deepcopy(prompt)
+    encoder, (node_id, name) = encoder_of(edited), upstream(edited, sampler_of(edited), ("model",))
+    inputs = edited[encoder]["inputs"]
+    own = {"clip": inputs["clip"], "text": inputs.get("text", inputs.get("prompt"))}
+    own |= {"model": edited[node_id]["inputs"][name], "preset": "few-step model" if steps <= 8 else "base model"}
+    new = _new(edited, "DiversityMinorityPrompt", {**defaults_of(schemas, "DiversityMinorityPrompt"), **own})
+    edited[node_id]["inputs"][name] = [new, 0]
+    _relink(edited, encoder, new, 1)
+    return edited
+
+
+def _new(prompt: Prompt, kind: str, inputs: dict[str, Any]) -> str:
+    node_id = f"diversity_{kind}"
+    prompt[node_id] = {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}
+    return node_id
+
+
+def _relink(prompt: Prompt, old: str, new: str, output: int) -> None:
+    """What reads the first output of one node reads an output of another; the prompt may serve as the negative, too."""
+    positive, name = upstream(prompt, sampler_of(prompt), ("positive", "conditioning"))
+    if prompt[positive]["inputs"][name] == [old, 0]:
+        prompt[positive]["inputs"][name] = [new, output]
+        return
+    waiting, seen = deque([prompt[positive]["inputs"][name][0]]), set()
+    while waiting:
+        here = waiting.popleft()
+        seen.add(here)
+        for key, value in prompt[here]["inputs"].items():
+            if value == [old, 0]:
+                prompt[here]["inputs"][key] = [new, output]
+            elif isinstance(value, list) and value[0] not in seen and value[0] != new:
+                waiting.append(value[0])
+
+
+# --- runs and figures -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images each row makes: `images` of every prompt with every seed, in one batch."""
+
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    images: int
+
+    def groups(self) -> list[tuple[str, int]]:
+        return [(text, seed) for text in self.prompts for seed in self.seeds]
+
+
+Edit = Callable[[Prompt, Schemas, str, int], Prompt]  # workflow, schemas, text and seed to the workflow to run
+
+
+def rows_for(plan: Plan, steps: int) -> dict[str, Edit]:
+    """By name: without the pack, each method, and the two that go together."""
+
+    def prompts(prompt: Prompt, schemas: Schemas, _text: str, seed: int) -> Prompt:
+        return with_prompts(prompt, schemas, plan.images, seed)
+
+    def noise(prompt: Prompt, schemas: Schemas, _text: str, _seed: int) -> Prompt:
+        return with_noise(prompt, schemas)
+
+    def both(prompt: Prompt, schemas: Schemas, text: str, seed: int) -> Prompt:
+        return noise(prompts(prompt, schemas, text, seed), schemas, text, seed)
+
+    return {
+        BASELINE: lambda prompt, *_: prompt,
+        "Diverse Prompts": prompts,
+        "Diverse Noise": noise,
+        "Minority Prompt": lambda prompt, schemas, *_: with_minority(prompt, schemas, steps),
+        "Prompts + Noise": both,
+    }
+
+
+def steps_of(prompt: Prompt) -> int:
+    """Sampling steps, for the preset of Minority Prompt; 20 where nothing says so."""
+    found = [node["inputs"]["steps"] for node in prompt.values() if isinstance(node["inputs"].get("steps"), int)]
+    return min(found, default=20)
+
+
+def group_figures(images: np.ndarray, text: str, judge: Judge) -> dict[str, float]:
+    """`FIGURES` of the images of one prompt."""
+    from comfyui_diversity.core.methods.metrics import mean_pairwise_similarity, vendi_score
+    from torch.nn import functional as F
+
+    features = judge.images(images)
+    cosines = F.cosine_similarity(features, judge.text(text)[None]).clamp(min=0)
+    return {
+        "CLIP score": 100 * float(cosines.mean()),
+        "Vendi": vendi_score(features),
+        "MSS": mean_pairwise_similarity(features),
+    }
+
+
+def make_row(
+    client: Client, workflow: Prompt, edit: Edit, plan: Plan, judge: Judge, schemas: Schemas
+) -> tuple[dict[str, list[float]], float]:
+    """The figures of every group, and the seconds that the server worked. Raises ValueError for a workflow that gives
+    another number of images."""
+    found: dict[str, list[float]] = {name: [] for name in FIGURES}
+    seconds = 0.0
+    for text, seed in plan.groups():
+        values = {"text": text, "seed": seed, "batch_size": plan.images}
+        result = client.run(edit(with_values(workflow, values), schemas, text, seed))
+        files = client.images(result)
+        if len(files) != plan.images:
+            raise ValueError(f"The workflow made {len(files)} images of {text!r}; its batch was to be {plan.images}.")
+        for name, value in group_figures(np.stack([decode(file) for file in files]), text, judge).items():
+            found[name].append(value)
+        seconds += result.seconds
+    return found, seconds
+
+
+def markdown(rows: Mapping[str, tuple[Mapping[str, Sequence[float]], float]]) -> str:
+    """The table: means, and for all but the first row the change from it with its interval."""
+    base, base_seconds = next(iter(rows.values()))
+    body = []
+    for name, (found, seconds) in rows.items():
+        cells = [name]
+        for figure in FIGURES:
+            own, other = np.asarray(found[figure]), np.asarray(base[figure])
+            text = f"{own.mean():.3f}"
+            if found is not base:
+                low, high = interval((own - other)[resampled(len(own))].mean(1))
+                text += f" ({own.mean() - other.mean():+.3f}; {low:+.3f} to {high:+.3f})"
+            cells.append(text)
+        body.append([*cells, f"{seconds / base_seconds:.2f}" if base_seconds else ""])
+    return table(["", *FIGURES, "time"], body)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workflow", type=Path, required=True, help="in API format (Workflow > Export (API))")
+    parser.add_argument("--server", default="http://127.0.0.1:8188", help="a ComfyUI that has this pack")
+    parser.add_argument("--prompts", type=Path, help="a text file with a prompt a line; default: eight plain ones")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--images", type=int, default=8, help="of each prompt and seed, in one batch")
+    parser.add_argument("--clip", required=True, help='a CLIP checkpoint with both towers, or "demo"')
+    parser.add_argument("--rows", nargs="*", help="only these (the first is always made)")
+    parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of released.json")
+    options = parser.parse_args(arguments)
+    try:
+        workflow = read_workflow(options.workflow)
+        texts = PROMPTS
+        if options.prompts is not None:
+            texts = [line.strip() for line in options.prompts.read_text("utf-8").splitlines() if line.strip()]
+        if options.images < 2 or not texts:
+            raise ValueError(f"There are {len(texts)} prompts and {options.images} images of each; at least 1 and 2.")
+        plan = Plan(texts, options.seeds, options.images)
+        print(run(workflow, plan, Client(options.server), options))
+    except (ValueError, OSError, PromptError, ServerError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(workflow: Prompt, plan: Plan, client: Client, options: argparse.Namespace) -> str:
+    """Makes all rows, keeps them in released.json, and gives the table."""
+    edits = rows_for(plan, steps_of(workflow))
+    if options.rows:
+        unknown = [name for name in options.rows if name not in edits]
+        if unknown:
+            raise ValueError(f"--rows has {unknown[0]!r}; the rows are {', '.join(edits)}.")
+        edits = {name: edit for name, edit in edits.items() if name == BASELINE or name in options.rows}
+    schemas = client.object_info()
+    _ready()
+    judge = demo_judge() if options.clip == "demo" else ClipFile(Path(options.clip))
+    rows: dict[str, tuple[dict[str, list[float]], float]] = {}
+    for name, edit in edits.items():
+        rows[name] = make_row(client, workflow, edit, plan, judge, schemas)
+        kept = [{"row": one, "figures": found, "seconds": seconds} for one, (found, seconds) in rows.items()]
+        write(options.out / "released.json", f"python -m benchmarks.released --workflow {options.workflow}", kept)
+        print(f"{name}: {rows[name][1]:.0f} s", flush=True)
+    images = plan.images * len(plan.groups())
+    return f"{len(plan.prompts)} prompts, {images} images a row; no ground truth.\n\n{markdown(rows)}"
+
+
+def _ready() -> None:
+    """Makes ComfyUI and the pack importable: CLIP runs in this process, on the CPU."""
+    # `python -m` puts the pack's root on the path, where its `nodes` would hide ComfyUI's.
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", str(HERE.root))]
+    load_pack()
+    load_comfyui()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

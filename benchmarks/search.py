@@ -1,0 +1,116 @@
+"""Chooses the settings of every rival and of every method: the same search, as many tries for each.
+
+    python -m benchmarks.search --model distilled                  # all, on the prompts for choosing
+    python -m benchmarks.search --model mmdit --only "pink noise" "Diverse Noise"
+
+Successive halving by the quality-weighted Vendi score: eight settings on the first prompts, the better half on more,
+the better half of those on all. First CFG, of models that have it; all others from the best CFG. Every image is kept,
+so that a stopped search goes on where it was. Writes `frontier_settings.json`: the chosen settings by model and name,
+and what every try came to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from .bench import Bench  # isort: skip - this makes ComfyUI and the pack importable
+
+import torch
+
+from . import provenance
+from .frontier_rows import BEST_CFG, CFGS, MODELS, Row
+from .ours import OURS
+from .results import COMMITTED
+from .rivals import GUIDED, RIVALS
+
+ROUNDS = (8, 24, 0)  # prompts; 0 is all
+IMAGES = 6
+_SHOWN = ("good_share", "vendi", "quality_vendi")
+
+
+def survivors(scores: Sequence[float], count: int) -> list[int]:
+    """The places of the `count` best, best first; what failed (NaN) is last."""
+    order = sorted(range(len(scores)), key=lambda k: -math.inf if math.isnan(scores[k]) else scores[k], reverse=True)
+    return order[:count]
+
+
+def search(bench: Bench, rows: Sequence[Row], rounds: Sequence[int]) -> tuple[int, list[dict[str, Any]]]:
+    """The place of the best row, and the course: for each row its score after the last round that it was in."""
+    left, course = list(range(len(rows))), [{} for _ in rows]
+    for number, prompts in enumerate(rounds):
+        count = min(prompts or len(bench.prompts), len(bench.prompts))
+        for k in left:
+            found = [bench.prompt_score(rows[k], prompt) for prompt in range(count)]
+            course[k] = {
+                "settings": rows[k].settings or {"cfg": rows[k].cfg},
+                "prompts": count,
+                **{
+                    name: round(fmean(one[name] for one in found), 4)
+                    for name in ("good_share", "vendi", "quality_vendi")
+                },
+            }
+        scores = [course[k]["quality_vendi"] for k in left]
+        last = number == len(rounds) - 1
+        left = [left[k] for k in survivors(scores, 1 if last else math.ceil(len(left) / 2))]
+    return left[0], course
+
+
+def tries(model: str, name: str, cfg: float) -> list[Row]:
+    """What is tried of one rival or method; of CFG the curve."""
+    if name == "CFG":
+        return [Row(model, "baseline", "CFG", value) for value in CFGS]
+    own = {**RIVALS, **OURS}[name]
+    role = "rival" if name in RIVALS else "method"
+    return [Row(model, role, name, cfg, ((name, settings),)) for settings in own.grid]
+
+
+def names_of(model: str) -> list[str]:
+    every = [name for name, one in {**RIVALS, **OURS}.items() if model in one.models]
+    return ["CFG", *every] if model in GUIDED else every
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(MODELS), required=True)
+    parser.add_argument("--only", nargs="*", default=["*"], help='only these rivals and methods, "*" for anything')
+    parser.add_argument("--images", type=int, default=IMAGES, help="of each prompt")
+    parser.add_argument("--rounds", type=int, nargs="+", default=list(ROUNDS), help="prompts of each round, 0 is all")
+    parser.add_argument("--out", type=Path, default=COMMITTED, help="folder of frontier_settings.json")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    path = options.out / "frontier_settings.json"
+    bench = Bench("tune", max(options.rounds) if all(options.rounds) else 0, options.images)
+    kept = json.loads(path.read_text("utf-8")) if path.exists() else {"models": {}, "rows": []}
+    own = kept["models"].setdefault(options.model, {})
+    cfg = float(own.get("CFG", {}).get("cfg", BEST_CFG[options.model]))
+    for name in names_of(options.model):
+        if not any(fnmatch(name, wanted) for wanted in options.only):
+            continue
+        rows = tries(options.model, name, cfg)
+        best, course = search(bench, rows, options.rounds)
+        own[name] = {"cfg": rows[best].cfg} if name == "CFG" else dict(rows[best].settings[name])
+        cfg = rows[best].cfg if name == "CFG" else cfg
+        label = f"{options.model}, {name}"
+        made = {"row": label, "commit": provenance.revision(), "images": options.images, "tries": course}
+        kept["rows"] = [*(one for one in kept["rows"] if one["row"] != label), made]
+        write(path, kept)
+        print(label, own[name], flush=True)
+    return 0
+
+
+def write(path: Path, kept: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {"command": "python -m benchmarks.search --model MODEL", **kept}
+    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Rows of the frontier on the demo models: every part changes the images; rows are made once, and never mixed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfyui_diversity.core.hooks.sampling import SamplerRun, with_noise_change
+
+from benchmarks import bench, frontier_store, provenance
+from benchmarks.frontier_rows import PARTS, Row, rows_of
+from benchmarks.job import finished, new_job
+from benchmarks.rivals.group_selection import group_selection
+from benchmarks.world import World
+
+TEXT = "a small heart"
+CFG = {"distilled": 1.0, "mmdit": 2.0}
+
+
+@pytest.fixture(scope="module")
+def worlds() -> dict[str, World]:
+    return {name: World(name, 3) for name in ("distilled", "mmdit")}
+
+
+@pytest.fixture(scope="module")
+def plain(worlds: dict[str, World]) -> dict[str, torch.Tensor]:
+    """Latents of both models as they are."""
+    return {name: latents(world, CFG[name]) for name, world in worlds.items()}
+
+
+def latents(world: World, cfg: float, *parts: tuple[str, dict[str, Any]], images: int = 2) -> torch.Tensor:
+    job = new_job(world, TEXT, 3, images, cfg)
+    for name, settings in parts:
+        PARTS[name].make(**settings)(job)
+    return finished(job)
+
+
+# The cheapest settings of each.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "more seeds": {"times": 2},
+    "CFG interval": {"start": 0.25},
+    "pink noise": {"alpha": 0.5},
+    "seed variance": {"strength": 2.0, "pooled": True},
+    "conditioning variation": {"strength": 0.8},
+    "CADS": {"strength": 0.25},
+    "DAVE": {"strength": 0.5, "end": 0.25},
+    "contextual repulsion": {"strength": 1.0, "end": 0.5},
+    "particle guidance": {"strength": 0.5},
+    "DPP (DiverseFlow)": {"strength": 0.2, "pool": 4},
+    "first step by the base model": {"cfg": 2.0},
+    "group selection": {"times": 3, "window": 4},
+    "Diverse Prompts": {"steps": 3},
+    "shared noise": {},
+    "Diverse Noise": {"iterations": 1},
+    "Minority Prompt": {"iterations": 1},
+    "Diverse Noise, low frequencies": {"iterations": 1, "cells": 4},
+    "Diverse Noise, hinge": {"iterations": 2},
+    "N of 2N": {"times": 2},
+}
+
+
+def test_settings_are_of_all_parts() -> None:
+    assert SETTINGS.keys() == PARTS.keys()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_part_changes_the_images(name: str, worlds: dict[str, World], plain: dict[str, torch.Tensor]) -> None:
+    # The few-step model where that will do: it needs one pass a step.
+    model = "distilled" if "distilled" in PARTS[name].models else "mmdit"
+    found = latents(worlds[model], CFG[model], (name, SETTINGS[name]))
+    assert found.shape == plain[model].shape
+    assert torch.isfinite(found).all()
+    assert (found - plain[model]).std() > 1e-3
+
+
+def test_the_same_seed_gives_the_same_images_and_no_part_stays_behind(
+    worlds: dict[str, World], plain: dict[str, torch.Tensor]
+) -> None:
+    world = worlds["distilled"]
+    for name in ("CADS", "seed variance", "more seeds", "group selection"):
+        assert torch.equal(latents(world, 1.0, (name, SETTINGS[name])), latents(world, 1.0, (name, SETTINGS[name])))
+    assert torch.equal(latents(world, 1.0), plain["distilled"])
+
+
+def test_parts_that_do_nothing_leave_the_images_alone(worlds: dict[str, World], plain: dict[str, torch.Tensor]) -> None:
+    for name, settings in (
+        ("CFG interval", {"start": 0.0}),
+        ("pink noise", {"alpha": 0.0}),
+        ("seed variance", {"strength": 0.0}),
+        ("CADS", {"strength": 0.5, "start": 1.0, "end": 1.0}),
+        ("DAVE", {"strength": 0.0}),
+        ("contextual repulsion", {"strength": 0.0}),
+        ("particle guidance", {"strength": 0.0}),
+        ("DPP (DiverseFlow)", {"strength": 0.0}),
+        ("group selection", {"times": 1}),
+    ):
+        model = "distilled" if "distilled" in PARTS[name].models else "mmdit"
+        found = latents(worlds[model], CFG[model], (name, settings))
+        assert torch.allclose(found, plain[model], atol=2e-4), name
+
+
+def test_cfg_off_to_the_end_is_cfg_1(worlds: dict[str, World]) -> None:
+    off = latents(worlds["mmdit"], 3.0, ("CFG interval", {"start": 1.0, "end": 0.9}))
+    assert torch.allclose(off, latents(worlds["mmdit"], 1.0), atol=1e-3)
+
+
+def test_a_hinge_that_never_closes_is_diverse_noise(worlds: dict[str, World]) -> None:
+    settings = {"strength": 1.0, "iterations": 2, "projection": "norm"}
+    free, plain = (
+        latents(worlds["mmdit"], 2.0, (name, {**settings, **own}))
+        for name, own in (
+            ("Diverse Noise, hinge", {"limit": 1e6}),
+            ("Diverse Noise", {}),
+        )
+    )
+    assert torch.allclose(free, plain, atol=1e-4)
+
+
+def test_noise_is_optimised_after_the_starts_are_chosen(worlds: dict[str, World]) -> None:
+    world = worlds["distilled"]
+    seen: list[torch.Tensor] = []
+    job = new_job(world, TEXT, 3, 2, 1.0)
+    group_selection(2)(job)
+
+    def watch(run: SamplerRun) -> torch.Tensor:
+        seen.append(run.noise.clone())
+        return run.noise
+
+    job.model = with_noise_change(job.model, "cno", watch)
+    finished(job)
+    alone = new_job(world, TEXT, 3, 2, 1.0)
+    assert torch.equal(seen[0][0], alone.noise[0])  # the first is always kept
+    assert not torch.equal(seen[0][1], alone.noise[1])
+
+
+def test_a_row_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontier_store, "STORE", tmp_path / "store")
+    made = bench.Bench("report", 2, 3)
+    row = Row("distilled", "rival", "pink", 1.0, (("pink noise", {"alpha": 0.5}),))
+    entry = made.row(row)
+    assert entry["images"] == 6
+    assert entry["revision"] == provenance.revision()
+    assert entry["settings"] == {"pink noise": {"alpha": 0.5}}
+    low, high = entry["vendi_interval"]
+    assert low <= entry["vendi"] <= high
+    assert entry["vendi"] == pytest.approx(sum(entry["per_prompt"]["vendi"]) / 2, abs=1e-3)
+    monkeypatch.setattr(bench, "new_job", lambda *_: pytest.fail("made again"))
+    assert made.row(row) == entry
+
+
+def test_the_command_refuses_rows_of_another_revision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "frontier.json").write_text(json.dumps([{"key": "a", "revision": "old"}]))
+    assert bench.main(["--out", str(tmp_path)]) == 1
+    assert "rows of revision old" in capsys.readouterr().err
+    assert bench.main(["--out", str(tmp_path), "--replace", "--rows", "nothing"]) == 1
+    assert "--rows is ['nothing']" in capsys.readouterr().err
+
+
+def test_pink_noise_goes_before_all_that_optimises_noise() -> None:
+    for row in rows_of("distilled"):
+        assert "pink noise" not in [name for name, _ in row.parts][1:]

@@ -1,0 +1,109 @@
+"""The frontier's figures and files, on rows written out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.frontier_figures import best_at, hypervolume, summary
+from benchmarks.frontier_page import outline
+from benchmarks.frontier_plot import draw_frontier
+from benchmarks.frontier_rows import MODELS, rows_of
+from benchmarks.frontier_store import load, merged, save
+from benchmarks.intervals import mean_interval, resampled
+from benchmarks.search import survivors
+
+
+def row(role: str, name: str, good: float, vendi: float, free: bool = True, **other: Any) -> dict[str, Any]:
+    """A row of 40 prompts, half of them a little better and half a little worse."""
+    swing = np.where(np.arange(40) % 2, 0.02, -0.02)
+    per_prompt = {"good_share": (good + swing).tolist(), "vendi": (vendi - swing).tolist()}
+    means = {"adherence": good, "fidelity": 1.0, "good_share": good, "vendi": vendi, "quality_vendi": good * vendi}
+    intervals = {f"{figure}_interval": [value - 0.01, value + 0.01] for figure, value in means.items()}
+    made = {"revision": "a", "key": f"{role} {name} {vendi}", "machine": "some", "versions": {"torch": "1"}}
+    own = {"model": "mmdit", "role": role, "name": name, "free": free, "settings": {}, "cfg": 2.0, "prompts": 40}
+    return {**own, "images": 400, "seconds": 1.0, **means, **intervals, **made, "per_prompt": per_prompt, **other}
+
+
+ROWS = [
+    row("baseline", "CFG", 0.95, 1.6),
+    row("rival", "CFG", 0.90, 2.0),
+    row("rival", "pink", 0.93, 1.8),
+    row("rival", "selection", 0.96, 1.9, free=False),
+    row("method", "ours", 0.95, 2.2),
+    row("method", "ours", 0.85, 2.6),
+]
+
+
+def test_area_of_two_points() -> None:
+    assert hypervolume([(0.9, 2.0), (0.6, 3.0), (0.55, 1.5), (0.4, 9.0)]) == pytest.approx(0.4 * 1 + 0.1 * 1)
+
+
+def test_between_two_rows_lies_a_straight_line() -> None:
+    assert best_at([(0.95, 1.6), (0.85, 2.6)], 0.90) == pytest.approx(2.1)
+    assert best_at([(0.95, 1.6)], 0.96) == -np.inf
+
+
+def test_gains_are_those_at_the_quality_of_the_baseline() -> None:
+    found = summary(ROWS)
+    assert found["free"]["name"] == "pink"  # 1.7 where it has lost one of its two points; CFG 1.68
+    assert found["free"]["gain"] == pytest.approx(0.1)
+    assert found["rivals"]["name"] == "selection"
+    assert found["rivals"]["gain"] == pytest.approx(0.3)
+    assert found["ours"]["gain"] == pytest.approx(0.64)  # a tenth of the way to the next row
+    assert found["ratio_free"] == pytest.approx(6.4)
+    low, high = found["ratio_free_interval"]
+    assert low <= 6.4 <= high
+
+
+def test_a_model_has_one_baseline() -> None:
+    with pytest.raises(ValueError, match="2 baselines"):
+        summary([*ROWS, ROWS[0]])
+
+
+def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(200):
+        low, high = mean_interval(rng.normal(3.0, 1.0, 60), 400)
+        inside += low <= 3.0 <= high
+    assert 178 <= inside <= 200
+    assert np.array_equal(resampled(5), resampled(5))
+
+
+def test_rows_of_another_revision_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "frontier.json"
+    save(path, merged(path, ROWS, "a"))
+    assert load(path) == ROWS
+    better = {**ROWS[1], "vendi": 9.0}
+    assert merged(path, [better], "a") == [ROWS[0], better, *ROWS[2:]]
+    with pytest.raises(ValueError, match="revision a; this is b"):
+        merged(path, [], "b")
+    path.write_text("[{]")
+    with pytest.raises(ValueError, match=r"frontier\.json cannot be read"):
+        load(path)
+
+
+def test_every_row_has_its_own_key_and_every_model_its_baseline() -> None:
+    for model in MODELS:
+        rows = rows_of(model)
+        assert len({one.key for one in rows}) == len(rows)
+        assert [one.role for one in rows].count("baseline") == 1
+        assert {one.name for one in rows_of(model, full=False)} == {one.name for one in rows}
+        assert all(one.changes() is not None for one in rows)
+
+
+def test_half_of_the_tries_go_on_and_the_best_of_them_first() -> None:
+    assert survivors([0.3, 0.9, float("nan"), 0.5], 2) == [1, 3]
+
+
+def test_the_picture_and_the_tables_show_every_curve(tmp_path: Path) -> None:
+    rows = [*ROWS, row("data", "the data itself", 1.0, 2.2)]
+    draw_frontier(rows, tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").stat().st_size > 5000
+    text = outline(rows, "mmdit")
+    assert all(one["name"] in text for one in rows)
+    assert "**2.20**" in text  # the greatest Vendi at the baseline's quality
