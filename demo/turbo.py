@@ -52,6 +52,8 @@ def load_turbo(file: str) -> comfy.model_patcher.ModelPatcher:
     )
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device))
     model = config.get_model(weights, "", device=comfy.model_management.unet_inital_load_device(size, dtype))
+    if not hasattr(model.diffusion_model, "norm_final"):  # unused; newer versions of the class have it no more
+        weights.pop("norm_final.weight", None)
     load_all(model.diffusion_model, weights, file)
     offload = comfy.model_management.unet_offload_device()
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
