@@ -38,6 +38,7 @@ class UseSharedNoise(io.ComfyNode):
                 io.Boolean.Input(
                     "noise_on_last_step",
                     default=False,
+                    optional=True,
                     tooltip=(
                         "Adds noise_per_step after the last step too, where it stays in the image: as published for "
                         "SD3.5. No effect while noise_per_step is 0."
