@@ -27,34 +27,32 @@ from comfyui_diversity.core.methods.diversify import VARIANTS_OF_ONE, Situation,
 from comfyui_diversity.nodes.diversify import Diversify, DiversifyModel
 from small.encoders import small_encoder
 from small.models import Counter, small_model, small_sdxl
+from small.released import small_released
 from torch import Tensor
+
+from .test_without_gradients import rounded  # noqa: F401 - a fixture
 
 stock = importlib.import_module("nodes")  # ComfyUI's, not the pack's
 
 TEXT, NEGATIVE, BATCH, STRENGTH = "a red fish", "blurred", 2, 0.5
 FEW = 6  # steps of the optimisation of variants: enough to leave the prompt
-# What a family's small model is, the encoder that it reads, CFG and steps as people use them.
-KINDS: dict[str, tuple[Callable[[], Any], str, float, int]] = {
-    "sd1": (lambda: small_model("eps"), "sd1", 6.0, 10),
-    "sdxl": (small_sdxl, "sdxl", 5.0, 10),
-    "flux": (lambda: small_model("flux"), "flux", 1.0, 10),
-    "language model": (lambda: small_model("auraflow"), "qwen3", 1.0, 5),
-}
-LATENT = {
-    "sd1": (4, 8, 8),
-    "sdxl": (4, 8, 8),
-    "flux": (16, 8, 8),
-    "language model": (4, 8, 8),
+# Model and text encoder, shape of a latent, CFG and steps as people use them.
+KINDS: dict[str, tuple[Callable[[], tuple[Any, Any]], tuple[int, ...], float, int]] = {
+    "sd1": (lambda: (small_model("eps"), small_encoder("sd1")), (4, 8, 8), 6.0, 10),
+    "sdxl": (lambda: (small_sdxl(), small_encoder("sdxl")), (4, 8, 8), 5.0, 10),
+    "flux": (lambda: (small_model("flux"), small_encoder("flux")), (16, 8, 8), 1.0, 10),
+    "language model": (lambda: (small_model("auraflow"), small_encoder("qwen3")), (4, 8, 8), 1.0, 5),
+    "Z-Image": (lambda: small_released("Z-Image Turbo")[:2], (16, 8, 8), 1.0, 5),
+    "Qwen-Image": (lambda: small_released("Qwen-Image 2512")[:2], (16, 1, 8, 8), 4.0, 10),
 }
 
 
 class Workflow:
     """What the nodes around Diversify hold, and what it has said."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        make, encoder, self.cfg, self.steps = KINDS[kind]
-        self.model, self.clip = make(), small_encoder(encoder)
+    def __init__(self, make: Callable[[], tuple[Any, Any]], latent: tuple[int, ...], cfg: float, steps: int) -> None:
+        self.model, self.clip = make()
+        self.latent, self.cfg, self.steps = latent, cfg, steps
         self.said: list[str] = []
 
     @torch.inference_mode()
@@ -67,7 +65,7 @@ class Workflow:
         return Diversify.execute(chosen, self.clip, text, seed, strength).args  # pyright: ignore[reportReturnType]
 
     def noise(self, batch: int = BATCH, seed: int = 0) -> Tensor:
-        return torch.randn(batch, *LATENT[self.kind], generator=torch.Generator().manual_seed(seed))
+        return torch.randn(batch, *self.latent, generator=torch.Generator().manual_seed(seed))
 
     @torch.inference_mode()
     def sample(self, model: Any, positive: list, batch: int = BATCH, **changed: Any) -> Tensor:
@@ -104,7 +102,7 @@ def workflows() -> dict[str, Workflow]:
 def workflow_of(workflows: dict[str, Workflow], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Workflow]:
     def make(kind: str) -> Workflow:
         if kind not in workflows:
-            workflows[kind] = Workflow(kind)
+            workflows[kind] = Workflow(*KINDS[kind])
         own = workflows[kind]
         own.said.clear()
         monkeypatch.setattr(driver, "show", lambda text, node: own.said.append(text))
@@ -133,7 +131,9 @@ def uncancelled() -> Iterator[None]:
 # --- what it does -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in ("flux", "Qwen-Image") else kind for kind in KINDS]
+)
 def test_it_is_the_methods_one_after_another(kind: str, workflow_of: Callable[[str], Workflow]) -> None:
     """Image k starts from noise k of Diverse Noise, with variant k of Diverse Prompts; CFG begins late."""
     own = workflow_of(kind)
@@ -310,6 +310,30 @@ def test_an_output_that_is_not_connected_is_named(llm: Workflow) -> None:
     llm.sample(model, llm.plain())
     assert "the positive output of Diversify does not reach this sampler" in llm.report
     assert "Noise: moved apart" in llm.report
+
+
+def test_an_encoder_without_gradients_is_searched(sd1: Workflow, rounded: Any) -> None:  # noqa: F811
+    with torch.inference_mode():
+        model, positive = Diversify.execute(sd1.model, rounded, TEXT, 0, STRENGTH).args  # pyright: ignore[reportGeneralTypeIssues]
+    images = sd1.sample(model, positive)
+    assert "found by search without gradients" in sd1.report
+    assert f"{BATCH} variants" in sd1.report
+    assert torch.equal(images, sd1.sample(model, positive))
+
+
+def test_a_model_that_reads_one_text_for_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anima reads tokens besides embeddings: a batch has no variants, one image has one."""
+    pytest.importorskip("comfy.ldm.anima", reason="this ComfyUI has no Anima")
+    anima = Workflow(lambda: small_released("Anima")[:2], (16, 1, 8, 8), 4.0, 5)
+    monkeypatch.setattr(driver, "show", lambda text, node: anima.said.append(text))
+    monkeypatch.setattr(driver, "recommended", partial(recommended, steps=FEW))
+    nodes = anima.node()
+    anima.sample(*nodes)
+    assert "Prompt: no variants" in anima.report
+    assert f"a batch cannot have {BATCH} variants" in anima.report
+    assert "Noise: moved apart" in anima.report
+    anima.sample(*nodes, 1)
+    assert f"of {VARIANTS_OF_ONE}, by the sampler's seed" in anima.report
 
 
 def test_images_that_start_alike(llm: Workflow) -> None:
