@@ -30,7 +30,7 @@ from comfyui_diversity.demo.world.draw import draw
 from .defects import DEFECTS
 from .image_store import STORE, stored
 
-SEED, REAL, DEFECT = 101, 300, 80
+SEED, REAL, DEFECT = 101, 1500, 150
 SEEN, FALSE_ALARMS = 0.95, 0.01
 KINDS = {name: defect for name, defect in DEFECTS.items() if name != "of_no_colour"}  # it does not pass the autoencoder
 _AT_ONCE = 20

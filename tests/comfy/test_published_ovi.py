@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -93,6 +94,7 @@ def procedure(
     steps: int,
     constraint: Callable[[Tensor], Tensor] | None = None,
     weight: float = 0.0,
+    rate: float = RATE,
 ) -> tuple[Tensor, Tensor]:
     """Cosines [steps + 1, N] before the first step and after each, and the last embeddings [N, E]: AdamW written out,
     a fixed number of steps, one variant after the other."""
@@ -110,7 +112,7 @@ def procedure(
             first = 0.9 * first + 0.1 * gradient
             second = 0.999 * second + 0.001 * gradient**2
             step = (first / (1 - 0.9**k)) / ((second / (1 - 0.999**k)).sqrt() + 1e-8)
-            tokens = tokens * (1 - RATE * DECAY) - RATE * step
+            tokens = tokens * (1 - rate * DECAY) - rate * step
         last = tower(tokens)
         cosines.append(torch.stack([*own, cosine(last, target)]))
         found.append(last)
@@ -183,8 +185,15 @@ def test_the_constraints_at_the_papers_weights(
     assert "form of the paper's constraint is not public" in found[2]
 
 
-def test_all_thousand_steps_in_double_precision() -> None:
-    """The optimisation with the published plan through a small network, until long after its plateau."""
+@pytest.mark.parametrize(
+    ("steps", "rate"),
+    [
+        (1000, RATE),  # until long after its plateau
+        (24, 0.05),  # it overshoots, so that the last step, which is kept, is not the best
+    ],
+)
+def test_all_steps_in_double_precision(steps: int, rate: float) -> None:
+    """The optimisation with the published plan through a small network."""
     with torch.inference_mode(False), torch.enable_grad():
         generator = torch.Generator().manual_seed(0)
         one, other = (torch.randn(24, 40, generator=generator).double() for _ in range(2))
@@ -200,8 +209,10 @@ def test_all_thousand_steps_in_double_precision() -> None:
             return embeddings.detach(), lambda gradient: torch.autograd.grad(embeddings, leaf, gradient)[0]
 
         plan = published()
-        found = invert(starts, target[None], encode, plan.settings)
-        expected = procedure(starts, tower, target, 1000)
+        found = invert(starts, target[None], encode, replace(plan.settings, steps=steps, learning_rate=rate))
+        expected = procedure(starts, tower, target, steps, rate=rate)
     assert plan.unpublished() == ""
-    assert found.steps.tolist() == [1000, 1000]
+    assert (plan.settings.steps, plan.settings.learning_rate) == (1000, RATE)
+    assert found.steps.tolist() == [steps, steps]
+    assert (steps == 1000) == bool((expected[0][-1] > expected[0].amax(0) - 1e-3).all())
     agree((found.cosines, found.embeddings), expected, 1e-6)

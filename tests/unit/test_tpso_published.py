@@ -68,6 +68,19 @@ def test_with_freezing(count: int, kappa: float, strength: float, rate: float, s
         assert len(set(arrived.tolist())) > 1, "none waits for another"
 
 
+def test_a_variant_that_starts_in_the_band_does_not_learn_with_the_others() -> None:
+    """Which no start of the release's own size brings about."""
+    [start] = starts(SEED, [(4, POSITIONS, WIDTH)])
+    start[:2] *= 10_000  # these begin outside
+    rule: dict[str, Any] = {"kappa": 0.995, "tolerance": 0.005 + 1e-9, "rate": 0.01, "max_steps": 12}
+    expected = released(lambda offsets: vectors(offsets[None])[0], start, strength=1.0, **rule)
+    reference = vectors(torch.zeros(1, POSITIONS, WIDTH).double())[0]
+    found = optimise_as_released(start, reference, encode, Rule(0.995, rule["tolerance"], 1.0, 12, 0.01))
+    assert_same(found, expected)
+    assert ((found.cosines[0] - 0.995).abs() <= 0.005).tolist() == [False, False, True, True]
+    assert torch.equal(found.offsets[2:], start[2:] / POSITIONS)
+
+
 @pytest.mark.parametrize(("kappa", "rate", "steps"), [(0.8, 0.01, 30), (0.995, 0.01, 30)])
 def test_full_batch_in_groups(kappa: float, rate: float, steps: int) -> None:
     found = ours(6, kappa=kappa, learning_rate=rate, steps=steps, freezing=False, group=3)
