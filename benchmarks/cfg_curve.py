@@ -36,11 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--report", action="store_true", help="the prompts that figures are published on")
     parser.add_argument("--cfg", type=float, nargs="*", help="only these")
     parser.add_argument("--images", type=int, default=IMAGES, help="of each prompt")
+    parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
     parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of the results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     kind = "report" if options.report else "tune"
-    prompts = SETS[kind]
+    prompts = SETS[kind][: options.prompts or None]
     world, scorer, console = World(options.model), Scorer.load(), Console(width=150)
     recipe = world.recipe
     for cfg in options.cfg or MODELS[options.model]:
@@ -60,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         row["seconds"] = round(time.perf_counter() - started, 1)
         console.print(line(row), highlight=False)
         command = f"python -m benchmarks.cfg_curve {options.model}{' --report' if options.report else ''}"
-        if options.images != IMAGES:
-            command += f" --images {options.images}"
+        command += f" --images {options.images}" if options.images != IMAGES else ""
+        command += f" --prompts {options.prompts}" if options.prompts else ""
         add_row(options.out / f"cfg_curve_{options.model}_{kind}.json", command, row)
 
 

@@ -35,7 +35,7 @@ from .loop import Schedule, train
 from .mmdit import BATCH, SHIFT, SHORT, levels, velocity_loss
 from .places import continued, evenly_stated_scene
 
-PAIRS, CFG, TEACHER_STEPS = 4_096, 3.0, 12
+PAIRS, CFG, TEACHER_STEPS = 2_560, 3.0, 12
 STEPS, WHOLE = 1_000, 800
 STUDENT_STEPS = (4, 4, 6, 8)  # numbers of steps that it learns to make good, the first one most
 _CHUNK = 64
@@ -62,7 +62,7 @@ def captions_of_pairs() -> list[str]:
 
 @torch.no_grad()
 def make_pairs(folder: Path) -> Pairs:
-    """The pairs whose image is sound and shows what its caption says; kept every 16 chunks, so it can be resumed."""
+    """The pairs whose image is sound and shows what its caption says; kept every four chunks, so it can be resumed."""
     path, captions = folder / "pairs.safetensors", captions_of_pairs()
     if not path.exists():
         partial = folder / "pairs.partial.safetensors"
@@ -76,7 +76,7 @@ def make_pairs(folder: Path) -> Pairs:
             own = slice(k, k + _CHUNK)
             made = _guided(teacher, noise[own].float().to(DEVICE), captions[own], conditionings)
             clean[own], good[own] = made.cpu(), selection(made, captions[own])
-            if (k // _CHUNK) % 16 == 15:
+            if (k // _CHUNK) % 4 == 3:
                 save_file({"clean": clean, "good": good, "done": torch.tensor(k + _CHUNK)}, partial)
         save_file({"noise": noise, "clean": clean, "good": good}, partial)
         os.replace(partial, path)
