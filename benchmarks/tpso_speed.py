@@ -130,7 +130,7 @@ def row(name: str, clip: Any, count: int, spread: bool, steps: int) -> list[str]
     with torch.inference_mode(False):
         [encoder] = prompt_encoders(clip, clip.tokenize(PROMPT))
         # Kappa out of reach: no variant stops early, so that all steps are compared.
-        how: Settings | Rule = Rule(0.001, 0.001, steps=steps + 1)
+        how: Settings | Rule = Rule(0.001, 0.001, steps=steps + 1, learning_rate=0.001)
         if spread:
             how = Settings(0.0, steps=steps, learning_rate=RECOMMENDED_RATE * encoder.deviation)
         start = initial_offsets(count, encoder.positions, encoder.width, 0, INITIAL_DEVIATION)

@@ -20,6 +20,8 @@ STAGES = {
     "pairs": "distil.make_pairs",
     "clip_vision": "export.export_clip_vision",
     "distilled": "export.export_distilled",
+    "sound_pairs": "crisp.make_pairs",
+    "distilled_crisp": "export.export_distilled_crisp",
     "unclip": "export.export_unclip",
     "turbo_text": "export.export_turbo_text",
     "turbo_targets": "turbo_targets.make_targets",

@@ -1,19 +1,14 @@
 """The few-step model: the MMDiT's guided images learned along straight lines, so that CFG 1 and few steps suffice.
 
-Pairs of a noise and the image that the teacher makes of it with guidance; the student then learns the velocity of the
+Pairs of a noise and the image that the teacher makes of it at CFG 6; the student then learns the velocity of the
 straight line between the two (reflow with guidance built in: Liu et al. 2022, "Flow Straight and Fast"; Liu et al.
 2023, "InstaFlow"). It inherits the guided teacher's low diversity, as distilled models do.
-
-Pairs whose image is broken, or does not show what its caption says, are left out: the world knows which those are. And
-half of the batches start where the student's own few steps lead, with the velocity from there to the pair's image as
-target, so that it learns to make good what its earlier steps have done (as DAgger does: Ross et al. 2011).
 """
 
 from __future__ import annotations
 
+import copy
 import os
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,30 +19,16 @@ from tqdm import tqdm
 
 from .comfy_boot import DEVICE, autocast  # isort: skip
 
-from ..fidelity import Judge
-from ..loader import MMDIT_FILE, VAE_FILE, WEIGHTS
-from ..scorer import Scorer
 from ..world.attributes import sample_scene
-from ..world.captions import caption, random_caption, stated_in
-from . import mmdit, vae
+from ..world.captions import caption, random_caption
 from .latents import Conditionings
 from .loop import Schedule, train
 from .mmdit import BATCH, SHIFT, SHORT, levels, velocity_loss
-from .places import continued, evenly_stated_scene
+from .places import evenly_stated_scene, train_mmdit_places
 
-PAIRS, CFG, TEACHER_STEPS = 2_560, 3.0, 12
-STEPS, WHOLE = 1_000, 800
-STUDENT_STEPS = (4, 4, 6, 8)  # numbers of steps that it learns to make good, the first one most
+PAIRS, CFG, TEACHER_STEPS = 4_096, 6.0, 12
+STEPS = 1_000
 _CHUNK = 64
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Noises and the teacher's latents of them, `[N, 16, 16, 16]` fp16, and captions."""
-
-    noise: Tensor
-    clean: Tensor
-    captions: list[str]
 
 
 def captions_of_pairs() -> list[str]:
@@ -61,63 +42,36 @@ def captions_of_pairs() -> list[str]:
 
 
 @torch.no_grad()
-def make_pairs(folder: Path) -> Pairs:
-    """The pairs whose image is sound and shows what its caption says; kept every four chunks, so it can be resumed."""
-    path, captions = folder / "pairs.safetensors", captions_of_pairs()
-    if not path.exists():
-        partial = folder / "pairs.partial.safetensors"
-        noise = torch.randn(PAIRS, 16, 16, 16, generator=torch.Generator().manual_seed(71)).half()
-        clean, good, done = torch.zeros_like(noise), torch.zeros(PAIRS, dtype=torch.bool), 0
-        if partial.exists():
-            stored = load_file(partial)
-            clean, good, done = stored["clean"], stored["good"], int(stored["done"])
-        teacher, conditionings, selection = continued(mmdit.build(), MMDIT_FILE).eval(), Conditionings(), Selection()
-        for k in tqdm(range(done, PAIRS, _CHUNK), initial=done // _CHUNK, total=PAIRS // _CHUNK, desc="pairs"):
-            own = slice(k, k + _CHUNK)
-            made = _guided(teacher, noise[own].float().to(DEVICE), captions[own], conditionings)
-            clean[own], good[own] = made.cpu(), selection(made, captions[own])
-            if (k // _CHUNK) % 4 == 3:
-                save_file({"clean": clean, "good": good, "done": torch.tensor(k + _CHUNK)}, partial)
-        save_file({"noise": noise, "clean": clean, "good": good}, partial)
-        os.replace(partial, path)
-    stored = load_file(path)
-    good = stored["good"]
-    return Pairs(stored["noise"][good], stored["clean"][good], [captions[k] for k in good.nonzero()[:, 0].tolist()])
-
-
-class Selection:
-    """Tells which latents are of images that are sound and show what their captions say."""
-
-    def __init__(self) -> None:
-        self._vae = vae.build().eval()
-        self._vae.load_state_dict(load_file(WEIGHTS / VAE_FILE))
-        self._scorer, self._judge = Scorer.load(), Judge.load()
-
-    @torch.no_grad()
-    def __call__(self, latents: Tensor, captions: list[str]) -> Tensor:
-        """Bool `[N]` of latents `[N, 16, 16, 16]`."""
-        decoded = self._vae.taesd_decoder(latents.to(memory_format=torch.channels_last)).float()
-        images = (255 * decoded.clamp(0, 1)).permute(0, 2, 3, 1).cpu().numpy().astype("uint8")
-        read = self._scorer.read(images)
-        sound = ~self._judge.broken(self._judge.residuals(images, read))
-        shown = [
-            all(attributes[name] == value for name, value in stated_in(text).items())
-            for attributes, text in zip(read, captions, strict=True)
-        ]
-        return sound & torch.tensor(shown)
-
-
-def sampling_levels(steps: int) -> list[float]:
-    """Noise levels of ComfyUI's scheduler "simple", from 1 to 0."""
-    even = torch.linspace(1, 0, steps + 1)
-    return (SHIFT * even / (1 + (SHIFT - 1) * even)).tolist()
+def make_pairs(folder: Path) -> tuple[Tensor, Tensor]:
+    """Noises and the teacher's latents, both `[PAIRS, 16, 16, 16]` fp16; kept every 16 chunks, so it can be resumed."""
+    path = folder / "pairs.safetensors"
+    if path.exists():
+        stored = load_file(path)
+        return stored["noise"], stored["clean"]
+    partial = folder / "pairs.partial.safetensors"
+    noise = torch.randn(PAIRS, 16, 16, 16, generator=torch.Generator().manual_seed(71)).half()
+    clean, done = torch.zeros_like(noise), 0
+    if partial.exists():
+        stored = load_file(partial)
+        clean, done = stored["clean"], int(stored["done"])
+    teacher, conditionings, captions = train_mmdit_places(folder).eval(), Conditionings(), captions_of_pairs()
+    for k in tqdm(range(done, PAIRS, _CHUNK), initial=done // _CHUNK, total=PAIRS // _CHUNK, desc="pairs"):
+        clean[k : k + _CHUNK] = _guided(
+            teacher, noise[k : k + _CHUNK].float().to(DEVICE), captions[k : k + _CHUNK], conditionings
+        ).cpu()
+        if (k // _CHUNK) % 16 == 15:
+            save_file({"clean": clean, "done": torch.tensor(k + _CHUNK)}, partial)
+    save_file({"noise": noise, "clean": clean}, partial)
+    os.replace(partial, path)
+    return noise, clean
 
 
 def _guided(teacher: nn.Module, x: Tensor, captions: list[str], conditionings: Conditionings) -> Tensor:
-    """The teacher's image of each noise: Euler steps with guidance on the shifted schedule."""
+    """The teacher's image of each noise: Euler steps at CFG 6 on the shifted schedule."""
     context, pooled = conditionings.encode(captions + [""] * len(captions))
-    sigmas = sampling_levels(TEACHER_STEPS)
-    for sigma, following in pairwise(sigmas):
+    even = torch.linspace(1, 0, TEACHER_STEPS + 1)
+    sigmas = SHIFT * even / (1 + (SHIFT - 1) * even)
+    for sigma, following in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
         times = torch.full((2 * len(x),), sigma * 1000, device=DEVICE)
         with autocast():
             both = teacher(torch.cat([x, x]), times, context=context[:, :SHORT], y=pooled).float()
@@ -128,37 +82,16 @@ def _guided(teacher: nn.Module, x: Tensor, captions: list[str], conditionings: C
 
 def train_distilled(folder: Path) -> nn.Module:
     torch.manual_seed(80)
-    pairs, conditionings = make_pairs(folder), Conditionings()
+    noises, cleans = make_pairs(folder)
+    captions, conditionings = captions_of_pairs(), Conditionings()
 
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        chosen = rng.integers(len(pairs.captions), size=BATCH)
-        context, pooled = conditionings.encode([pairs.captions[k] for k in chosen])
-        clean, noise = (part[chosen].float().to(DEVICE) for part in (pairs.clean, pairs.noise))
-        if rng.random() < 0.5:
-            return on_policy_loss(model, clean, noise, context if step > WHOLE else context[:, :SHORT], pooled, rng)
+        chosen = rng.integers(PAIRS, size=BATCH)
+        context, pooled = conditionings.encode([captions[k] for k in chosen])
+        clean, noise = (part[chosen].float().to(DEVICE) for part in (cleans, noises))
         sigma = levels(rng, layout=True)
         sigma[: BATCH // 8] = 1.0  # with four steps, a quarter of the work is the one that starts at pure noise
-        return velocity_loss(model, clean, noise, context, pooled, sigma, rng, step > WHOLE)
+        return velocity_loss(model, clean, noise, context, pooled, sigma, rng, step > 0.8 * STEPS)
 
-    student = continued(mmdit.build(), MMDIT_FILE)
-    return train("distilled", student, loss_at, Schedule(STEPS, 6e-4, warmup=50, average=0.995), folder, seed=81)
-
-
-def on_policy_loss(
-    model: nn.Module, clean: Tensor, noise: Tensor, context: Tensor, pooled: Tensor, rng: np.random.Generator
-) -> Tensor:
-    """Mean squared error of the velocity towards `clean` from where some of the model's own steps have led, in the
-    scale of images: what is left of the noise counts for less the later the step."""
-    sigmas = sampling_levels(int(rng.choice(STUDENT_STEPS)))
-    taken = int(rng.integers(len(sigmas) - 1))
-
-    def velocity(x: Tensor, sigma: float) -> Tensor:
-        with autocast():
-            return model(x, torch.full((len(x),), sigma * 1000, device=DEVICE), context=context, y=pooled).float()
-
-    x = noise
-    with torch.no_grad():
-        for sigma, following in pairwise(sigmas[: taken + 1]):
-            x = x + (following - sigma) * velocity(x, sigma)
-    sigma = sigmas[taken]
-    return (velocity(x, sigma) - (x - clean) / sigma).square().mean() * sigma**2
+    student = copy.deepcopy(train_mmdit_places(folder)).requires_grad_(True)
+    return train("distilled", student, loss_at, Schedule(STEPS, 6e-4), folder, seed=81)

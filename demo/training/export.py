@@ -94,6 +94,12 @@ def export_distilled(folder: Path) -> None:
     _write(WEIGHTS / DISTILLED_FILE, train_distilled(folder).state_dict())
 
 
+def export_distilled_crisp(folder: Path) -> None:
+    from .crisp import train_distilled_crisp
+
+    _write(WEIGHTS / DISTILLED_FILE, train_distilled_crisp(folder).state_dict())
+
+
 def export_unet_places(folder: Path) -> None:
     from .places import train_unet_places
 
