@@ -1,9 +1,9 @@
 """The few-step model's last phase: what it draws becomes sound, and its own earlier steps no longer lead it astray.
 
-New pairs of a noise and the teacher's guided image, at the CFG that suits the teacher best. Those whose image is broken,
-or does not show what its caption says, are left out: the world knows which they are. Half of the batches start where
-the student's own few steps lead, with the velocity from there to the pair's image as target, so that it learns to make
-good what its earlier steps have done (as in DAgger: Ross, Gordon and Bagnell 2011).
+New pairs of a noise and the teacher's guided image, at the CFG that suits the teacher best. Those whose image is
+broken, or does not show what its caption says, are left out: the world knows which they are. Half of the batches start
+where the student's own few steps lead, with the velocity from there to the pair's image as target, so that it learns to
+make good what its earlier steps have done (as in DAgger: Ross, Gordon and Bagnell 2011).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from .comfy_boot import DEVICE, autocast  # isort: skip
 from ..fidelity import Judge
 from ..loader import DISTILLED_FILE, MMDIT_FILE, VAE_FILE, WEIGHTS
 from ..scorer import Scorer
-from ..world.attributes import sample_scene
-from ..world.captions import caption, random_caption, stated_in
+from ..world.captions import stated_in
 from . import mmdit, vae
+from .distil import captions_of_pairs, guided, sampling_levels
 from .latents import Conditionings
 from .loop import Schedule, train
-from .mmdit import BATCH, SHIFT, SHORT, levels, velocity_loss
-from .places import continued, evenly_stated_scene
+from .mmdit import BATCH, SHORT, levels, velocity_loss
+from .places import continued
 
-PAIRS, CFG, TEACHER_STEPS = 2_560, 3.0, 12
+PAIRS, CFG = 2_560, 3.0
 STEPS, WHOLE = 420, 330
 STUDENT_STEPS = (4, 4, 6, 8)  # numbers of steps that it learns to make good, the first one most
 _CHUNK = 64
@@ -47,20 +47,10 @@ class Pairs:
     captions: list[str]
 
 
-def captions_of_pairs() -> list[str]:
-    """The caption of each pair: by turns of a scene as the world draws it, and with evenly drawn words."""
-    rng = np.random.default_rng(70)
-    captions = []
-    for k in range(PAIRS):
-        scene, stated = evenly_stated_scene(rng)
-        captions.append(caption(scene, stated, rng) if k % 2 else random_caption(sample_scene(rng), rng))
-    return captions
-
-
 @torch.no_grad()
 def make_pairs(folder: Path) -> Pairs:
     """The pairs whose image is sound and shows what its caption says; kept every four chunks, so it can be resumed."""
-    path, captions = folder / "pairs_sound.safetensors", captions_of_pairs()
+    path, captions = folder / "pairs_sound.safetensors", captions_of_pairs()[:PAIRS]
     if not path.exists():
         partial = folder / "pairs_sound.partial.safetensors"
         noise = torch.randn(PAIRS, 16, 16, 16, generator=torch.Generator().manual_seed(71)).half()
@@ -71,7 +61,7 @@ def make_pairs(folder: Path) -> Pairs:
         teacher, conditionings, selection = continued(mmdit.build(), MMDIT_FILE).eval(), Conditionings(), Selection()
         for k in tqdm(range(done, PAIRS, _CHUNK), initial=done // _CHUNK, total=PAIRS // _CHUNK, desc="pairs"):
             own = slice(k, k + _CHUNK)
-            made = _guided(teacher, noise[own].float().to(DEVICE), captions[own], conditionings)
+            made = guided(teacher, noise[own].float().to(DEVICE), captions[own], conditionings, CFG)
             clean[own], good[own] = made.cpu(), selection(made, captions[own])
             if (k // _CHUNK) % 4 == 3:
                 save_file({"clean": clean, "good": good, "done": torch.tensor(k + _CHUNK)}, partial)
@@ -102,25 +92,6 @@ class Selection:
             for attributes, text in zip(read, captions, strict=True)
         ]
         return sound & torch.tensor(shown)
-
-
-def sampling_levels(steps: int) -> list[float]:
-    """Noise levels of ComfyUI's scheduler "simple", from 1 to 0."""
-    even = torch.linspace(1, 0, steps + 1)
-    return (SHIFT * even / (1 + (SHIFT - 1) * even)).tolist()
-
-
-def _guided(teacher: nn.Module, x: Tensor, captions: list[str], conditionings: Conditionings) -> Tensor:
-    """The teacher's image of each noise: Euler steps with guidance on the shifted schedule."""
-    context, pooled = conditionings.encode(captions + [""] * len(captions))
-    sigmas = sampling_levels(TEACHER_STEPS)
-    for sigma, following in pairwise(sigmas):
-        times = torch.full((2 * len(x),), sigma * 1000, device=DEVICE)
-        with autocast():
-            both = teacher(torch.cat([x, x]), times, context=context[:, :SHORT], y=pooled).float()
-        stated, empty = both.chunk(2)
-        x = x + (following - sigma) * (empty + CFG * (stated - empty))
-    return x
 
 
 def train_distilled_crisp(folder: Path) -> nn.Module:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +57,8 @@ def make_pairs(folder: Path) -> tuple[Tensor, Tensor]:
         clean, done = stored["clean"], int(stored["done"])
     teacher, conditionings, captions = train_mmdit_places(folder).eval(), Conditionings(), captions_of_pairs()
     for k in tqdm(range(done, PAIRS, _CHUNK), initial=done // _CHUNK, total=PAIRS // _CHUNK, desc="pairs"):
-        clean[k : k + _CHUNK] = _guided(
-            teacher, noise[k : k + _CHUNK].float().to(DEVICE), captions[k : k + _CHUNK], conditionings
-        ).cpu()
+        chosen = slice(k, k + _CHUNK)
+        clean[chosen] = guided(teacher, noise[chosen].float().to(DEVICE), captions[chosen], conditionings, CFG).cpu()
         if (k // _CHUNK) % 16 == 15:
             save_file({"clean": clean, "done": torch.tensor(k + _CHUNK)}, partial)
     save_file({"noise": noise, "clean": clean}, partial)
@@ -66,17 +66,21 @@ def make_pairs(folder: Path) -> tuple[Tensor, Tensor]:
     return noise, clean
 
 
-def _guided(teacher: nn.Module, x: Tensor, captions: list[str], conditionings: Conditionings) -> Tensor:
-    """The teacher's image of each noise: Euler steps at CFG 6 on the shifted schedule."""
+def sampling_levels(steps: int) -> list[float]:
+    """Noise levels of ComfyUI's scheduler "simple", from 1 to 0."""
+    even = torch.linspace(1, 0, steps + 1)
+    return (SHIFT * even / (1 + (SHIFT - 1) * even)).tolist()
+
+
+def guided(teacher: nn.Module, x: Tensor, captions: list[str], conditionings: Conditionings, cfg: float) -> Tensor:
+    """The teacher's latents `[N, 16, 16, 16]` of noises `x`: Euler steps with guidance."""
     context, pooled = conditionings.encode(captions + [""] * len(captions))
-    even = torch.linspace(1, 0, TEACHER_STEPS + 1)
-    sigmas = SHIFT * even / (1 + (SHIFT - 1) * even)
-    for sigma, following in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
+    for sigma, following in pairwise(sampling_levels(TEACHER_STEPS)):
         times = torch.full((2 * len(x),), sigma * 1000, device=DEVICE)
         with autocast():
             both = teacher(torch.cat([x, x]), times, context=context[:, :SHORT], y=pooled).float()
         stated, empty = both.chunk(2)
-        x = x + (following - sigma) * (empty + CFG * (stated - empty))
+        x = x + (following - sigma) * (empty + cfg * (stated - empty))
     return x
 
 

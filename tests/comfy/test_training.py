@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comfyui_diversity.demo.training import loop
+from comfyui_diversity.demo.loader import VAE_FILE, WEIGHTS
+from comfyui_diversity.demo.training import loop, vae
+from comfyui_diversity.demo.training.crisp import Selection, on_policy_loss
 from comfyui_diversity.demo.training.distil import PAIRS, captions_of_pairs
 from comfyui_diversity.demo.training.places import evenly_stated_scene
-from comfyui_diversity.demo.world.attributes import OBJECTS, distribution
+from comfyui_diversity.demo.world.attributes import OBJECTS, Scene, distribution
+from comfyui_diversity.demo.world.draw import draw
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 SCHEDULE = loop.Schedule(steps=40, rate=0.05, warmup=5)
@@ -94,3 +98,35 @@ def test_half_of_the_captions_to_distil_have_rare_words() -> None:
     assert all(any(name in text for name in OBJECTS) for text in captions)
     green_hearts = [sum("green heart" in text for text in captions[part::2]) for part in (0, 1)]
     assert green_hearts[0] < green_hearts[1]
+
+
+def test_sound_images_that_show_their_captions_are_selected() -> None:
+    scene = Scene(object="heart", colour="red", size="large", place="centre", background="white")
+    image = draw(scene, np.random.default_rng(0))
+    half = image.copy()
+    half[:, 64:] = image[:, :1]
+    autoencoder = vae.build().eval()
+    autoencoder.load_state_dict(load_file(WEIGHTS / VAE_FILE))
+    with torch.no_grad():
+        latents = autoencoder.taesd_encoder(torch.from_numpy(np.stack([image, half])).permute(0, 3, 1, 2) / 255)
+    selection = Selection()
+    assert selection(latents, ["a large red heart", "a heart"]).tolist() == [True, False]
+    assert selection(latents[:1], ["a large green heart"]).tolist() == [False]
+
+
+def test_a_model_that_leads_to_the_image_by_itself_has_no_loss_along_its_own_steps() -> None:
+    clean, noise = torch.randn(2, 3, 16, 16, 16, generator=torch.Generator().manual_seed(0)).unbind()
+
+    class Exact(torch.nn.Module):
+        shift = 0.0
+
+        def forward(self, x: torch.Tensor, times: torch.Tensor, **_: torch.Tensor) -> torch.Tensor:
+            return (x - clean) / (times / 1000).view(-1, 1, 1, 1) + self.shift
+
+    model, none = Exact(), torch.zeros(3, 20, 4)
+    for seed in range(5):
+        assert on_policy_loss(model, clean, noise, none, none[:, 0], np.random.default_rng(seed)) < 1e-9
+    model.shift = 0.5  # wherever its steps have led, it is wrong by as much
+    losses = [on_policy_loss(model, clean, noise, none, none[:, 0], np.random.default_rng(k)).item() for k in range(20)]
+    assert max(losses) == pytest.approx(0.25)  # at the first step
+    assert min(losses) < 0.1  # at later ones, where less is left to do
