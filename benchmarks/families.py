@@ -309,9 +309,9 @@ def _conditioning(world: World) -> Tensor:
     return world.sample(world.model, found.args[0])
 
 
-def _schedule(world: World) -> Tensor:
+def _schedule(world: World, other: str) -> Tensor:
     found = _node("schedule", "ScheduleConditioning").execute(
-        world.encode(f"{TEXT} at night"), world.positive, 0.5, 0.0, "linear", 0, "steps"
+        world.encode(other), world.positive, 0.5, 0.0, "linear", 0, "steps"
     )
     return world.sample(world.model, found.args[0])
 
@@ -393,7 +393,12 @@ METHODS: dict[str, Method] = {
     ),
     "Diverse Prompts": Method(("DiversityTPSO",), _prompts),
     "Diverse Conditioning": Method(("DiversityTPSOConditioning",), _conditioning),
-    "Schedule Conditioning": Method(("DiversityScheduleConditioning",), _schedule),
+    "Schedule Conditioning": Method(
+        ("DiversityScheduleConditioning",), lambda world: _schedule(world, TEXT.replace("fish", "boat"))
+    ),
+    "Schedule Conditioning, texts of two lengths": Method(
+        ("DiversityScheduleConditioning",), lambda world: _schedule(world, f"{TEXT} at night")
+    ),
     "Minority Prompt": Method(("DiversityMinorityPrompt",), _minority),
     "Rarest First": Method(("DiversityRarestFirst",), _rarest),
     "shared noise": Method(("DiversitySharedNoise", "DiversitySharedNoiseModel"), _shared_noise),

@@ -38,6 +38,11 @@ class SmallDecoder:
         generator = torch.Generator().manual_seed(0)
         self.mixture = torch.randn(channels, 3, generator=generator) / channels**0.5
 
+    def encode(self, images: Tensor) -> Tensor:
+        """`[N, H, W, 3]` to latents `[N, C, H / factor, W / factor]`."""
+        means = nn.functional.avg_pool2d(images.movedim(-1, 1).float(), self.factor)
+        return torch.einsum("nrhw,cr->nchw", 2 * means - 1, self.mixture)
+
     def decode(self, latent: Tensor) -> Tensor:
         """`[N, C, H, W]`, or with a time of 1 before H, to images `[N, H, W, 3]` in 0 to 1."""
         flat = latent.squeeze(2) if latent.ndim == 5 else latent

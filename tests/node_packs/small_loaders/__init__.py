@@ -1,6 +1,5 @@
-"""A node pack of the tests: stock loaders that give small random models for the files of released ones.
-
-Any other file they load as ever. The models are those of `tests/small/released.py`.
+"""A node pack of the tests: stock loaders that give small random models for the files of released ones, which are those
+of `tests/small/released.py`; any other file they load as ever. Beside them loaders of its own for every small family.
 """
 
 from __future__ import annotations
@@ -90,3 +89,70 @@ for _name, _small in {
     "VAELoader": _decoder,
 }.items():
     _replace(_name, _small)
+
+
+# --- loaders of its own -----------------------------------------------------------------------------------------------
+
+from small.attached import small_controlnet  # noqa: E402
+from small.families import WHOLE, small_whole  # noqa: E402
+from small.vision import small_vision  # noqa: E402
+
+
+@cache
+def _family(name: str) -> tuple[Any, Any, SmallDecoder]:
+    model, clip = small_whole(name)
+    channels = model.model.latent_format.latent_channels
+    # Pixels for each place of the latent: none are saved by models of pixels.
+    return model, clip, SmallDecoder(channels, {3: 1, 64: 32, 128: 16}.get(channels, 8))
+
+
+class _SmallLoader:
+    """Gives what `RETURN_TYPES` says of a small model of a family."""
+
+    RETURN_TYPES: tuple[str, ...] = ("MODEL", "CLIP", "VAE")
+    FUNCTION = "load"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"family": (list(WHOLE),)}}
+
+    def load(self, family: str) -> tuple:
+        every = dict(zip(_SmallLoader.RETURN_TYPES, _family(family), strict=True))
+        return tuple(every[kind] for kind in self.RETURN_TYPES)
+
+
+class _SmallControlNet:
+    RETURN_TYPES = ("CONTROL_NET",)
+    FUNCTION = "load"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"seed": ("INT", {"default": 0})}}
+
+    def load(self, seed: int) -> tuple:
+        return (small_controlnet(seed),)
+
+
+class _SmallVision:
+    RETURN_TYPES = ("CLIP_VISION",)
+    FUNCTION = "load"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"width": ("INT", {"default": 64, "max": 4096})}}
+
+    def load(self, width: int) -> tuple:
+        return (small_vision(projection_dim=width),)
+
+
+NODE_CLASS_MAPPINGS |= {
+    "SmallCheckpoint": _SmallLoader,
+    "SmallModel": type("SmallModel", (_SmallLoader,), {"RETURN_TYPES": ("MODEL",)}),
+    "SmallEncoder": type("SmallEncoder", (_SmallLoader,), {"RETURN_TYPES": ("CLIP",)}),
+    "SmallDecoder": type("SmallDecoder", (_SmallLoader,), {"RETURN_TYPES": ("VAE",)}),
+    "SmallControlNet": _SmallControlNet,
+    "SmallVision": _SmallVision,
+}
