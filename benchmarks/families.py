@@ -36,11 +36,12 @@ import torch
 from comfy.supported_models_base import BASE
 from torch import Tensor
 
-from .results import SCRATCH, add_row
+from .results import SCRATCH, add_row, read
 
 COMMAND = "python -m benchmarks.families"
 FEW = 4  # steps of the optimisation of prompts: enough to leave them
 STEPS, TEXT, OTHER = 3, "a red fish in deep water", "a wooden boat"
+SWAPPED = "a deep fish in red water"  # as many tokens as TEXT
 FORMATS = {"fp8 scaled": "float8_e4m3fn", "int8": "int8_tensorwise", "w4a8": "asym_w4a8_int8"}
 PLAIN = "plain"
 
@@ -393,9 +394,7 @@ METHODS: dict[str, Method] = {
     ),
     "Diverse Prompts": Method(("DiversityTPSO",), _prompts),
     "Diverse Conditioning": Method(("DiversityTPSOConditioning",), _conditioning),
-    "Schedule Conditioning": Method(
-        ("DiversityScheduleConditioning",), lambda world: _schedule(world, TEXT.replace("fish", "boat"))
-    ),
+    "Schedule Conditioning": Method(("DiversityScheduleConditioning",), lambda world: _schedule(world, SWAPPED)),
     "Schedule Conditioning, texts of two lengths": Method(
         ("DiversityScheduleConditioning",), lambda world: _schedule(world, f"{TEXT} at night")
     ),
@@ -508,9 +507,9 @@ def cell(world: World, method: Method) -> str:
     return ", ".join(["works", *notes])
 
 
-def row(family: str, setup: str) -> dict[str, str]:
-    """Cells by method."""
-    names = methods_of(family, setup)
+def row(family: str, setup: str, only: Sequence[str] = ()) -> dict[str, str]:
+    """Cells by method; of all methods, or of `only` some."""
+    names = {name: one for name, one in methods_of(family, setup).items() if not only or name in only}
     with torch.inference_mode():
         try:
             world = World(family, setup)
@@ -540,14 +539,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of the results")
     parser.add_argument("--only", default="", help="rows whose name, `family, set-up`, holds this")
+    parser.add_argument("--methods", nargs="*", default=(), help="only these cells, beside what the file has already")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     load_small()
     file = options.out / f"families_{_release()}.json"
+    before = {one["row"]: one["cells"] for one in read(file)["rows"]} if options.methods and file.exists() else {}
     for family, setup in rows():
         name = f"{family}, {setup}"
         if options.only in name:
-            cells = row(family, setup)
+            made = {**before.get(name, {}), **row(family, setup, options.methods)}
+            cells = {method: made[method] for method in methods_of(family, setup) if method in made}
             print(f"{name}: {summary(cells)}", flush=True)
             add_row(file, COMMAND, {"row": name, "family": family, "setup": setup, "cells": cells})
 
