@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from devtools.base import mount_folder, prepare_base
 from devtools.comfy_source import version
@@ -30,9 +30,6 @@ from devtools.places import HERE
 from devtools.server import Client, PromptError, Server
 
 from .results import SCRATCH, add_row
-
-if TYPE_CHECKING:
-    from devtools.frontend import Frontend
 
 COMMAND = "python -m benchmarks.official"
 BATCH, SIDE, STEPS, SEED = 2, 64, 4, 11
@@ -174,6 +171,8 @@ def _make_quick(prompt: Prompt) -> None:
             value: Any = None
             if name in ("width", "height") and prompt[node_id]["class_type"] != "SmallVision":
                 value = SIDE
+            elif name == "megapixels":
+                value = 0.01
             elif name in ("steps", "batch_size"):
                 value = {"steps": STEPS, "batch_size": BATCH}[name]
             elif name in ("start_at_step", "end_at_step") and isinstance(inputs[name], int):
@@ -349,26 +348,31 @@ def _first_line(error: PromptError) -> str:
 
 
 @contextmanager
-def opened() -> Iterator[tuple[Client, Frontend]]:
-    """A real server with the small models and its front end. Raises FileNotFoundError where there is no Chromium."""
+def small_server() -> Iterator[Client]:
+    """A real server with loaders of small models."""
     import numpy as np
     from PIL import Image
-
-    from devtools.frontend import Frontend
 
     base = HERE.work / "test-base-official"
     prepare_base(base, HERE.root)
     mount_folder(HERE.root / "tests" / "node_packs" / "small_loaders", base / "custom_nodes" / "small_loaders")
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(base / "input" / "example.png")
-    with Server(base=base) as server, Frontend(server.url) as frontend:
-        yield server.client, frontend
+    with Server(base=base) as server:
+        yield server.client
 
 
-def prompt_of(frontend: Frontend, workflow: dict[str, Any]) -> Prompt:
-    """What the front end sends to run the workflow."""
-    frontend.load(workflow)
-    return {node_id: node for node_id, node in frontend.prompt().items() if node["class_type"] != "MarkdownNote"}
+def prompts_of(client: Client, workflows: Mapping[str, dict[str, Any]]) -> dict[str, Prompt]:
+    """What the real front end sends to run each of these workflows. Raises FileNotFoundError where there is no
+    Chromium."""
+    from devtools.frontend import Frontend
+
+    found = {}
+    with Frontend(client.url) as frontend:
+        for name, workflow in workflows.items():
+            frontend.load(workflow)
+            found[name] = frontend.prompt()
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -379,14 +383,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING)
     release = ".".join(map(str, version(HERE.comfyui()) or ("unknown",)))
     file = options.out / f"official_{release}.json"
-    with opened() as (client, frontend):
+    with small_server() as client:
         known = client.object_info()
-        for name, workflow in templates().items():
-            if options.only in name:
-                cells = tried(client, prompt_of(frontend, workflow), known)
-                print(name, *(f"    {method}: {text}" for method, text in cells.items()), sep="\n", flush=True)
-                row = {"row": name, "collection": collection(), "cells": {"template": name, **cells}}
-                add_row(file, COMMAND, row)
+        wanted = {name: workflow for name, workflow in templates().items() if options.only in name}
+        for name, prompt in prompts_of(client, wanted).items():
+            cells = tried(client, prompt, known)
+            print(name, *(f"    {method}: {text}" for method, text in cells.items()), sep="\n", flush=True)
+            row = {"row": name, "collection": collection(), "cells": {"template": name, **cells}}
+            add_row(file, COMMAND, row)
 
 
 if __name__ == "__main__":

@@ -10,18 +10,37 @@ import pytest
 from benchmarks import official
 from benchmarks.results import COMMITTED, read
 from devtools.comfy_source import version
+from devtools.graph import Prompt
 from devtools.places import HERE
+from devtools.server import Client
 
-QUICK = ("default", "01_qwen_t2i_subgraphed", "image_qwen_Image_2512")  # one of them has a subgraph, in every collection
+QUICK = (
+    "default",
+    "01_qwen_t2i_subgraphed",
+    "image_qwen_Image_2512",
+)  # one of them has a subgraph, in every collection
 RELEASE = ".".join(map(str, version(HERE.comfyui()) or ()))
 FILE = COMMITTED / f"official_{RELEASE}.json"
 TEMPLATES = official.templates()
 
 
 @pytest.fixture(scope="module")
-def page(browser_checked: None) -> Iterator[Any]:
-    with official.opened() as (client, frontend):
-        yield client, frontend, client.object_info()
+def client(browser_checked: None) -> Iterator[Client]:
+    with official.small_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def prompts(client: Client, request: pytest.FixtureRequest) -> dict[str, Prompt]:
+    """Of the templates that this run of the tests is about."""
+    specs = [getattr(item, "callspec", None) for item in request.session.items]
+    wanted = {spec.params.get("name") for spec in specs if spec}
+    return official.prompts_of(client, {name: TEMPLATES[name] for name in TEMPLATES if name in wanted})
+
+
+@pytest.fixture(scope="module")
+def known(client: Client) -> dict[str, Any]:
+    return client.object_info()
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +64,11 @@ def test_every_template_has_a_row_and_none_fails(committed: dict[str, dict[str, 
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TEMPLATES]
 )
-def test_it_runs_as_committed(name: str, page: Any, committed: dict[str, dict[str, str]]) -> None:
-    client, frontend, known = page
-    assert official.tried(client, official.prompt_of(frontend, TEMPLATES[name]), known) == committed[name]
+def test_it_runs_as_committed(
+    name: str,
+    client: Client,
+    prompts: dict[str, Prompt],
+    known: dict[str, Any],
+    committed: dict[str, dict[str, str]],
+) -> None:
+    assert official.tried(client, prompts[name], known) == committed[name]

@@ -12,6 +12,7 @@ from typing import Any
 
 import comfy.latent_formats
 import comfy.ldm.chroma_radiance.model
+import comfy.ldm.hunyuan_video.model
 import comfy.model_base
 import comfy.sdxl_clip
 import comfy.text_encoders.cosmos
@@ -114,6 +115,8 @@ def _radiance() -> tuple[Any, Any]:
         "nerf_tile_size": 0,
         "nerf_final_head_type": "conv",
         "nerf_embedder_dtype": torch.float32,
+        "use_x0": True,
+        "use_sequential_txt_ids": False,
     }
     known = {field.name for field in fields(comfy.ldm.chroma_radiance.model.ChromaRadianceParams)} | {"image_model"}
     sizes = {name: value for name, value in sizes.items() if name in known}
@@ -267,11 +270,13 @@ def _hunyuan(config: str, patch: list[int], axes: list[int], pooled: int | None,
         "guidance_embed": False,
         "byt5": False,
         "meanflow": False,
+        "meanflow_sum": False,
         "use_cond_type_embedding": False,
         "vision_in_dim": None,
         **own,
     }
-    return released._model(config, sizes)
+    known = {field.name for field in fields(comfy.ldm.hunyuan_video.model.HunyuanVideoParams)} | {"image_model"}
+    return released._model(config, {name: value for name, value in sizes.items() if name in known})
 
 
 def _hunyuan_video() -> tuple[Any, Any]:
