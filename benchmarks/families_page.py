@@ -1,11 +1,12 @@
 """Tables of docs/use/families.md: families by methods by set-ups, from what `benchmarks.families` has found.
 
 A row of the results is a family in a set-up, with a text for each method. Versions of ComfyUI share a cell where they
-say the same.
+say the same, and cells share a note where only numbers differ: those in it are of the first one.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,8 @@ def short(rows: Iterable[Mapping[str, Any]], cells: Cells) -> str:
     """The methods that have a line in the README, with one row for all families of which the same is true."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
-        found = tuple(_cell(cells[row["row"]][method], None) for method in SHORT)
-        alike.setdefault(found, []).append(row["family"])
+        lacking, texts = _line([cells[row["row"]][method] for method in SHORT], None)
+        alike.setdefault(tuple(texts), []).append(row["family"] + lacking)
     return table(["family", *SHORT], [[", ".join(families), *found] for found, families in alike.items()])
 
 
@@ -80,17 +81,28 @@ def _table(rows: Iterable[Mapping[str, Any]], cells: Cells, keys: tuple[str, ...
     rows, notes = list(rows), dict[str, int]()
     methods = [method for method in rows[0]["cells"] if only is None or method in only]
     names = {"family": "family", "set-up": "setup"}
-    body = [
-        [*(row[names[key]] for key in keys), *(_cell(cells[row["row"]][method], notes) for method in methods)]
-        for row in rows
-    ]
+    body = []
+    for row in rows:
+        lacking, texts = _line([cells[row["row"]][method] for method in methods], notes)
+        *first, last = (row[names[key]] for key in keys)
+        body.append([*first, last + lacking, *texts])
     text = table([*keys, *methods], body)
     return "\n\n".join([text, "\n".join(f"{number}. {note}." for note, number in notes.items())]) if notes else text
 
 
+def _line(row: Iterable[Mapping[str, str]], notes: dict[str, int] | None) -> tuple[str, list[str]]:
+    """Which versions do not have the whole row, and the texts of its cells for the others."""
+    row = list(row)
+    lacking = [version for version in TESTED if all(cell[version].startswith("not there") for cell in row)]
+    versions = [version for version in TESTED if version not in lacking]
+    texts = [_cell({version: cell[version] for version in versions}, notes) for cell in row]
+    return f" (not in {', '.join(lacking)})" if lacking else "", texts
+
+
 def _cell(by_version: Mapping[str, str], notes: dict[str, int] | None) -> str:
+    """What all versions say alike, or each of them."""
     short = {version: _short(text, notes) for version, text in by_version.items()}
-    if len(short) == len(TESTED) and len(set(short.values())) == 1:
+    if len(set(short.values())) == 1:
         return next(iter(short.values()))
     return "; ".join(f"{version}: {text}" for version, text in short.items())
 
@@ -107,4 +119,6 @@ def _short(text: str, notes: dict[str, int] | None) -> str:
     if notes is None:
         return first
     note = f"{first[0].upper()}{first[1:]}: {rest}" if mark else text
-    return f"{first} [{notes.setdefault(note, len(notes) + 1)}]"
+    without_numbers = re.sub(r"\d+", "", note)
+    alike = next((one for one in notes if re.sub(r"\d+", "", one) == without_numbers), note)
+    return f"{first} [{notes.setdefault(alike, len(notes) + 1)}]"

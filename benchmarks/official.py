@@ -60,6 +60,7 @@ LORAS = ("LoraLoader", "LoraLoaderModelOnly")
 SMALL = ("SmallCheckpoint", "SmallModel", "SmallEncoder", "SmallDecoder", "SmallControlNet", "SmallVision")
 _POSITIVE = ("positive", "conditioning", "cond1")
 _MODEL = "model"
+FEW = {"DiversityTPSOOptions": {"steps": 4}, "DiversityMinorityPromptOptions": {"iterations": 1}}  # quick, too
 _Nodes = Callable[[list[Any], Mapping[str, Any]], Prompt]
 
 
@@ -275,8 +276,10 @@ def with_prompts_and_noise(prompt: Prompt) -> Prompt:
             "clip": encode["clip"], "text": encode["text"], "negative_text": "", "variants": BATCH, "similarity": 0.8,
             "ratio": 0.4, "seed": 0, "mode": "recommended",
         }  # fmt: skip
+        prompts["options"] = ["options", 0]
         noise = {"model": model, "strength": 0.5, "iterations": 2, "mode": "recommended"}
         return {
+            "options": {"class_type": "DiversityTPSOOptions", "inputs": {}},
             "ours": {"class_type": "DiversityTPSO", "inputs": prompts},
             "noise": {"class_type": "DiversityCNO", "inputs": noise},
         }
@@ -292,7 +295,11 @@ def with_minority(prompt: Prompt) -> Prompt:
             "model": model, "clip": encode["clip"], "text": encode["text"], "preset": "base model", "strength": 1.0,
             "initial_word": "cool", "objective": "minority", "mode": "recommended",
         }  # fmt: skip
-        return {"ours": {"class_type": "DiversityMinorityPrompt", "inputs": inputs}}
+        inputs["options"] = ["options", 0]
+        return {
+            "options": {"class_type": "DiversityMinorityPromptOptions", "inputs": {}},
+            "ours": {"class_type": "DiversityMinorityPrompt", "inputs": inputs},
+        }
 
     return _with(prompt, nodes, ["ours", 1], ["ours", 0])
 
@@ -329,7 +336,18 @@ def tried(client: Client, prompt: Prompt, known: Mapping[str, Any]) -> dict[str,
         return dict.fromkeys(PLACED, f"not run: {error}")
     except PromptError as error:
         return dict.fromkeys(PLACED, f"not run: fails without our nodes ({_first_line(error)})")
-    return {name: _outcome(client, place(small), plain) for name, place in PLACED.items()}
+    return {name: _outcome(client, _completed(place(small), known), plain) for name, place in PLACED.items()}
+
+
+def _completed(prompt: Prompt, known: Mapping[str, Any]) -> Prompt:
+    """With the defaults of the options nodes, but for what makes them quick."""
+    for node in prompt.values():
+        if node["class_type"] in FEW:
+            inputs = known[node["class_type"]]["input"]
+            widgets = {**inputs.get("required", {}), **inputs.get("optional", {})}
+            defaults = {name: widget[1]["default"] for name, widget in widgets.items()}
+            node["inputs"] = {**defaults, **FEW[node["class_type"]]}
+    return prompt
 
 
 def _outcome(client: Client, prompt: Prompt, plain: list[bytes]) -> str:
