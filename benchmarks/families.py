@@ -539,15 +539,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of the results")
     parser.add_argument("--only", default="", help="rows whose name, `family, set-up`, holds this")
+    parser.add_argument("--again", action="store_true", help="also rows that the file of results has already")
     parser.add_argument("--methods", nargs="*", default=(), help="only these cells, beside what the file has already")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     load_small()
     file = options.out / f"families_{_release()}.json"
-    before = {one["row"]: one["cells"] for one in read(file)["rows"]} if options.methods and file.exists() else {}
+    before = {one["row"]: one["cells"] for one in read(file)["rows"]} if file.exists() else {}
     for family, setup in rows():
         name = f"{family}, {setup}"
-        if options.only in name:
+        if options.only in name and (options.again or options.methods or name not in before):
             made = {**before.get(name, {}), **row(family, setup, options.methods)}
             cells = {method: made[method] for method in methods_of(family, setup) if method in made}
             print(f"{name}: {summary(cells)}", flush=True)

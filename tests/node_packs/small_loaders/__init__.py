@@ -104,8 +104,8 @@ from small.vision import small_vision  # noqa: E402
 def _family(name: str) -> tuple[Any, Any, SmallDecoder]:
     model, clip = small_whole(name)
     channels = model.model.latent_format.latent_channels
-    # Pixels for each place of the latent: none are saved by models of pixels.
-    return model, clip, SmallDecoder(channels, {3: 1, 64: 32, 128: 16}.get(channels, 8))
+    # Pixels for each place of the latent: one where the model makes pixels.
+    return model, clip, SmallDecoder(channels, {3: 1, 64: 32, 128: 16}.get(channels, 8), steepness=1000.0)
 
 
 def _hurry() -> None:
