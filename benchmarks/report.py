@@ -1,8 +1,9 @@
-"""Writes the tables of docs/measurements and the README from the committed results: `python -m benchmarks.report`.
+"""Writes the tables of the docs and the README from the committed results: `python -m benchmarks.report`.
 
 A table stands between `<!-- table: NAME -->` and `<!-- /table: NAME -->`, with the commands that make it; names are
-those of `TABLES`. Blocks of `benchmarks.frontier_page` stand between `<!-- frontier: NAME -->` marks. `python -m
-benchmarks.report FILE.json ...` prints the tables of any results instead.
+those of `TABLES`. Blocks of `benchmarks.frontier_page` stand between `<!-- frontier: NAME -->` marks, those of
+`benchmarks.families_page` between `<!-- families: NAME -->` marks. `python -m benchmarks.report FILE.json ...` prints
+the tables of any results instead.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from typing import Any
 
 from devtools.pages import block_names, replace_block, table
 from devtools.places import HERE
+from devtools.released import TESTED
 
-from . import frontier_page
+from . import families_page, frontier_page
 from .frontier_plot import draw_frontier
 from .frontier_store import load
 from .measure import difference
 from .results import COMMITTED, read
 
 FOLDER = HERE.root / "docs" / "measurements"
+USE = HERE.root / "docs" / "use"
 README = HERE.root / "README.md"
 BASELINE = "baseline"
 USUAL = ("adherence", "MSS", "centred MSS", "Vendi", "colours (eff.)", "rare share")
@@ -90,6 +93,7 @@ TABLES = {
     "turbo cosines": Table(("turbo_cosines",), None),
     "ovi settings": Table(("ovi_settings_tune",), None),
     "ovi images": Table(("ovi_images_unclip_tune_80",), ("adherence", "MSS", "Vendi", "rare share")),
+    **{f"official {version}": Table((f"official_{version}",), None) for version in TESTED},
     "ovi images report": Table(("ovi_images_unclip_report_300",), ("adherence", "MSS", "Vendi", "rare share")),
 }
 # The README's table: label, file and row.
@@ -180,6 +184,8 @@ def written(page: str, folder: Path = COMMITTED) -> str:
         if name.startswith(frontier_page.BLOCK):
             found = frontier_page.block(name.removeprefix(frontier_page.BLOCK), folder / frontier_page.FRONTIER.name)
             page = replace_block(page, name, found)
+        elif name.startswith(families_page.BLOCK):
+            page = replace_block(page, name, families_page.block(name.removeprefix(families_page.BLOCK), folder))
         elif name.startswith(_BLOCK):
             own = name.removeprefix(_BLOCK)
             page = replace_block(page, name, headline(folder) if own == "headline" else block(TABLES[own], folder))
@@ -188,7 +194,8 @@ def written(page: str, folder: Path = COMMITTED) -> str:
 
 def outdated() -> dict[Path, str]:
     """Pages that are not what the committed results give, and what they should say."""
-    pages = {path: path.read_text(encoding="utf-8") for path in (README, *sorted(FOLDER.glob("*.md")))}
+    paths = (README, *sorted(FOLDER.glob("*.md")), *sorted(USE.glob("*.md")))
+    pages = {path: path.read_text(encoding="utf-8") for path in paths}
     return {path: new for path, old in pages.items() if (new := written(old)) != old}
 
 

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.drivers.schedule import scheduled
-from ..core.drivers.tpso import Recipe, one_variant, recommended
+from ..core.drivers.tpso import Recipe, check_rows, one_variant, recommended
 from ..core.drivers.tpso_conditioning import vary_conditioning
 from ..core.hooks.progress import Progress, show
 from ..core.methods.schedule import Window
@@ -95,6 +95,7 @@ class DiverseConditioning(CheckedNode):
         require(not chosen["vary_negative"], "vary_negative", "on", "off: Diverse Conditioning has no negative prompt")
         variant = chosen["variant"]
         require(variant <= variants, "variant", variant, f"0 (all) or 1 to {variants}, the number of variants")
+        check_rows(conditioning, 1 if variant else variants)
         recipe = _recipe(similarity, chosen)
         bar = Progress(recipe.settings.steps)
 

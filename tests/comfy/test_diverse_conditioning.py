@@ -118,3 +118,11 @@ def test_one_variant_alone_is_its_row(flux: Any) -> None:
     every, own = run(given, flux)[0], run(given, flux, variant=2)[0]
     assert torch.allclose(own[0][0], every[0][0][1:2])
     assert payloads(own[0][1]) == {}
+
+
+def test_a_model_that_reads_one_text_for_all_images_is_named(flux: Any) -> None:
+    [[cond, extras]] = stock_encode(flux, TEXT)
+    given = [[cond, {**extras, "t5xxl_ids": torch.arange(5)}]]  # as Anima's encoder gives
+    with pytest.raises(ValueError, match="t5xxl_ids besides its embeddings"):
+        run(given, flux)
+    assert len(run(given, flux, variant=2)[0][0][0]) == 1

@@ -13,25 +13,11 @@ from comfyui_diversity.core.hooks.denoise import CleanEstimate
 from comfyui_diversity.core.hooks.gradients import checkpointed, gradients
 from comfyui_diversity.core.hooks.sampling import SamplerRun, changed_noise
 from comfyui_diversity.core.hooks.text_estimates import Passes, TextEstimates
+from small.attached import hook_lora
 from small.models import conditioning, random_latent, small_model
 from torch import Tensor
 
 BATCH = 2
-
-
-def lora(model: Any, seed: int) -> comfy.hooks.HookGroup:
-    """As Create Hook LoRA makes it; moves every matrix of the network by as much as it is large."""
-    generator = torch.Generator().manual_seed(seed)
-    hook = comfy.hooks.WeightHook()
-    hook.need_weight_init = False
-    hook.weights = {}
-    for name, weight in model.model.named_parameters():
-        if weight.ndim == 2:
-            change = torch.randn(weight.shape, generator=generator) * float(weight.detach().std())
-            hook.weights[name] = ("diff", (change,))
-    group = comfy.hooks.HookGroup()
-    group.add(hook)
-    return group
 
 
 def hooked(conds: list, group: comfy.hooks.HookGroup) -> list:
@@ -82,7 +68,7 @@ def test_full_gradient_of_noise_under_a_lora_on_the_prompt_alone(chunk_size: int
             fixed = CleanEstimate(run, "stop")(noise)[1](weight)
             return network_part(lambda at: estimate(at)[0], noise, gradient, weight, fixed)
 
-    length, found = in_a_run(model, hooked(conditioning("eps"), lora(model, 0)), work)
+    length, found = in_a_run(model, hooked(conditioning("eps"), hook_lora(model, 0)), work)
     assert found == pytest.approx(length, rel=0.02)
     assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
 
@@ -108,6 +94,9 @@ def test_gradient_of_an_image_under_two_prompts_with_a_lora_each(checkpointing: 
             gradient = function(x)[1](weight)
             return network_part(lambda at: function(at)[0], x, gradient, weight, weight)
 
-    positive = [*hooked(conditioning("eps"), lora(model, 0)), *hooked(conditioning("eps", seed=3), lora(model, 1))]
+    positive = [
+        *hooked(conditioning("eps"), hook_lora(model, 0)),
+        *hooked(conditioning("eps", seed=3), hook_lora(model, 1)),
+    ]
     length, found = in_a_run(model, positive, work)
     assert found == pytest.approx(length, rel=0.02)

@@ -5,6 +5,7 @@ Call `devtools.pack.load_comfyui()` before importing this module. What the Comfy
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.ops
@@ -31,14 +32,14 @@ def quantised_encoder(kind: str, form: str) -> Any:
     return clip
 
 
-def quantised_model(family: str, form: str) -> ModelPatcher:
-    """A small diffusion model whose linear layers are quantised in one of `FORMATS`. On the CPU ComfyUI emulates the
-    matrix products of some."""
+def quantised_model(make: str | Callable[[], ModelPatcher], form: str) -> ModelPatcher:
+    """A small diffusion model, of one of `models.FAMILIES` or as `make` makes it, whose linear layers are quantised in
+    one of `FORMATS`. On the CPU ComfyUI emulates the matrix products of some."""
     emulated = {"nvfp4", "mxfp8", "float8_e4m3fn", "float8_e5m2"}
     before = BASE.custom_operations
     BASE.custom_operations = _operations(disabled=emulated)
     try:
-        model = small_model(family)
+        model = small_model(make) if isinstance(make, str) else make()
     finally:
         BASE.custom_operations = before
     quantise(model.model.diffusion_model, form, full_precision=form in emulated)

@@ -31,17 +31,24 @@ _SD, _SIXTEEN, _FLUX2 = (4, 8), (16, 8), (128, 16)
 
 
 class SmallDecoder:
-    """Stands for a VAE: each pixel is a fixed mixture of the latent's channels."""
+    """Stands for a VAE: each pixel is a fixed mixture of the latent's channels. steepness: above 0 it makes small
+    changes of the latent visible, at the price of images that look like noise."""
 
-    def __init__(self, channels: int, factor: int) -> None:
-        self.factor = factor
+    def __init__(self, channels: int, factor: int, steepness: float = 0.0) -> None:
+        self.factor, self.steepness = factor, steepness
         generator = torch.Generator().manual_seed(0)
         self.mixture = torch.randn(channels, 3, generator=generator) / channels**0.5
+
+    def encode(self, images: Tensor) -> Tensor:
+        """`[N, H, W, 3]` to latents `[N, C, H / factor, W / factor]`."""
+        means = nn.functional.avg_pool2d(images.movedim(-1, 1).float(), self.factor)
+        return torch.einsum("nrhw,cr->nchw", 2 * means - 1, self.mixture)
 
     def decode(self, latent: Tensor) -> Tensor:
         """`[N, C, H, W]`, or with a time of 1 before H, to images `[N, H, W, 3]` in 0 to 1."""
         flat = latent.squeeze(2) if latent.ndim == 5 else latent
-        images = torch.sigmoid(torch.einsum("nchw,cr->nhwr", flat.float(), self.mixture))
+        mixed = torch.einsum("nchw,cr->nhwr", flat.float(), self.mixture)
+        images = 0.5 + 0.5 * torch.sin(self.steepness * mixed) if self.steepness else torch.sigmoid(mixed)
         return images.repeat_interleave(self.factor, 1).repeat_interleave(self.factor, 2)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import families_page, report
 from benchmarks.results import COMMITTED
 from devtools.pages import replace_block, table, without_blocks
 from devtools.places import HERE
@@ -47,6 +47,7 @@ def test_tables_are_those_of_the_results() -> None:
 
 def test_every_result_has_a_table_and_its_provenance() -> None:
     shown = {file for one in report.TABLES.values() for file in one.files} | {"data_diversity_ten"}
+    shown |= set(families_page.FILES)
     found = {path.stem: path for path in COMMITTED.glob("*.json")}
     assert found.keys() - {"frontier", "frontier_settings"} == shown
     for path in (path for name, path in found.items() if name != "frontier"):

@@ -1,10 +1,10 @@
-"""A node pack of the tests: stock loaders that give small random models for the files of released ones.
-
-Any other file they load as ever. The models are those of `tests/small/released.py`.
+"""A node pack of the tests: stock loaders that give small random models for the files of released ones, which are those
+of `tests/small/released.py`; any other file they load as ever. Beside them loaders of its own for every small family.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from typing import Any
 import nodes
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {}
+FEW = 4
 _TESTS = Path(__file__).resolve().parents[2]
 
 
@@ -90,3 +91,78 @@ for _name, _small in {
     "VAELoader": _decoder,
 }.items():
     _replace(_name, _small)
+
+
+# --- loaders of its own -----------------------------------------------------------------------------------------------
+
+from small.attached import small_controlnet  # noqa: E402
+from small.families import WHOLE, small_whole  # noqa: E402
+from small.vision import small_vision  # noqa: E402
+
+
+@cache
+def _family(name: str) -> tuple[Any, Any, SmallDecoder]:
+    model, clip = small_whole(name)
+    channels = model.model.latent_format.latent_channels
+    # Pixels for each place of the latent: one where the model makes pixels.
+    return model, clip, SmallDecoder(channels, {3: 1, 64: 32, 128: 16}.get(channels, 8), steepness=1000.0)
+
+
+def _hurry() -> None:
+    """Diversify optimises its prompts in `FEW` steps: the server's nodes are those of the pack under test."""
+    for name, module in list(sys.modules.items()):
+        if name.endswith("core.drivers.diversify") and not isinstance(module.recommended, functools.partial):
+            setattr(module, "recommended", functools.partial(module.recommended, steps=FEW))  # noqa: B010
+
+
+class _SmallLoader:
+    """Gives what `RETURN_TYPES` says of a small model of a family."""
+
+    RETURN_TYPES: tuple[str, ...] = ("MODEL", "CLIP", "VAE")
+    FUNCTION = "load"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"family": (list(WHOLE),)}}
+
+    def load(self, family: str) -> tuple:
+        _hurry()
+        every = dict(zip(_SmallLoader.RETURN_TYPES, _family(family), strict=True))
+        return tuple(every[kind] for kind in self.RETURN_TYPES)
+
+
+class _SmallControlNet:
+    RETURN_TYPES = ("CONTROL_NET",)
+    FUNCTION = "load"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"seed": ("INT", {"default": 0})}}
+
+    def load(self, seed: int) -> tuple:
+        return (small_controlnet(seed),)
+
+
+class _SmallVision:
+    RETURN_TYPES = ("CLIP_VISION",)
+    FUNCTION = "load"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"width": ("INT", {"default": 64, "max": 4096})}}
+
+    def load(self, width: int) -> tuple:
+        return (small_vision(projection_dim=width),)
+
+
+NODE_CLASS_MAPPINGS |= {
+    "SmallCheckpoint": _SmallLoader,
+    "SmallModel": type("SmallModel", (_SmallLoader,), {"RETURN_TYPES": ("MODEL",)}),
+    "SmallEncoder": type("SmallEncoder", (_SmallLoader,), {"RETURN_TYPES": ("CLIP",)}),
+    "SmallDecoder": type("SmallDecoder", (_SmallLoader,), {"RETURN_TYPES": ("VAE",)}),
+    "SmallControlNet": _SmallControlNet,
+    "SmallVision": _SmallVision,
+}
