@@ -105,13 +105,15 @@ def empty_encoder(model: Any, tokenizer: Any, sizes: dict[str, dict], data: dict
         return comfy.sd.CLIP(target, tokenizer_data=data or {}, model_options={**sizes, "dtype": torch.float32})
 
 
-_from_pretrained = PreTrainedTokenizerBase.from_pretrained.__func__
+_from_pretrained: Any = vars(PreTrainedTokenizerBase)["from_pretrained"].__func__
 
 
-@functools.cache
-def _vocabulary(kind: type, path: str, **options: Any) -> Any:
-    """What ComfyUI's tokenizers read their words from, read once: it takes longer than all else here."""
+def _read(kind: type, path: str, **options: Any) -> Any:
+    """What ComfyUI's tokenizers read their words from."""
     return _from_pretrained(kind, path, **options)
+
+
+_vocabulary: Any = functools.cache(_read)  # it takes longer than all else here
 
 
 def _randomise(network: nn.Module, seed: int) -> None:
