@@ -26,21 +26,28 @@ def test_every_template_has_its_prompt() -> None:
     assert {path.name for path in TEMPLATES} == {path.name for path in HERE.prompts.glob("*.json")}
 
 
+def workflow_of(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def essence_of_prompt(prompt: Prompt) -> Prompt:
     """Without the titles, which the front end translates and its versions name differently."""
     return {node_id: {key: node[key] for key in ("class_type", "inputs")} for node_id, node in prompt.items()}
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
-def test_template(path: Path, frontend: Frontend) -> None:
-    workflow = json.loads(path.read_text(encoding="utf-8"))
+@pytest.fixture(scope="module", params=TEMPLATES, ids=lambda path: path.stem)
+def opened(request: pytest.FixtureRequest, frontend: Frontend) -> Path:
+    """A template, open in the front end."""
     frontend.errors.clear()
-    frontend.load(workflow)
+    frontend.load(workflow_of(request.param))
+    return request.param
 
+
+def test_template(opened: Path, frontend: Frontend) -> None:
     assert frontend.unknown_nodes() == []
-    outdated = f"run `python -m devtools.templates --prompts {path.stem}`"
-    assert essence_of_prompt(frontend.prompt()) == essence_of_prompt(shipped_prompt(path.stem)), outdated
-    frontend.screenshot(SCREENSHOTS / f"{path.stem}.png")
+    outdated = f"run `python -m devtools.templates --prompts {opened.stem}`"
+    assert essence_of_prompt(frontend.prompt()) == essence_of_prompt(shipped_prompt(opened.stem)), outdated
+    frontend.screenshot(SCREENSHOTS / f"{opened.stem}.png")
     assert frontend.errors == []
 
 
@@ -48,19 +55,16 @@ def essence(node: dict[str, Any]) -> dict[str, Any]:
     return {key: node.get(key) or None for key in ESSENCE}
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
-def test_saving_again_changes_nothing(path: Path, frontend: Frontend) -> None:
+def test_saving_again_changes_nothing(opened: Path, frontend: Frontend) -> None:
     # A template that was edited by hand, or saved with another version of a node, comes back different.
-    workflow = json.loads(path.read_text(encoding="utf-8"))
-    frontend.load(workflow)
-    saved = frontend.saved()
+    workflow, saved = workflow_of(opened), frontend.saved()
     assert [essence(node) for node in saved["nodes"]] == [essence(node) for node in workflow["nodes"]]
     assert saved["links"] == workflow["links"]
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_nodes_do_not_overlap(path: Path) -> None:
-    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    nodes = workflow_of(path)["nodes"]
     for k, a in enumerate(nodes):
         for b in nodes[k + 1 :]:
             beside = a["pos"][0] + a["size"][0] <= b["pos"][0] or b["pos"][0] + b["size"][0] <= a["pos"][0]

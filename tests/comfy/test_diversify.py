@@ -131,9 +131,10 @@ def uncancelled() -> Iterator[None]:
 # --- what it does -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in ("flux", "Qwen-Image") else kind for kind in KINDS]
-)
+QUICK = ("sd1", "sdxl", "Z-Image")  # with CFG and without, one encoder and two, a language model
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in KINDS])
 def test_it_is_the_methods_one_after_another(kind: str, workflow_of: Callable[[str], Workflow]) -> None:
     """Image k starts from noise k of Diverse Noise, with variant k of Diverse Prompts; CFG begins late."""
     own = workflow_of(kind)

@@ -18,6 +18,14 @@ TEMPLATES = sorted({path.stem for path in HERE.workflows.glob("*.json")} - {mode
 RELOADED = ["cno_unet", "diversify_unet", "tpso_mmdit", "minority_distilled", "ovi"]  # each method and each model once
 BATCH = 2
 SCRATCH = "tests"
+# What takes long and is tested where the methods are. At most so much; -1 is the method's own choice.
+QUICK = {
+    "DiversityTPSO": {"variants": 3},
+    "DiversityTPSOOptions": {"steps": 12},
+    "DiversityOVI": {"variants": 3},
+    "DiversityOVIOptions": {"steps": 20},
+    "DiversityDemoImages": {"count": 60},
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,7 +39,12 @@ def clean_output(server: Server) -> Iterator[None]:
 def prompt(request: pytest.FixtureRequest) -> dict[str, Any]:
     """A template as a small, quick prompt."""
     values = {"steps": 2, "batch_size": BATCH, "seed": 11, "filename_prefix": f"{SCRATCH}/{request.param}"}
-    return with_values(shipped_prompt(request.param), values)
+    quick = with_values(shipped_prompt(request.param), values)
+    for node in quick.values():
+        for name, most in QUICK.get(node["class_type"], {}).items():
+            if not 0 <= node["inputs"][name] <= most:
+                node["inputs"][name] = most
+    return quick
 
 
 def run(client: Client, prompt: dict[str, Any]) -> tuple[list[bytes], list[str]]:

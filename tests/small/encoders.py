@@ -5,8 +5,10 @@ Call `devtools.pack.load_comfyui()` before importing this module.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import comfy.sd
 import comfy.sd1_clip
@@ -19,6 +21,7 @@ import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.z_image
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 _CLIP_L = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
 _CLIP_G = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
@@ -98,7 +101,19 @@ def small_encoder(
 def empty_encoder(model: Any, tokenizer: Any, sizes: dict[str, dict], data: dict[str, Any] | None = None) -> Any:
     """A CLIP whose weights are uninitialised memory; `data` is what its tokenizer reads from a model's file."""
     target = comfy.supported_models_base.ClipTarget(tokenizer, model)
-    return comfy.sd.CLIP(target, tokenizer_data=data or {}, model_options={**sizes, "dtype": torch.float32})
+    with mock.patch.object(PreTrainedTokenizerBase, "from_pretrained", classmethod(_vocabulary)):
+        return comfy.sd.CLIP(target, tokenizer_data=data or {}, model_options={**sizes, "dtype": torch.float32})
+
+
+_from_pretrained: Any = vars(PreTrainedTokenizerBase)["from_pretrained"].__func__
+
+
+def _read(kind: type, path: str, **options: Any) -> Any:
+    """What ComfyUI's tokenizers read their words from."""
+    return _from_pretrained(kind, path, **options)
+
+
+_vocabulary: Any = functools.cache(_read)  # it takes longer than all else here
 
 
 def _randomise(network: nn.Module, seed: int) -> None:

@@ -33,21 +33,21 @@ def share_broken(images: np.ndarray, scorer: Scorer, judge: Judge) -> float:
 
 def test_sound_drawings_pass(scorer: Scorer, judge: Judge) -> None:
     rng = np.random.default_rng(SEED)
-    images = np.stack([draw(sample_uniform_scene(rng), rng) for _ in range(100)])
-    assert share_broken(images, scorer, judge) <= 0.01
+    images = np.stack([draw(sample_uniform_scene(rng), rng) for _ in range(60)])
+    assert share_broken(images, scorer, judge) == 0
 
 
 @pytest.mark.parametrize("name", list(DEFECTS))
 def test_defects_are_seen(name: str, scorer: Scorer, judge: Judge) -> None:
     rng = np.random.default_rng(SEED)
-    images = np.stack([DEFECTS[name](sample_uniform_scene(rng), rng) for _ in range(40)])
+    images = np.stack([DEFECTS[name](sample_uniform_scene(rng), rng) for _ in range(20)])
     assert share_broken(images, scorer, judge) >= 0.95
 
 
 def test_thin_wobble_and_soft_shades_pass(scorer: Scorer, judge: Judge) -> None:
     """Edges that lie a pixel elsewhere, colours a little off, noise: no person would call that broken."""
     rng = np.random.default_rng(SEED)
-    images = np.stack([draw(sample_uniform_scene(rng), rng) for _ in range(40)])
+    images = np.stack([draw(sample_uniform_scene(rng), rng) for _ in range(20)])
     rows, columns = np.mgrid[:128, :128]
     wave = np.round(1.4 * np.sin(columns / 5)).astype(int)
     wobbling = images[:, (rows + wave).clip(0, 127), columns]
@@ -58,7 +58,7 @@ def test_thin_wobble_and_soft_shades_pass(scorer: Scorer, judge: Judge) -> None:
 def test_the_scene_is_found_where_it_is(scorer: Scorer) -> None:
     """Against the drawing's own numbers: which the generator gives in the order of `draw`."""
     rng = np.random.default_rng(SEED)
-    scenes = [sample_uniform_scene(rng) for _ in range(20)]
+    scenes = [sample_uniform_scene(rng) for _ in range(12)]
     images = np.stack([draw(scene, np.random.default_rng(k)) for k, scene in enumerate(scenes)])
     pose = fit(to_pixels(images), scorer.read(images)).pose
     for k, scene in enumerate(scenes):
