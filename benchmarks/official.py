@@ -63,7 +63,7 @@ LORAS = ("LoraLoader", "LoraLoaderModelOnly")
 SMALL = ("SmallCheckpoint", "SmallModel", "SmallEncoder", "SmallDecoder", "SmallControlNet", "SmallVision")
 _POSITIVE = ("positive", "conditioning", "cond1")
 _MODEL = "model"
-FEW = {"DiversityTPSOOptions": {"steps": 4}, "DiversityMinorityPromptOptions": {"iterations": 1}}  # quick, too
+FEW = {"DiversityTPSOOptions": {"steps": 4}, "DiversityMinorityPromptOptions": {"iterations": 2}}  # quick, too
 _Nodes = Callable[[list[Any], Mapping[str, Any]], Prompt]
 
 
