@@ -235,7 +235,7 @@ def _places(prompt: Prompt) -> tuple[str, list[str], list[tuple[str, str]]]:
     if text is None:
         others = {prompt[node]["class_type"] for node in _before(prompt, prompt[holder]["inputs"][name][0])}
         raise CannotRun(
-            f"its prompt comes from {', '.join(sorted(one for one in others if 'Encode' in one)) or 'nowhere'}"
+            f"its prompt comes from {', '.join(sorted(one for one in others if 'TextEncode' in one)) or 'nowhere'}"
         )
     reader, own = _holder(prompt, sampler, (_MODEL,))
     return text, prompt[reader]["inputs"][own], [(reader, own)]
