@@ -44,6 +44,7 @@ STEPS, TEXT, OTHER = 3, "a red fish in deep water", "a wooden boat"
 SWAPPED = "a deep fish in red water"  # as many tokens as TEXT
 FORMATS = {"fp8 scaled": "float8_e4m3fn", "int8": "int8_tensorwise", "w4a8": "asym_w4a8_int8"}
 PLAIN = "plain"
+PACK_LOG = logging.getLogger("ComfyUI-Diversity")
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,10 @@ SETUPS: dict[str, Setup] = {
     "two ControlNets": Setup(attach=_two_controlnets, only=("SD1.5",)),
     "LoRA by a hook": Setup(attach=_hook_lora),
     **{f"encoder {form}": Setup(encoder=form) for form in ("fp16", "bf16", "GGUF", *FORMATS)},
-    **{f"model {form}": Setup(model=form) for form in ("fp16", "bf16", *FORMATS)},
+    **{
+        f"model {form}": Setup(model=form, only=("SD1.5", "Z-Image")) for form in ("fp16", "bf16", "fp8 scaled", "int8")
+    },
+    "model w4a8": Setup(model="w4a8", only=("Z-Image",)),  # layers of the small UNet are too narrow for its groups
 }
 # One family of each kind is run in every set-up: the model and the encoder of tests/small.
 KINDS = {"SD1.5": "sd1", "FLUX.1 dev": "flux", "Z-Image": "qwen3"}
@@ -298,6 +302,7 @@ def _prompts(world: World) -> Tensor:
     found = _node("tpso", "DiversePrompts").execute(
         world.clip, TEXT, "", world.batch, 0.8, 0.4, 0, "recommended", options
     )
+    PACK_LOG.info("%s", found.args[-1])
     return world.sample(world.model, found.args[0], found.args[1])
 
 
@@ -307,6 +312,7 @@ def _conditioning(world: World) -> Tensor:
         _options("tpso", "DiversePromptsOptions", steps=FEW),
     )
     found = node.execute(world.positive, world.clip, TEXT, world.batch, 0.8, 0.4, 0, options)
+    PACK_LOG.info("%s", found.args[-1])
     return world.sample(world.model, found.args[0])
 
 
@@ -409,7 +415,8 @@ METHODS: dict[str, Method] = {
     "Text Embedding as Vision Embedding": Method(("DiversityTextAsVision",), _text_as_vision, embeddings=True),
 }
 EMBEDDINGS = ("SD2.1 unCLIP", "Stable Cascade")  # families that read image embeddings
-# In other set-ups: nodes for other samplers and for kept noise do what Diverse Noise does.
+# In other set-ups: nodes for other samplers and for kept noise do what Diverse Noise does. Where only the weights of
+# the text encoder, or of the model, are kept otherwise: the methods that run it.
 IN_SETUPS = (
     "Diversify",
     "Diverse Noise",
@@ -420,12 +427,17 @@ IN_SETUPS = (
     "Minority Prompt",
     "Rarest First",
 )
+WITH_ENCODERS = ("Diversify", "Diverse Prompts", "Diverse Conditioning", "Minority Prompt")
+WITH_MODELS = ("Diversify", "Diverse Noise", "Diverse Noise, full gradient", "Minority Prompt", "Rarest First")
 
 
 def methods_of(family: str, setup: str) -> dict[str, Method]:
     """Those that have a cell in this row."""
     if setup != PLAIN:
-        return {name: METHODS[name] for name in IN_SETUPS}
+        own = SETUPS[setup]
+        return {
+            name: METHODS[name] for name in (WITH_ENCODERS if own.encoder else WITH_MODELS if own.model else IN_SETUPS)
+        }
     return {name: one for name, one in METHODS.items() if not one.embeddings or family in EMBEDDINGS}
 
 
@@ -454,7 +466,7 @@ def _logged() -> Iterator[list[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             lines.extend(record.getMessage().splitlines())
 
-    logger, handler = logging.getLogger("ComfyUI-Diversity"), Handler()
+    logger, handler = PACK_LOG, Handler()
     before, logger.propagate = logger.level, False
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

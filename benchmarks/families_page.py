@@ -21,6 +21,7 @@ PLAIN = "plain"
 EMBEDDINGS = ("Text to Vision Embedding, unCLIP per Image", "Text Embedding as Vision Embedding")
 SHORT = ("Diversify", "Diverse Noise", "Diverse Prompts", "Minority Prompt")
 FILES = tuple(f"families_{version}" for version in TESTED)
+OFFICIAL = tuple(f"official_{version}" for version in TESTED)  # once they have been run
 
 Cells = dict[str, dict[str, dict[str, str]]]  # "family, set-up" to method to version to text
 
@@ -38,21 +39,38 @@ def found(folder: Path = COMMITTED) -> tuple[list[dict[str, Any]], Cells]:
 
 
 def block(name: str, folder: Path = COMMITTED) -> str:
-    """What stands in the page's block of that name: `plain`, `embeddings`, `setups`, `summary` or `short`."""
+    """What stands in the page's block of that name: `plain`, `embeddings`, `setups`, `encoders`, `models`,
+    `summary`, `short`, or `official VERSION`."""
+    if name.startswith("official "):
+        return official(folder / f"official_{name.removeprefix('official ')}.json")
     rows, cells = found(folder)
     if name == "summary":
         return summary(cells)
     if name == "short":
         return short([row for row in rows if row["setup"] == PLAIN], cells)
     commands = "`python -m benchmarks.families` on each version"
-    if name == "setups":
-        own = [row for row in rows if row["setup"] != PLAIN]
+    if name in ("setups", "encoders", "models"):
+        own = [row for row in rows if _part(row["setup"]) == name]
         return f"{commands}\n\n{_table(own, cells, ('family', 'set-up'))}"
     own = [row for row in rows if row["setup"] == PLAIN]
     wanted: Iterable[str] = {method for row in own for method in row["cells"]} - set(EMBEDDINGS)
     if name == "embeddings":
         own, wanted = [row for row in own if EMBEDDINGS[0] in row["cells"]], EMBEDDINGS
     return f"{commands}\n\n{_table(own, cells, ('family',), set(wanted))}"
+
+
+def official(path: Path) -> str:
+    """What `benchmarks.official` has found with one version of ComfyUI."""
+    if not path.exists():
+        return "Not run yet."
+    results = read(path)
+    rows = [row["cells"] for row in results["rows"]]
+    return f"`{results['command']}`\n\n{table(list(rows[0]), [list(row.values()) for row in rows])}"
+
+
+def _part(setup: str) -> str:
+    """Which table a set-up belongs to."""
+    return {PLAIN: PLAIN, "encoder": "encoders", "model": "models"}.get(setup.split()[0], "setups")
 
 
 def summary(cells: Cells) -> str:

@@ -63,7 +63,7 @@ LORAS = ("LoraLoader", "LoraLoaderModelOnly")
 SMALL = ("SmallCheckpoint", "SmallModel", "SmallEncoder", "SmallDecoder", "SmallControlNet", "SmallVision")
 _POSITIVE = ("positive", "conditioning", "cond1")
 _MODEL = "model"
-FEW = {"DiversityTPSOOptions": {"steps": 4}, "DiversityMinorityPromptOptions": {"iterations": 1}}  # quick, too
+FEW = {"DiversityTPSOOptions": {"steps": 4}, "DiversityMinorityPromptOptions": {"iterations": 2}}  # quick, too
 _Nodes = Callable[[list[Any], Mapping[str, Any]], Prompt]
 
 
@@ -235,7 +235,7 @@ def _places(prompt: Prompt) -> tuple[str, list[str], list[tuple[str, str]]]:
     if text is None:
         others = {prompt[node]["class_type"] for node in _before(prompt, prompt[holder]["inputs"][name][0])}
         raise CannotRun(
-            f"its prompt comes from {', '.join(sorted(one for one in others if 'Encode' in one)) or 'nowhere'}"
+            f"its prompt comes from {', '.join(sorted(one for one in others if 'TextEncode' in one)) or 'nowhere'}"
         )
     reader, own = _holder(prompt, sampler, (_MODEL,))
     return text, prompt[reader]["inputs"][own], [(reader, own)]

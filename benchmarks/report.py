@@ -17,7 +17,6 @@ from typing import Any
 
 from devtools.pages import block_names, replace_block, table
 from devtools.places import HERE
-from devtools.released import TESTED
 
 from . import families_page, frontier_page
 from .frontier_plot import draw_frontier
@@ -93,7 +92,6 @@ TABLES = {
     "turbo cosines": Table(("turbo_cosines",), None),
     "ovi settings": Table(("ovi_settings_tune",), None),
     "ovi images": Table(("ovi_images_unclip_tune_80",), ("adherence", "MSS", "Vendi", "rare share")),
-    **{f"official {version}": Table((f"official_{version}",), None) for version in TESTED},
     "ovi images report": Table(("ovi_images_unclip_report_300",), ("adherence", "MSS", "Vendi", "rare share")),
 }
 # The README's table: label, file and row.

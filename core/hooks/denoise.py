@@ -13,6 +13,7 @@ from ..require import require
 from .caches import guider_without_caches, without_caches
 from .chunks import Batch
 from .conditioning import in_force
+from .gradient_check import BackwardError, backward_pass
 from .gradients import gradients, with_differentiable_attention
 from .noise_levels import level_before, read_one_level_late
 from .sampling import SamplerRun
@@ -78,7 +79,7 @@ class CleanEstimate:
 
         def pull_back(gradient: Tensor) -> Tensor:
             with gradients(self._run.model):
-                return torch.autograd.grad(clean, variable, gradient)[0]
+                return _backward(clean, variable, gradient)
 
         return clean.detach(), pull_back
 
@@ -87,7 +88,7 @@ class CleanEstimate:
         variable = noise[rows].detach().clone().requires_grad_()
         with gradients(self._run.model):
             clean = self._first_step(self._batch.guider(rows), variable, rows)
-            return torch.autograd.grad(clean, variable, gradient[rows])[0]
+            return _backward(clean, variable, gradient[rows])
 
     def _without_graph(self, noise: Tensor, rows: slice) -> Tensor:
         with torch.inference_mode(self._inference), torch.no_grad():
@@ -116,6 +117,18 @@ class CleanEstimate:
         inpaint: Any = comfy.samplers.KSamplerX0Inpaint(model, self._run.sigmas)
         inpaint.latent_image, inpaint.noise = latent, noise
         return inpaint(x, self._sigma * x.new_ones([len(x)]), mask, **self._options)
+
+
+def _backward(clean: Tensor, variable: Tensor, gradient: Tensor) -> Tensor:
+    try:
+        with backward_pass():
+            return torch.autograd.grad(clean, variable, gradient)[0]
+    except BackwardError as error:
+        raise ValueError(
+            'gradient is "full", but a part of the model passes no gradient on, as in compiled models and quantised '
+            'ones that also round activations. Set gradient to "stop" in Diverse Noise Options. PyTorch says: '
+            f"{str(error).splitlines()[0]}"
+        ) from error
 
 
 def check_falling(sigmas: Tensor, why: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from comfy.model_management import OOM_EXCEPTION
 from torch import Tensor
@@ -22,8 +25,30 @@ _WRONG = 2.0  # by this factor
 _SHARES = (0.3, 0.03)  # of the rows' own length: one of the two is neither rounding nor curvature
 
 
+class BackwardError(RuntimeError):
+    """What PyTorch, or a quantised layer, says in a backward pass, whatever the words."""
+
+
+@contextmanager
+def backward_pass() -> Iterator[None]:
+    """Errors inside are BackwardErrors, but for those of memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if _is_out_of_memory(error):
+            raise
+        raise BackwardError(str(error)) from error
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # Where PyTorch has no such error, ComfyUI's name stands for every error.
+    return OOM_EXCEPTION is not Exception and isinstance(error, OOM_EXCEPTION)
+
+
 def is_about_gradients(error: RuntimeError) -> bool:
-    """Whether PyTorch's error says that something passes no gradient on."""
+    """Whether an error says that something passes no gradient on."""
+    if isinstance(error, BackwardError):
+        return True
     words = str(error).lower()
     return any(one in words for one in _WORDS)
 
@@ -34,18 +59,14 @@ def missing_gradient(model: InChunks, rows: Tensor) -> str | None:
     One pass forward and back, and at most four passes forward.
     """
     with gradients():
-        backward = False
         try:
             vectors, pullback = model(rows)
             generator = torch.Generator().manual_seed(0)
             weights = torch.randn(vectors.shape, generator=generator).to(vectors)
-            backward = True
-            gradient = pullback(weights)
+            with backward_pass():
+                gradient = pullback(weights)
         except RuntimeError as error:
-            # Where PyTorch has no such error, ComfyUI's name stands for every error.
-            out_of_memory = OOM_EXCEPTION is not Exception and isinstance(error, OOM_EXCEPTION)
-            # Quantised layers have errors of their own in their backward pass.
-            if out_of_memory or not (is_about_gradients(error) or backward):
+            if _is_out_of_memory(error) or not is_about_gradients(error):
                 raise
             return f"PyTorch says: {str(error).splitlines()[0]}"
         length = float(gradient.float().norm())

@@ -17,6 +17,7 @@ from .caches import without_caches
 from .carried import payloads
 from .chunks import Chunks, rows_of
 from .conditioning import at_all_times, conditioning_rows, in_force
+from .gradient_check import backward_pass
 from .gradients import checkpointed, gradients, with_differentiable_attention
 
 Conds = dict[str, list[dict[str, Any]]]
@@ -135,7 +136,7 @@ class TextEstimates:
 
         def pull_back(gradient: Tensor) -> Any:
             self._passes.backward += 1
-            with gradients(*self._modules):
+            with gradients(*self._modules), backward_pass():
                 found = torch.autograd.grad(result, leaves, gradient.to(result), allow_unused=True)
             pairs = zip(found, leaves, strict=True)
             filled = [torch.zeros_like(leaf) if one is None else one.detach() for one, leaf in pairs]

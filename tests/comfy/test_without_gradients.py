@@ -16,6 +16,7 @@ from comfyui_diversity.core.hooks.text import PromptEncoder, prompt_encoders
 from comfyui_diversity.core.methods.minority import PRESETS, Steps
 from comfyui_diversity.core.methods.tpso import initial_offsets
 from comfyui_diversity.nodes._inputs import PUBLISHED, read_options
+from comfyui_diversity.nodes.cno import DiverseNoise, DiverseNoiseOptions
 from comfyui_diversity.nodes.minority import MinorityPrompt, MinorityPromptOptions
 from small.encoders import small_encoder
 from torch import Tensor
@@ -173,3 +174,28 @@ def test_the_papers_rule_takes_no_search(graph: Graph) -> None:
         MinorityPrompt.execute(
             graph.model, graph.clip, TEXT, preset, 1.0, "cool", "minority", PUBLISHED, options=options
         )
+
+
+def test_layers_that_fail_in_their_backward_pass(reacting: Graph) -> None:
+    """Whatever they say: a full gradient of noise is refused with the way out, and a token is searched."""
+
+    class Refusing(torch.autograd.Function):
+        @staticmethod
+        def forward(_context: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return x.clone()
+
+        @staticmethod
+        def backward(_context: Any, *_: Tensor) -> Tensor:
+            raise RuntimeError("GEMM expects RHS W.T")
+
+    def refusing(executor: Any, *rest: Any, **named: Any) -> Tensor:
+        return Refusing.apply(executor(*rest, **named))  # pyright: ignore[reportReturnType]
+
+    other = reacting.model.clone()
+    other.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "refusing", refusing)
+    options = DiverseNoiseOptions.execute(**{**read_options(DiverseNoiseOptions, None), "gradient": "full"}).args[0]
+    noise = DiverseNoise.execute(other, 0.5, 2, "recommended", options).args[0]
+    with pytest.raises(ValueError, match=r"passes no gradient on.*Set gradient to"):
+        reacting.sample(reacting.plain(), noise)
+    found = reacting.learned(other, steps=Steps(0.0, 0.1))
+    assert torch.isfinite(found).all()

@@ -105,7 +105,7 @@ def _family(name: str) -> tuple[Any, Any, SmallDecoder]:
     model, clip = small_whole(name)
     channels = model.model.latent_format.latent_channels
     # Pixels for each place of the latent: one where the model makes pixels.
-    return model, clip, SmallDecoder(channels, {3: 1, 64: 32, 128: 16}.get(channels, 8), steepness=1000.0)
+    return model, clip, SmallDecoder(channels, {3: 1, 64: 32, 128: 16}.get(channels, 8), steepness=2e4)
 
 
 def _hurry() -> None:
