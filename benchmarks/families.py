@@ -248,7 +248,7 @@ def _encoder(kind: str, form: str) -> Any:
 def _checksum(weight: Tensor) -> int:
     quantised = getattr(weight, "dequantize", None)
     own = quantised() if type(weight.data) not in (Tensor, torch.nn.Parameter) and quantised else weight.data
-    return zlib.crc32(own.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return zlib.crc32(own.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 # --- the methods ------------------------------------------------------------------------------------------------------

@@ -94,7 +94,8 @@ def made(make: Make, own: Workflow, model: Any = None, text: str = TEXT, batch: 
 @every_method
 def test_no_steps_and_denoise_0_give_the_latent_back(make: Make, workflow: Workflow) -> None:
     latent = torch.randn(BATCH, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    for changed in ({"denoise": 0.0}, {"sigmas": torch.FloatTensor([])}):
+    ways: tuple[dict[str, Any], ...] = ({"denoise": 0.0}, {"sigmas": torch.FloatTensor([])})
+    for changed in ways:
         found = workflow.sample(*made(make, workflow), latent_image=latent.clone(), **changed)
         stock = workflow.sample(workflow.model, workflow.encode(TEXT), latent_image=latent.clone(), **changed)
         assert torch.equal(found, stock)

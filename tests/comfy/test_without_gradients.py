@@ -185,7 +185,7 @@ def test_layers_that_fail_in_their_backward_pass(reacting: Graph) -> None:
             return x.clone()
 
         @staticmethod
-        def backward(_context: Any, *_: Tensor) -> Tensor:
+        def backward(_context: Any, *_: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
             raise RuntimeError("GEMM expects RHS W.T")
 
     def refusing(executor: Any, *rest: Any, **named: Any) -> Tensor:
