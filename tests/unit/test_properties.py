@@ -124,7 +124,9 @@ def test_noises_are_moved_apart_and_keep_what_they_have_to(
         assert torch.allclose(*lengths, rtol=1e-3)
     else:
         assert float((found - noise).abs().max()) <= 1.01 * strength + 1e-4
-    assert float((mirrored.flip(0) - found).abs().mean()) <= 5e-3 * strength
+    # But for one at most, whose gradient is nothing but rounding: Adam's first step is as long as any along that, too.
+    differences = (mirrored.flip(0) - found).abs().flatten(1).mean(1)
+    assert bool((differences.sort().values[:-1] <= 5e-3 * strength).all())
 
 
 @fewer
