@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from devtools.comfy_source import version
+from devtools.comfy_source import release
 from devtools.places import HERE
 
 from . import world as _demo  # noqa: F401 # isort: skip - this makes ComfyUI and the pack importable
@@ -115,8 +115,8 @@ class World:
 
         self.stock: Any = importlib.import_module("nodes")  # ComfyUI's
         self.setup = SETUPS[setup]
-        if _release() in WHOLE[family].missing_in:
-            raise NotThere(f"ComfyUI {_release()} does not know this family")
+        if release(HERE.comfyui()) in WHOLE[family].missing_in:
+            raise NotThere(f"ComfyUI {release(HERE.comfyui())} does not know this family")
         with _dtype(self.setup.model):
             self.model, self.clip = small_whole(family)
         if self.setup.model in FORMATS:
@@ -197,10 +197,6 @@ class World:
         return "works"
 
 
-def _release() -> str:
-    return ".".join(map(str, version(HERE.comfyui()) or ("unknown",)))
-
-
 @contextmanager
 def _dtype(form: str) -> Iterator[None]:
     """Models made inside keep their weights so: bf16 computes in it, fp16 is cast to float32 layer by layer."""
@@ -221,7 +217,7 @@ def _quantised(form: str, make: Callable[[str], Any]) -> Any:
     from small.quantised import FORMATS as KNOWN
 
     if FORMATS[form] not in KNOWN:
-        raise NotThere(f"ComfyUI {_release()} has no {form} of this kind")
+        raise NotThere(f"ComfyUI {release(HERE.comfyui())} has no {form} of this kind")
     return make(FORMATS[form])
 
 
@@ -556,7 +552,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     load_small()
-    file = options.out / f"families_{_release()}.json"
+    file = options.out / f"families_{release(HERE.comfyui())}.json"
     before = {one["row"]: one["cells"] for one in read(file)["rows"]} if file.exists() else {}
     for family, setup in rows():
         name = f"{family}, {setup}"

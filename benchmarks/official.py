@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from devtools.base import mount_folder, prepare_base
-from devtools.comfy_source import version
+from devtools.comfy_source import release
 from devtools.graph import SAMPLERS, Prompt
 from devtools.images import decode
 from devtools.places import HERE
@@ -184,12 +184,7 @@ def _make_quick(prompt: Prompt) -> None:
             elif name in ("seed", "noise_seed"):
                 value = SEED
             if value is not None:
-                _set(prompt, node_id, name, value)
-
-
-def _set(prompt: Prompt, node_id: str, name: str, value: Any) -> None:
-    """On the node itself, also where another one gave the value."""
-    prompt[node_id]["inputs"][name] = value
+                inputs[name] = value  # also where another node gave it
 
 
 # --- this pack's nodes ------------------------------------------------------------------------------------------------
@@ -402,8 +397,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--again", action="store_true", help="also those that the file of results has already")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING)
-    release = ".".join(map(str, version(HERE.comfyui()) or ("unknown",)))
-    file = options.out / f"official_{release}.json"
+    file = options.out / f"official_{release(HERE.comfyui())}.json"
     done = set() if options.again or not file.exists() else {row["row"] for row in read(file)["rows"]}
     with small_server() as client:
         known = client.object_info()

@@ -9,6 +9,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from devtools.comfy_source import release
 from devtools.places import HERE
 
 # What decides how images come out: of the plain model, with a rival, and with one of our methods.
@@ -64,6 +65,5 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "unknown"
-    text = HERE.comfyui() / "comfyui_version.py"
-    found["comfyui"] = text.read_text().split('"')[1] if text.exists() else "unknown"
+    found["comfyui"] = release(HERE.comfyui())
     return found

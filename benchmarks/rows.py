@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,6 @@ def arguments_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
     parser.add_argument("--seeds", type=int, default=1, help="batches of ten for each prompt, each with another seed")
     parser.add_argument("--steps", type=int, default=0, help="sampling steps, 0 for the model's own")
-    parser.add_argument("--cfg", type=float, default=0.0, help="guidance scale, 0 for the model's own")
     parser.add_argument(
         "--out", type=Path, default=SCRATCH, help="folder of the results; benchmarks/results keeps them"
     )
@@ -74,7 +72,6 @@ def carry_out(
     if not chosen:
         parser.error(f"--only is {options.only}; the names are: {'; '.join(rows)}")
     world, scorer, console = World(options.model, options.steps), Scorer.load(), Console(width=150)
-    world.recipe = replace(world.recipe, cfg=options.cfg or world.recipe.cfg)
     for row_name, make in chosen.items():
         started = time.perf_counter()
         groups = [
@@ -83,8 +80,7 @@ def carry_out(
             for k, prompt in enumerate(prompts)
         ]
         images = BATCH * len(groups)
-        given = {"model": options.model, "steps": world.recipe.steps, "cfg": world.recipe.cfg, "prompts": kind}
-        given["images"] = images
+        given = {"model": options.model, "steps": world.recipe.steps, "prompts": kind, "images": images}
         row = {"row": row_name, **given, **measure(groups, scorer)}
         row["seconds"] = round(time.perf_counter() - started, 1)
         console.print(line(row), highlight=False)
@@ -95,9 +91,9 @@ def _command(name: str, parser: argparse.ArgumentParser, options: argparse.Names
     """The command that makes all rows of a file."""
     words = [f"python -m benchmarks.{name} --model {options.model}"]
     words += ["--report"] if options.report else []
-    for option in ("set", "prompts", "seeds", "steps", "cfg"):
-        if (value := getattr(options, option)) != parser.get_default(option):
-            words.append(f"--{option} {value:g}" if option == "cfg" else f"--{option} {value}")
+    for option in ("set", "prompts", "seeds", "steps"):
+        value = getattr(options, option)
+        words += [f"--{option} {value}"] if value != parser.get_default(option) else []
     return " ".join(words)
 
 

@@ -43,6 +43,11 @@ def version(folder: Path) -> tuple[int, ...] | None:
     return tuple(int(part) for part in found[1].split(".")) if found else None
 
 
+def release(folder: Path) -> str:
+    """The version as people write it, e.g. "0.3.75"; "unknown" when there is none."""
+    return ".".join(map(str, version(folder) or ("unknown",)))
+
+
 def choose(places: Places, environ: Mapping[str, str]) -> Path:
     """The ComfyUI to use: COMFYUI_PATH, else the one whose `custom_nodes` holds this clone, else our own copy.
 

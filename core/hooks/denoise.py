@@ -126,7 +126,7 @@ def _backward(clean: Tensor, variable: Tensor, gradient: Tensor) -> Tensor:
     except BackwardError as error:
         raise ValueError(
             'gradient is "full", but a part of the model passes no gradient on, as in compiled models and quantised '
-            'ones that also round activations. Set gradient to "stop" in Diverse Noise Options. PyTorch says: '
+            'ones that also round activations. Set gradient to "stop". PyTorch says: '
             f"{str(error).splitlines()[0]}"
         ) from error
 

@@ -8,28 +8,28 @@ make good what its earlier steps have done (as in DAgger: Ross, Gordon and Bagne
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .comfy_boot import DEVICE, autocast  # isort: skip
 
 from ..fidelity import Judge
 from ..loader import DISTILLED_FILE, MMDIT_FILE, VAE_FILE, WEIGHTS
-from ..scorer import Scorer
+from ..scorer import Scorer, satisfies
 from ..world.captions import stated_in
+from ..world.prompts import Prompt
 from . import mmdit, vae
 from .distil import captions_of_pairs, guided, sampling_levels
 from .latents import Conditionings
 from .loop import Schedule, train
 from .mmdit import BATCH, SHORT, levels, velocity_loss
+from .pairs import Make, made_pairs
 from .places import continued
 
 PAIRS, CFG = 2_560, 3.0
@@ -47,29 +47,22 @@ class Pairs:
     captions: list[str]
 
 
-@torch.no_grad()
 def make_pairs(folder: Path) -> Pairs:
-    """The pairs whose image is sound and shows what its caption says; kept every four chunks, so it can be resumed."""
-    path, captions = folder / "pairs_sound.safetensors", captions_of_pairs()[:PAIRS]
-    if not path.exists():
-        partial = folder / "pairs_sound.partial.safetensors"
-        noise = torch.randn(PAIRS, 16, 16, 16, generator=torch.Generator().manual_seed(71)).half()
-        clean, good, done = torch.zeros_like(noise), torch.zeros(PAIRS, dtype=torch.bool), 0
-        if partial.exists():
-            stored = load_file(partial)
-            clean, good, done = stored["clean"], stored["good"], int(stored["done"])
-        teacher, conditionings, selection = continued(mmdit.build(), MMDIT_FILE).eval(), Conditionings(), Selection()
-        for k in tqdm(range(done, PAIRS, _CHUNK), initial=done // _CHUNK, total=PAIRS // _CHUNK, desc="pairs"):
-            own = slice(k, k + _CHUNK)
-            made = guided(teacher, noise[own].float().to(DEVICE), captions[own], conditionings, CFG)
-            clean[own], good[own] = made.cpu(), selection(made, captions[own])
-            if (k // _CHUNK) % 4 == 3:
-                save_file({"clean": clean, "good": good, "done": torch.tensor(k + _CHUNK)}, partial)
-        save_file({"noise": noise, "clean": clean, "good": good}, partial)
-        os.replace(partial, path)
-    stored = load_file(path)
-    good = stored["good"]
-    return Pairs(stored["noise"][good], stored["clean"][good], [captions[k] for k in good.nonzero()[:, 0].tolist()])
+    """The pairs whose image is sound and shows what its caption says."""
+    captions = captions_of_pairs()[:PAIRS]
+
+    def teacher() -> Make:
+        model, conditionings, selection = continued(mmdit.build(), MMDIT_FILE).eval(), Conditionings(), Selection()
+
+        def make(noise: Tensor, own: slice) -> dict[str, Tensor]:
+            clean = guided(model, noise, captions[own], conditionings, CFG)
+            return {"clean": clean.half(), "good": selection(clean, captions[own])}
+
+        return make
+
+    found = made_pairs(folder / "pairs_sound.safetensors", PAIRS, _CHUNK, 71, teacher)
+    good = found["good"]
+    return Pairs(found["noise"][good], found["clean"][good], [captions[k] for k in good.nonzero()[:, 0].tolist()])
 
 
 class Selection:
@@ -87,10 +80,7 @@ class Selection:
         images = (255 * decoded.clamp(0, 1)).permute(0, 2, 3, 1).cpu().numpy().astype("uint8")
         read = self._scorer.read(images)
         sound = ~self._judge.broken(self._judge.residuals(images, read))
-        shown = [
-            all(attributes[name] == value for name, value in stated_in(text).items())
-            for attributes, text in zip(read, captions, strict=True)
-        ]
+        shown = [satisfies(one, Prompt(text, stated_in(text))) for one, text in zip(read, captions, strict=True)]
         return sound & torch.tensor(shown)
 
 

@@ -8,15 +8,12 @@ straight line between the two (reflow with guidance built in: Liu et al. 2022, "
 from __future__ import annotations
 
 import copy
-import os
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .comfy_boot import DEVICE, autocast  # isort: skip
 
@@ -25,6 +22,7 @@ from ..world.captions import caption, random_caption
 from .latents import Conditionings
 from .loop import Schedule, train
 from .mmdit import BATCH, SHIFT, SHORT, levels, velocity_loss
+from .pairs import Make, made_pairs
 from .places import evenly_stated_scene, train_mmdit_places
 
 PAIRS, CFG, TEACHER_STEPS = 4_096, 6.0, 12
@@ -42,28 +40,15 @@ def captions_of_pairs() -> list[str]:
     return captions
 
 
-@torch.no_grad()
 def make_pairs(folder: Path) -> tuple[Tensor, Tensor]:
-    """Noises and the teacher's latents, both `[PAIRS, 16, 16, 16]` fp16; kept every 16 chunks, so it can be resumed."""
-    path = folder / "pairs.safetensors"
-    if path.exists():
-        stored = load_file(path)
-        return stored["noise"], stored["clean"]
-    partial = folder / "pairs.partial.safetensors"
-    noise = torch.randn(PAIRS, 16, 16, 16, generator=torch.Generator().manual_seed(71)).half()
-    clean, done = torch.zeros_like(noise), 0
-    if partial.exists():
-        stored = load_file(partial)
-        clean, done = stored["clean"], int(stored["done"])
-    teacher, conditionings, captions = train_mmdit_places(folder).eval(), Conditionings(), captions_of_pairs()
-    for k in tqdm(range(done, PAIRS, _CHUNK), initial=done // _CHUNK, total=PAIRS // _CHUNK, desc="pairs"):
-        chosen = slice(k, k + _CHUNK)
-        clean[chosen] = guided(teacher, noise[chosen].float().to(DEVICE), captions[chosen], conditionings, CFG).cpu()
-        if (k // _CHUNK) % 16 == 15:
-            save_file({"clean": clean, "done": torch.tensor(k + _CHUNK)}, partial)
-    save_file({"noise": noise, "clean": clean}, partial)
-    os.replace(partial, path)
-    return noise, clean
+    """Noises and the teacher's latents, both `[PAIRS, 16, 16, 16]` fp16."""
+
+    def teacher() -> Make:
+        model, conditionings, captions = train_mmdit_places(folder).eval(), Conditionings(), captions_of_pairs()
+        return lambda noise, own: {"clean": guided(model, noise, captions[own], conditionings, CFG).half()}
+
+    found = made_pairs(folder / "pairs.safetensors", PAIRS, _CHUNK, 71, teacher)
+    return found["noise"], found["clean"]
 
 
 def sampling_levels(steps: int) -> list[float]:

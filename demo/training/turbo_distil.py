@@ -7,15 +7,12 @@ the student's teacher too, so that the two agree about which image belongs to wh
 from __future__ import annotations
 
 import copy
-import os
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .comfy_boot import DEVICE, autocast  # isort: skip
 
@@ -23,9 +20,11 @@ from ..loader import DISTILLED_FILE
 from ..world.attributes import sample_scene
 from ..world.captions import caption, random_caption
 from . import mmdit
+from .distil import sampling_levels
 from .latents import Conditionings
 from .loop import Schedule, train
 from .mmdit import SHIFT, SHORT
+from .pairs import Make, made_pairs
 from .places import continued, evenly_stated_scene
 from .turbo import BATCH, ByLength, Contexts, train_turbo_base, velocity_error
 
@@ -44,37 +43,26 @@ def captions_of_pairs() -> list[str]:
     return captions
 
 
-@torch.no_grad()
 def make_turbo_pairs(folder: Path) -> tuple[Tensor, Tensor]:
-    """Noises and their latents, both `[PAIRS, 16, 16, 16]` fp16; kept every 8 chunks, so it can be resumed."""
-    path, partial = folder / "turbo_pairs.safetensors", folder / "turbo_pairs.partial"
-    if path.exists():
-        stored = load_file(path)
-        return stored["noise"], stored["clean"]
-    noise = torch.randn(PAIRS, 16, 16, 16, generator=torch.Generator().manual_seed(141)).half()
-    clean, done = torch.zeros_like(noise), 0
-    if partial.exists():
-        stored = load_file(partial)
-        clean, done = stored["clean"], int(stored["done"])
-    teacher, conditionings = continued(mmdit.build(), DISTILLED_FILE).eval(), Conditionings()
-    captions = captions_of_pairs()
-    for k in tqdm(range(done, PAIRS, _CHUNK), initial=done // _CHUNK, total=PAIRS // _CHUNK, desc="turbo_pairs"):
-        context, pooled = conditionings.encode(captions[k : k + _CHUNK])
-        clean[k : k + _CHUNK] = _sampled(
-            teacher, noise[k : k + _CHUNK].float().to(DEVICE), context[:, :SHORT], pooled
-        ).cpu()
-        if (k // _CHUNK) % 8 == 7:
-            save_file({"clean": clean, "done": torch.tensor(k + _CHUNK)}, partial)
-    save_file({"noise": noise, "clean": clean}, partial)
-    os.replace(partial, path)
-    return noise, clean
+    """Noises and their latents, both `[PAIRS, 16, 16, 16]` fp16."""
+
+    def teacher() -> Make:
+        model, conditionings = continued(mmdit.build(), DISTILLED_FILE).eval(), Conditionings()
+        captions = captions_of_pairs()
+
+        def make(noise: Tensor, own: slice) -> dict[str, Tensor]:
+            context, pooled = conditionings.encode(captions[own])
+            return {"clean": _sampled(model, noise, context[:, :SHORT], pooled).half()}
+
+        return make
+
+    found = made_pairs(folder / "turbo_pairs.safetensors", PAIRS, _CHUNK, 141, teacher)
+    return found["noise"], found["clean"]
 
 
 def _sampled(teacher: nn.Module, x: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
     """The latents of noises by Euler steps on the shifted schedule."""
-    even = torch.linspace(1, 0, STEPS + 1)
-    sigmas = (SHIFT * even / (1 + (SHIFT - 1) * even)).tolist()
-    for sigma, following in pairwise(sigmas):
+    for sigma, following in pairwise(sampling_levels(STEPS)):
         times = torch.full((len(x),), sigma * 1000, device=DEVICE)
         with autocast():
             x = x + (following - sigma) * teacher(x, times, context=context, y=pooled).float()

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import official
 from benchmarks.results import COMMITTED, read
-from devtools.comfy_source import version
+from devtools.comfy_source import release
 from devtools.graph import Prompt
 from devtools.places import HERE
 from devtools.server import Client
@@ -19,7 +19,7 @@ QUICK = (
     "01_qwen_t2i_subgraphed",
     "image_qwen_Image_2512",
 )  # one of them has a subgraph, in every collection
-RELEASE = ".".join(map(str, version(HERE.comfyui()) or ()))
+RELEASE = release(HERE.comfyui())
 FILE = COMMITTED / f"official_{RELEASE}.json"
 TEMPLATES = official.templates()
 

@@ -8,6 +8,8 @@ from small import models, released
 from small.families import WHOLE
 
 from benchmarks import families, families_page
+from devtools.comfy_source import release
+from devtools.places import HERE
 from devtools.released import MODELS, TESTED
 
 # Nodes that are no method: options, loaders, what keeps things, and what draws the demo world.
@@ -50,5 +52,5 @@ def test_cells_come_out_as_committed(family: str, setup: str, methods: tuple[str
     with torch.inference_mode():
         world = families.World(family, setup)
         for method in methods:
-            committed = cells[f"{family}, {setup}"][method][families._release()]
+            committed = cells[f"{family}, {setup}"][method][release(HERE.comfyui())]
             assert families.cell(world, families.METHODS[method]) == committed

@@ -184,22 +184,14 @@ def test_every_encoder_reaches_the_similarity(kind: str, added: int) -> None:
     assert ("4 added tokens" in report) == (added > 0)
 
 
-@pytest.mark.parametrize(
-    ("added", "count", "steps", "most"),
-    [
-        pytest.param(0, 4, 40, 1.03, marks=fast),
-        (4, 4, 40, 1.08),  # four variants with tokens of their own take more steps
-        *(pytest.param(added, 10, None, 1.03, marks=pytest.mark.slow) for added in (0, 4)),
-    ],
-)
-def test_the_demo_clip_comes_near_the_bound(added: int, count: int, steps: int | None, most: float) -> None:
-    """As far apart as the surface lets them be; `steps` None is the recommended number."""
-    recipe = driver.recommended(0.8, added_tokens=added, steps=steps)
+@pytest.mark.parametrize("added", [0, pytest.param(4, marks=fast)])
+def test_the_demo_clip_comes_near_the_bound(added: int) -> None:
+    recipe = driver.recommended(0.8, added_tokens=added)
     with torch.inference_mode():
-        _, [outcome] = driver.vary_prompt(loader.load_clip(), "a heart on the right", count, 0, recipe)
+        _, [outcome] = driver.vary_prompt(loader.load_clip(), "a heart on the right", 10, 0, recipe)
     assert outcome.vector == "projected pooled"
     assert (outcome.variants.cosines[-1] - 0.8).abs().max() <= 0.01
-    assert float(outcome.variants.spreads[-1]) <= least_mean_pairwise(0.8, count) * most
+    assert float(outcome.variants.spreads[-1]) <= least_mean_pairwise(0.8, 10) * 1.03
 
 
 def test_the_same_each_time_and_another_by_another_seed() -> None:

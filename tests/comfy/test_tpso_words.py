@@ -91,19 +91,18 @@ def test_variants_do_not_turn_into_another_prompt(demo_clip: Any) -> None:
     """How far variants go towards "a heart on the left", on the surface of one cosine: with the words kept, no way."""
 
     def furthest(keep: bool) -> float:
-        recipe = recommended(0.6, added_tokens=0, keep_words=keep, steps=25)
-        _, [outcome] = vary_prompt(demo_clip, PROMPT, 4, 0, recipe)
+        recipe = recommended(0.6, added_tokens=0, keep_words=keep)
+        _, [outcome] = vary_prompt(demo_clip, PROMPT, 10, 0, recipe)
         prompt, left = (encoder_of(demo_clip, text).reference() for text in (PROMPT, PROMPT.replace("right", "left")))
         way = -directions_to_keep(prompt, left[None])[0]
         assert (outcome.words_kept is not None) == keep
-        assert outcome.missed == 0  # all are as far from the prompt as asked for
         return (outcome.variants.vectors @ way).max().item()
 
-    assert furthest(keep=False) > 0.2
+    assert furthest(keep=False) > 0.25
     assert furthest(keep=True) < 0.1
 
 
-@pytest.mark.parametrize(("kind", "prompt", "encoders"), [("sdxl", "weights", 2), ("flux", "BREAK", 2)])
+@pytest.mark.parametrize(("kind", "prompt", "encoders"), [("sdxl", "weights", 2), ("flux", "long", 2)])
 def test_every_encoder_can_keep_its_words(kind: str, prompt: str, encoders: int) -> None:
     *_, report = run(small_encoder(kind), PROMPTS[prompt], encoders="all", steps=3, keep_words=True)
     assert report.count("kept away from") == encoders

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_diversity.demo.loader import VAE_FILE, WEIGHTS
-from comfyui_diversity.demo.training import distil, loop, vae
+from comfyui_diversity.demo.training import distil, loop, pairs, vae
 from comfyui_diversity.demo.training.crisp import Selection, on_policy_loss
 from comfyui_diversity.demo.training.distil import captions_of_pairs
 from comfyui_diversity.demo.training.places import evenly_stated_scene
@@ -132,3 +132,30 @@ def test_a_model_that_leads_to_the_image_by_itself_has_no_loss_along_its_own_ste
     losses = [on_policy_loss(model, clean, noise, none, none[:, 0], np.random.default_rng(k)).item() for k in range(20)]
     assert max(losses) == pytest.approx(0.25)  # at the first step
     assert min(losses) < 0.1  # at later ones, where less is left to do
+
+
+def test_pairs_that_were_stopped_are_those_that_were_not(tmp_path: Path) -> None:
+    chunks: list[int] = []
+
+    def teacher(stop: int = 99) -> pairs.Make:
+        def make(noise: Tensor, own: slice) -> dict[str, Tensor]:
+            if len(chunks) == stop:
+                raise KeyboardInterrupt
+            chunks.append(own.start)
+            return {"clean": 2 * noise.half(), "good": noise.mean((1, 2, 3)) > 0}
+
+        return make
+
+    whole = pairs.made_pairs(tmp_path / "whole.safetensors", 21, 2, 5, teacher)
+    assert torch.equal(whole["clean"], 2 * whole["noise"])
+    assert len(whole["good"]) == 21
+    path = tmp_path / "stopped.safetensors"
+    chunks.clear()
+    with pytest.raises(KeyboardInterrupt):
+        pairs.made_pairs(path, 21, 2, 5, lambda: teacher(9))
+    assert not path.exists()
+    chunks.clear()
+    found = pairs.made_pairs(path, 21, 2, 5, teacher)
+    assert chunks == [16, 18, 20]  # from the eighth chunk on
+    assert all(torch.equal(found[name], whole[name]) for name in ("noise", "clean", "good"))
+    assert pairs.made_pairs(path, 21, 2, 5, lambda: pytest.fail("made twice")).keys() == found.keys()

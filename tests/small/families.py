@@ -316,32 +316,7 @@ def _ltxv() -> tuple[Any, Any]:
 
 
 def _cosmos_2() -> tuple[Any, Any]:
-    sizes = {
-        "image_model": "cosmos_predict2",
-        "max_img_h": 240,
-        "max_img_w": 240,
-        "max_frames": 128,
-        "in_channels": 16,
-        "out_channels": 16,
-        "patch_spatial": 2,
-        "patch_temporal": 1,
-        "model_channels": 64,
-        "concat_padding_mask": True,
-        "crossattn_emb_channels": WIDTH,
-        "pos_emb_cls": "rope3d",
-        "pos_emb_learnable": True,
-        "pos_emb_interpolation": "crop",
-        "min_fps": 1,
-        "max_fps": 30,
-        "use_adaln_lora": True,
-        "adaln_lora_dim": 16,
-        "num_blocks": 2,
-        "num_heads": 2,
-        "extra_per_block_abs_pos_emb": False,
-        "rope_h_extrapolation_ratio": 4.0,
-        "rope_w_extrapolation_ratio": 4.0,
-        "rope_t_extrapolation_ratio": 1.0,
-    }
+    sizes = released._cosmos_sizes("cosmos_predict2")
     text = comfy.text_encoders.cosmos
     encoder = _encoder(text.te(), text.CosmosT5Tokenizer, {"t5xxl_model_config": encoders._T5})
     return released._model("CosmosT2IPredict2", sizes), encoder

@@ -16,7 +16,6 @@ from comfy.supported_models_base import BASE
 from torch import Tensor, nn
 
 from .encoders import small_encoder
-from .models import small_model
 
 # fp8 scaled, int8, four bits with eight-bit activations, four-bit floats: names of ComfyUI's.
 _WANTED = ("float8_e4m3fn", "int8_tensorwise", "asym_w4a8_int8", "nvfp4", "mxfp8")
@@ -32,14 +31,14 @@ def quantised_encoder(kind: str, form: str) -> Any:
     return clip
 
 
-def quantised_model(make: str | Callable[[], ModelPatcher], form: str) -> ModelPatcher:
-    """A small diffusion model, of one of `models.FAMILIES` or as `make` makes it, whose linear layers are quantised in
-    one of `FORMATS`. On the CPU ComfyUI emulates the matrix products of some."""
+def quantised_model(make: Callable[[], ModelPatcher], form: str) -> ModelPatcher:
+    """The small diffusion model that `make` makes, its linear layers quantised in one of `FORMATS`. On the CPU ComfyUI
+    emulates the matrix products of some."""
     emulated = {"nvfp4", "mxfp8", "float8_e4m3fn", "float8_e5m2"}
     before = BASE.custom_operations
     BASE.custom_operations = _operations(disabled=emulated)
     try:
-        model = small_model(make) if isinstance(make, str) else make()
+        model = make()
     finally:
         BASE.custom_operations = before
     quantise(model.model.diffusion_model, form, full_precision=form in emulated)

@@ -239,12 +239,10 @@ def _krea2() -> tuple[Any, Any]:
     return _model("Krea2", sizes), _checked(encoder)
 
 
-def _anima() -> tuple[Any, Any]:
-    from comfy.ldm.anima.model import LLMAdapter
-    from comfy.text_encoders import anima
-
-    sizes = {
-        "image_model": "anima",
+def _cosmos_sizes(image_model: str) -> dict[str, Any]:
+    """Of a network of the Cosmos Predict 2 kind."""
+    return {
+        "image_model": image_model,
         "max_img_h": 240,
         "max_img_w": 240,
         "max_frames": 128,
@@ -269,6 +267,13 @@ def _anima() -> tuple[Any, Any]:
         "rope_w_extrapolation_ratio": 4.0,
         "rope_t_extrapolation_ratio": 1.0,
     }
+
+
+def _anima() -> tuple[Any, Any]:
+    from comfy.ldm.anima.model import LLMAdapter
+    from comfy.text_encoders import anima
+
+    sizes = _cosmos_sizes("anima")
     network = models._supported(comfy.supported_models.Anima, sizes)
     small = {"source_dim": WIDTH, "target_dim": WIDTH, "model_dim": WIDTH, "num_layers": 1, "num_heads": 2}
     # Its own is a hundred million weights, whatever the sizes above.
