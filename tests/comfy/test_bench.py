@@ -58,7 +58,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Minority Prompt": {"iterations": 1},
     "Diverse Noise, low frequencies": {"iterations": 1, "cells": 4},
     "Diverse Noise, hinge": {"iterations": 2},
-    "N of 2N": {"times": 2},
+    "N of 2N": {"times": 4},
 }
 
 
@@ -123,7 +123,7 @@ def test_noise_is_optimised_after_the_starts_are_chosen(worlds: dict[str, World]
     world = worlds["distilled"]
     seen: list[torch.Tensor] = []
     job = new_job(world, TEXT, 3, 2, 1.0)
-    group_selection(2)(job)
+    group_selection(4)(job)
 
     def watch(run: SamplerRun) -> torch.Tensor:
         seen.append(run.noise.clone())
