@@ -91,13 +91,12 @@ def _end(name: str, outside: str, kind: str, links: list[int], pos: tuple[int, i
 def _workflow(name: str, subgraph: dict[str, Any], blueprint: Blueprint, ids: dict[str, int]) -> dict[str, Any]:
     """The one node, with the widgets of the inputs that have some."""
     by_id = {node["id"]: node for node in subgraph["nodes"]}
-    inputs, widgets = [], []
+    inputs = []
     for end, ((key, wanted), *_) in zip(subgraph["inputs"], blueprint.inputs.values(), strict=True):
         slot: dict[str, Any] = {"name": end["name"], "type": end["type"], "link": None}
         inner = next(one for one in by_id[ids[key]]["inputs"] if one["name"] == wanted)
         if "widget" in inner:
             slot["widget"] = {"name": end["name"]}
-            widgets.append([str(ids[key]), wanted])
         inputs.append(slot)
     node = {
         "id": max(by_id) + 1,
@@ -109,7 +108,7 @@ def _workflow(name: str, subgraph: dict[str, Any], blueprint: Blueprint, ids: di
         "mode": 0,
         "inputs": inputs,
         "outputs": [{"name": end["name"], "type": end["type"], "links": []} for end in subgraph["outputs"]],
-        "properties": {"proxyWidgets": widgets},
+        "properties": {},  # no proxyWidgets: the front end would show text boxes twice
         "widgets_values": [],
         "title": name,
     }
