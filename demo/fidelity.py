@@ -53,11 +53,13 @@ class Tolerance:
 class Fit:
     """Scenes fitted to N images, at 64 px.
 
-    pose: `[N, 4]`, x, y and radius in pixels, tilt in radians; drawing: `[N, 3, 64, 64]`; cover: `[N, 64, 64]`, the
-    object's part of every pixel; contrast: `[N]`, between object and background, of the channel that has most.
+    pose: `[N, 4]`, x and y in pixels, the logarithm of the radius in pixels, tilt in radians; shades: `[N, 2, 3]` of
+    object and background, 0..1; drawing: `[N, 3, 64, 64]`; cover: `[N, 64, 64]`, the object's part of every pixel;
+    contrast: `[N]`, between object and background, of the channel that has most.
     """
 
     pose: Tensor
+    shades: Tensor
     drawing: Tensor
     cover: Tensor
     contrast: Tensor
@@ -104,7 +106,7 @@ def fit(pixels: Tensor, read: Sequence[Mapping[str, str]]) -> Fit:
         colours = torch.where(better[:, None, None], shades, colours)
         damping = torch.where(better, damping / 5, damping * 5)
     drawing, cover = scenes.render(pose, colours)
-    return Fit(pose, drawing, cover, (colours[:, 0] - colours[:, 1]).abs().amax(1))
+    return Fit(pose, colours, drawing, cover, (colours[:, 0] - colours[:, 1]).abs().amax(1))
 
 
 @torch.no_grad()

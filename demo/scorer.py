@@ -53,7 +53,7 @@ def to_input(images: np.ndarray) -> Tensor:
     """`uint8 [N, H, W, 3]` to the classifier's `[N, 3, 64, 64]`."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images is {images.dtype} {list(images.shape)}; it must be uint8 [N, H, W, 3].")
-    values = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    values = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255
     return F.interpolate(values, size=(_SIDE, _SIDE), mode="area")
 
 

@@ -20,7 +20,7 @@ STAGES = {
     "pairs": "distil.make_pairs",
     "clip_vision": "export.export_clip_vision",
     "distilled": "export.export_distilled",
-    "sound_pairs": "crisp.make_pairs",
+    "crisp_pairs": "crisp.make_pairs",
     "distilled_crisp": "export.export_distilled_crisp",
     "unclip": "export.export_unclip",
     "turbo_text": "export.export_turbo_text",
@@ -28,6 +28,10 @@ STAGES = {
     "turbo_base": "export.export_turbo_base",
     "turbo_pairs": "turbo_distil.make_turbo_pairs",
     "turbo": "export.export_turbo",
+    "turbo_crisp_pairs": "turbo_crisp.make_pairs",
+    "turbo_crisp": "export.export_turbo_crisp",
+    "own_steps": "own_steps.make_runs",
+    "mmdit_own_steps": "export.export_mmdit_own_steps",
 }
 
 

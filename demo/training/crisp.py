@@ -1,97 +1,66 @@
 """The few-step model's last phase: what it draws becomes sound, and its own earlier steps no longer lead it astray.
 
-New pairs of a noise and the teacher's guided image, at the CFG that suits the teacher best. Those whose image is
-broken, or does not show what its caption says, are left out: the world knows which they are. Half of the batches start
-where the student's own few steps lead, with the velocity from there to the pair's image as target, so that it learns to
-make good what its earlier steps have done (as in DAgger: Ross, Gordon and Bagnell 2011).
+New pairs of a noise and the teacher's guided image, at a CFG that suits the teacher, which the world has drawn again.
+Half of the batches start where the student's own few steps lead, with the velocity from there to the pair's image as
+target, so that it learns to make good what its earlier steps have done (as in DAgger: Ross, Gordon and Bagnell 2011).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .comfy_boot import DEVICE, autocast  # isort: skip
 
-from ..fidelity import Judge
-from ..loader import DISTILLED_FILE, MMDIT_FILE, VAE_FILE, WEIGHTS
-from ..scorer import Scorer, satisfies
-from ..world.captions import stated_in
-from ..world.prompts import Prompt
-from . import mmdit, vae
+from ..loader import DISTILLED_FILE, MMDIT_FILE
+from . import mmdit
 from .distil import captions_of_pairs, guided, sampling_levels
 from .latents import Conditionings
 from .loop import Schedule, train
 from .mmdit import BATCH, SHORT, levels, velocity_loss
+from .own_steps import correction_loss
 from .pairs import Make, made_pairs
 from .places import continued
+from .redraw import Redrawn
 
 PAIRS, CFG = 2_560, 3.0
-STEPS, WHOLE = 420, 330
+STEPS, WHOLE = 700, 560
 STUDENT_STEPS = (4, 4, 6, 8)  # numbers of steps that it learns to make good, the first one most
 _CHUNK = 64
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Noises and the teacher's latents of them, `[N, 16, 16, 16]` fp16, and captions."""
-
-    noise: Tensor
-    clean: Tensor
-    captions: list[str]
-
-
-def make_pairs(folder: Path) -> Pairs:
-    """The pairs whose image is sound and shows what its caption says."""
+def make_pairs(folder: Path) -> tuple[Tensor, Tensor]:
+    """Noises and the latents of what the teacher meant by them, both `[PAIRS, 16, 16, 16]` fp16."""
     captions = captions_of_pairs()[:PAIRS]
 
     def teacher() -> Make:
-        model, conditionings, selection = continued(mmdit.build(), MMDIT_FILE).eval(), Conditionings(), Selection()
+        model, conditionings = continued(mmdit.build(), MMDIT_FILE).eval(), Conditionings()
+        redrawn = Redrawn()
 
         def make(noise: Tensor, own: slice) -> dict[str, Tensor]:
-            clean = guided(model, noise, captions[own], conditionings, CFG)
-            return {"clean": clean.half(), "good": selection(clean, captions[own])}
+            made = guided(model, noise, captions[own], conditionings, CFG)
+            return {"clean": redrawn(made, captions[own]).half()}
 
         return make
 
-    found = made_pairs(folder / "pairs_sound.safetensors", PAIRS, _CHUNK, 71, teacher)
-    good = found["good"]
-    return Pairs(found["noise"][good], found["clean"][good], [captions[k] for k in good.nonzero()[:, 0].tolist()])
-
-
-class Selection:
-    """Tells which latents are of images that are sound and show what their captions say."""
-
-    def __init__(self) -> None:
-        self._vae = vae.build().eval()
-        self._vae.load_state_dict(load_file(WEIGHTS / VAE_FILE))
-        self._scorer, self._judge = Scorer.load(), Judge.load()
-
-    @torch.no_grad()
-    def __call__(self, latents: Tensor, captions: list[str]) -> Tensor:
-        """Bool `[N]` of latents `[N, 16, 16, 16]`."""
-        decoded = self._vae.taesd_decoder(latents.to(memory_format=torch.channels_last)).float()
-        images = (255 * decoded.clamp(0, 1)).permute(0, 2, 3, 1).cpu().numpy().astype("uint8")
-        read = self._scorer.read(images)
-        sound = ~self._judge.broken(self._judge.residuals(images, read))
-        shown = [satisfies(one, Prompt(text, stated_in(text))) for one, text in zip(read, captions, strict=True)]
-        return sound & torch.tensor(shown)
+    found = made_pairs(folder / "pairs_crisp.safetensors", PAIRS, _CHUNK, 71, teacher)
+    return found["noise"], found["clean"]
 
 
 def train_distilled_crisp(folder: Path) -> nn.Module:
     torch.manual_seed(85)
-    pairs, conditionings = make_pairs(folder), Conditionings()
+    noises, cleans = make_pairs(folder)
+    captions, conditionings = captions_of_pairs(), Conditionings()
 
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        chosen = rng.integers(len(pairs.captions), size=BATCH)
-        context, pooled = conditionings.encode([pairs.captions[k] for k in chosen])
-        clean, noise = (part[chosen].float().to(DEVICE) for part in (pairs.clean, pairs.noise))
+        chosen = rng.integers(PAIRS, size=BATCH)
+        context, pooled = conditionings.encode([captions[k] for k in chosen])
+        clean, noise = (part[chosen].float().to(DEVICE) for part in (cleans, noises))
         if rng.random() < 0.5:
             return on_policy_loss(model, clean, noise, context if step > WHOLE else context[:, :SHORT], pooled, rng)
         sigma = levels(rng, layout=True)
@@ -99,7 +68,7 @@ def train_distilled_crisp(folder: Path) -> nn.Module:
         return velocity_loss(model, clean, noise, context, pooled, sigma, rng, step > WHOLE)
 
     student = continued(mmdit.build(), DISTILLED_FILE)
-    schedule = Schedule(STEPS, 5e-4, warmup=30, average=0.99)
+    schedule = Schedule(STEPS, 8e-4, warmup=30, average=0.99)
     return train("distilled_crisp", student, loss_at, schedule, folder, seed=86)
 
 
@@ -108,16 +77,26 @@ def on_policy_loss(
 ) -> Tensor:
     """Mean squared error of the velocity towards `clean` from where some of the model's own steps have led, in the
     scale of images: what is left of the noise counts for less the later the step."""
-    sigmas = sampling_levels(int(rng.choice(STUDENT_STEPS)))
-    taken = int(rng.integers(len(sigmas) - 1))
 
     def velocity(x: Tensor, sigma: float) -> Tensor:
         with autocast():
             return model(x, torch.full((len(x),), sigma * 1000, device=DEVICE), context=context, y=pooled).float()
 
-    x = noise
-    with torch.no_grad():
-        for sigma, following in pairwise(sigmas[: taken + 1]):
-            x = x + (following - sigma) * velocity(x, sigma)
-    sigma = sigmas[taken]
-    return (velocity(x, sigma) - (x - clean) / sigma).square().mean() * sigma**2
+    x, sigma = own_state(velocity, noise, rng, STUDENT_STEPS)
+    level = torch.full((len(x),), sigma, device=DEVICE)
+    return correction_loss(model, x, clean, level, context, pooled)
+
+
+@torch.no_grad()
+def own_state(
+    velocity: Callable[[Tensor, float], Tensor], x: Tensor, rng: np.random.Generator, counts: Sequence[int]
+) -> tuple[Tensor, float]:
+    """Where some of a model's own Euler steps lead from the noise `x`, and the noise level there.
+
+    counts: numbers of steps that sampling takes, of which one is drawn.
+    """
+    sigmas = sampling_levels(int(rng.choice(counts)))
+    taken = int(rng.integers(len(sigmas) - 1))
+    for sigma, following in pairwise(sigmas[: taken + 1]):
+        x = x + (following - sigma) * velocity(x, sigma)
+    return x, sigmas[taken]

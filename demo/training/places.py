@@ -22,7 +22,7 @@ from ..packing import unpack
 from ..world.attributes import VALUES, Scene, sample_scene, sample_uniform_scene
 from ..world.captions import OPTIONAL, caption
 from . import mmdit, unet
-from .data import uniform_scenes
+from .data import UNIFORM, uniform_scenes
 from .latents import Captioned, Conditionings, uniform_latents
 from .loop import Schedule, train
 
@@ -83,13 +83,16 @@ def evenly_stated_scene(rng: np.random.Generator) -> tuple[Scene, list[str]]:
 
 
 class EvenlyStated:
-    """Random training batches: latents and captions, half of them natural scenes."""
+    """Random training batches: latents and captions, half of them natural scenes.
 
-    def __init__(self, folder: Path) -> None:
-        self._natural = Captioned(folder, _NATURAL)
-        self._uniform = uniform_latents(folder)
+    natural, uniform: how many scenes of each kind there are to draw from.
+    """
+
+    def __init__(self, folder: Path, natural: int = _NATURAL, uniform: int = UNIFORM) -> None:
+        self._natural = Captioned(folder, natural)
+        self._uniform = uniform_latents(folder)[:uniform]
         self._with: dict[tuple[str, ...], list[int]] = {}
-        for k, scene in enumerate(uniform_scenes(folder).scenes):
+        for k, scene in enumerate(uniform_scenes(folder).scenes[:uniform]):
             self._with.setdefault(_attributes(scene), []).append(k)
 
     def batch(self, rng: np.random.Generator, count: int) -> tuple[Tensor, list[str]]:
@@ -98,7 +101,7 @@ class EvenlyStated:
         chosen: list[int] = []
         while len(chosen) < count - count // 2:
             scene, stated = evenly_stated_scene(rng)
-            # One in ten of the possible scenes has no image; another is drawn in its place.
+            # Of all 8,000, one in ten of the possible scenes has no image; another is drawn in its place.
             if images := self._with.get(_attributes(scene)):
                 chosen.append(int(rng.choice(images)))
                 captions.append(caption(scene, stated, rng))

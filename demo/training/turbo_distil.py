@@ -52,7 +52,7 @@ def make_turbo_pairs(folder: Path) -> tuple[Tensor, Tensor]:
 
         def make(noise: Tensor, own: slice) -> dict[str, Tensor]:
             context, pooled = conditionings.encode(captions[own])
-            return {"clean": _sampled(model, noise, context[:, :SHORT], pooled).half()}
+            return {"clean": sampled(model, noise, context[:, :SHORT], pooled).half()}
 
         return make
 
@@ -60,7 +60,7 @@ def make_turbo_pairs(folder: Path) -> tuple[Tensor, Tensor]:
     return found["noise"], found["clean"]
 
 
-def _sampled(teacher: nn.Module, x: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+def sampled(teacher: nn.Module, x: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
     """The latents of noises by Euler steps on the shifted schedule."""
     for sigma, following in pairwise(sampling_levels(STEPS)):
         times = torch.full((len(x),), sigma * 1000, device=DEVICE)

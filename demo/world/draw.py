@@ -38,6 +38,8 @@ CENTRES = {
     "top": (0.5, 0.29),
     "bottom": (0.5, 0.71),
 }
+PLACE_JITTER, SIZE_JITTER, TILT_JITTER = 0.025, 0.06, 0.10  # shares of the side and of the radius; radians
+FILL_JITTER, GROUND_JITTER = 8, 4  # of 255
 GRADIENT = (1.03, 0.95)  # light of the background at the top and at the bottom
 _BARK, _ROOF, _DOOR, _PANE, _STRING = (110, 78, 58), (92, 66, 72), (84, 58, 50), (252, 240, 200), (120, 112, 112)
 
@@ -46,19 +48,37 @@ RGB = tuple[int, int, int]
 Paint = float | RGB  # a number: the object's own colour, darkened (below 1) or lightened (above 1)
 
 
+@dataclass(frozen=True)
+class Look:
+    """What no attribute names. Centre and radius are shares of the image's side, the tilt is in radians."""
+
+    ground: RGB
+    centre: Point
+    radius: float
+    tilt: float
+    fill: RGB
+
+
 def draw(scene: Scene, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
     """The image of a scene, uint8 `[size, size, 3]`. `rng` gives the jitter that no attribute names."""
+    return painted(scene.object, jittered(scene, rng), size)
+
+
+def jittered(scene: Scene, rng: np.random.Generator) -> Look:
+    ground = _jitter(GROUNDS[scene.background], rng, GROUND_JITTER)
+    x, y = (c + rng.uniform(-PLACE_JITTER, PLACE_JITTER) for c in CENTRES[scene.place])
+    radius = RADII[scene.size] * rng.uniform(1 - SIZE_JITTER, 1 + SIZE_JITTER)
+    tilt = rng.uniform(-TILT_JITTER, TILT_JITTER)
+    return Look(ground, (x, y), radius, tilt, _jitter(FILLS[scene.colour], rng, FILL_JITTER))
+
+
+def painted(obj: str, look: Look, size: int = SIZE) -> np.ndarray:
+    """The image of an object, uint8 `[size, size, 3]`."""
     side = size * _SUPERSAMPLING
-    canvas = Image.fromarray(_background(_jitter(GROUNDS[scene.background], rng, 4), side))
-    x, y = (c + rng.uniform(-0.025, 0.025) for c in CENTRES[scene.place])
-    pen = _Pen(
-        ImageDraw.Draw(canvas),
-        centre=(x * side, y * side),
-        radius=RADII[scene.size] * rng.uniform(0.94, 1.06) * side,
-        tilt=rng.uniform(-0.10, 0.10),
-        fill=_jitter(FILLS[scene.colour], rng, 8),
-    )
-    _OBJECTS[scene.object](pen)
+    canvas = Image.fromarray(_background(look.ground, side))
+    x, y = look.centre
+    pen = _Pen(ImageDraw.Draw(canvas), (x * side, y * side), look.radius * side, look.tilt, look.fill)
+    _OBJECTS[obj](pen)
     return np.asarray(canvas.reduce(_SUPERSAMPLING))
 
 

@@ -62,7 +62,7 @@ def before_after(name: str, source: Source, sampling: Sampling, note: str) -> Gr
     nodes["diversify"] = Node(
         "DiversityDiversify",
         (_PROMPT, _BAND),
-        (340, 220),
+        (340, 440),
         values={"seed": 0, "control_after_generate": "fixed", "strength": STRENGTH},
         inputs={"model": source.model, "clip": source.clip, "text": ("prompt", 0)},
         color=TEAL,

@@ -9,11 +9,12 @@ import pytest
 import torch
 from comfyui_diversity.demo.loader import VAE_FILE, WEIGHTS
 from comfyui_diversity.demo.training import distil, loop, pairs, vae
-from comfyui_diversity.demo.training.crisp import Selection, on_policy_loss
+from comfyui_diversity.demo.training.crisp import on_policy_loss
 from comfyui_diversity.demo.training.distil import captions_of_pairs
 from comfyui_diversity.demo.training.places import evenly_stated_scene
+from comfyui_diversity.demo.training.redraw import Redrawn
 from comfyui_diversity.demo.world.attributes import OBJECTS, Scene, distribution
-from comfyui_diversity.demo.world.draw import draw
+from comfyui_diversity.demo.world.draw import FILLS, draw
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -102,18 +103,43 @@ def test_half_of_the_captions_to_distil_have_rare_words(monkeypatch: pytest.Monk
     assert green_hearts[0] < green_hearts[1]
 
 
-def test_sound_images_that_show_their_captions_are_selected() -> None:
-    scene = Scene(object="heart", colour="red", size="large", place="centre", background="white")
+def test_what_is_broken_is_drawn_again_as_it_was_meant() -> None:
+    scenes = [
+        Scene(object="heart", colour="red", size="large", place="left", background="white"),
+        Scene(object="star", colour="green", size="medium", place="top", background="navy"),
+        Scene(object="fish", colour="pink", size="large", place="centre", background="mint"),
+    ]
+    whole = np.stack([draw(scene, np.random.default_rng(k)) for k, scene in enumerate(scenes)])
+    broken = whole.copy()
+    broken[0, 58:74, 30:46] = FILLS["pink"]  # another colour in the middle
+    broken[1, :, 86:] = whole[1, :, :1]  # a point is missing
+    broken[2, 60:68, 50:58] = whole[2, :1, :1]  # a hole
+    captions = ["a large red heart", "a green star at the top", ""]
+    drawn = Redrawn().drawings(broken, captions)
+    before = np.abs(broken.astype(float) - whole).mean((1, 2, 3))
+    after = np.abs(drawn.astype(float) - whole).mean((1, 2, 3))
+    assert (after < 0.5).all()
+    assert (after < before).all()
+
+
+def test_what_a_caption_states_is_drawn_whatever_was_made() -> None:
+    scene = Scene(object="house", colour="orange", size="medium", place="bottom", background="peach")
+    other = Scene(object="house", colour="teal", size="medium", place="bottom", background="navy")
     image = draw(scene, np.random.default_rng(0))
-    half = image.copy()
-    half[:, 64:] = image[:, :1]
+    drawn = Redrawn().drawings(image[None], ["a teal house on a navy background"])
+    expected = draw(other, np.random.default_rng(0))
+    assert np.abs(drawn[0].astype(float) - expected).mean() < 9
+
+
+def test_latents_are_those_of_the_drawing() -> None:
+    scene = Scene(object="heart", colour="red", size="large", place="centre", background="white")
     autoencoder = vae.build().eval()
     autoencoder.load_state_dict(load_file(WEIGHTS / VAE_FILE))
     with torch.no_grad():
-        latents = autoencoder.taesd_encoder(torch.from_numpy(np.stack([image, half])).permute(0, 3, 1, 2) / 255)
-    selection = Selection()
-    assert selection(latents, ["a large red heart", "a heart"]).tolist() == [True, False]
-    assert selection(latents[:1], ["a large green heart"]).tolist() == [False]
+        image = torch.from_numpy(draw(scene, np.random.default_rng(0)).copy()).permute(2, 0, 1)[None] / 255
+        latents = autoencoder.taesd_encoder(image)
+        again = autoencoder.taesd_decoder(Redrawn()(latents, ["a heart"]))
+    assert (again.clamp(0, 1) - image).abs().mean() < 0.02
 
 
 def test_a_model_that_leads_to_the_image_by_itself_has_no_loss_along_its_own_steps() -> None:

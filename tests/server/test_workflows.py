@@ -21,7 +21,7 @@ SCRATCH = "tests"
 # What takes long and is tested where the methods are. At most so much; -1 is the method's own choice.
 QUICK = {
     "DiversityTPSO": {"variants": 3},
-    "DiversityTPSOOptions": {"steps": 12},
+    "DiversityTPSOOptions": {"steps": 5},
     "DiversityOVI": {"variants": 3},
     "DiversityOVIOptions": {"steps": 20},
     "DiversityDemoImages": {"count": 60},
