@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from .gradient_check import BackwardError, backward_pass
 from .gradients import gradients, with_differentiable_attention
 from .noise_levels import level_before, read_one_level_late
 from .sampling import SamplerRun
+
+logger = logging.getLogger("ComfyUI-Diversity")
 
 GRADIENTS = ("stop", "full")
 Pullback = Callable[[Tensor], Tensor]
@@ -48,6 +51,7 @@ class CleanEstimate:
             guider_without_caches(run.guider), len(run.noise), len(run.noise) if chunk_size == -1 else chunk_size
         )
         self._gradient = gradient
+        self._is_checked = False
         self._before = level_before(run.model.model_sampling, float(run.sigmas[0])) if late else None
         # Under the sampler's own inference mode a model computes exactly what it does in the sampler's first step.
         self._inference = torch.is_inference_mode_enabled()
@@ -65,12 +69,31 @@ class CleanEstimate:
 
     def _in_chunks(self, noise: Tensor) -> tuple[Tensor, Pullback]:
         if self._gradient == "full" and self._batch.whole:
-            return self._with_graph(noise)
+            clean, pull_back = self._with_graph(noise)
+            return clean, self._checked(noise, pull_back)
         clean = self._batch.each(lambda rows: self._without_graph(noise[rows], rows))
         if self._gradient == "full":
-            return clean, lambda gradient: self._batch.each(lambda rows: self._pull_back(noise, gradient, rows))
+            return clean, self._checked(
+                noise, lambda gradient: self._batch.each(lambda rows: self._pull_back(noise, gradient, rows))
+            )
         slope = self._slope(noise)
         return clean, lambda gradient: slope * gradient
+
+    def _checked(self, noise: Tensor, pull_back: Pullback) -> Pullback:
+        """The same, which says so where the network passes no gradient on and raises no error either."""
+
+        def checked(gradient: Tensor) -> Tensor:
+            found = pull_back(gradient)
+            if not self._is_checked:
+                self._is_checked = True
+                if torch.allclose(found, self._slope(noise) * gradient, rtol=1e-5, atol=0):
+                    logger.warning(
+                        'Diverse Noise: gradient is "full", but the model passes no gradient on, so that it does what '
+                        '"stop" does. Set gradient to "stop", which is faster.'
+                    )
+            return found
+
+        return checked
 
     def _with_graph(self, noise: Tensor) -> tuple[Tensor, Pullback]:
         variable = noise.detach().clone().requires_grad_()

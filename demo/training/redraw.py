@@ -73,7 +73,7 @@ class Redrawn:
 
     def _encoded(self, images: np.ndarray) -> Tensor:
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-        return self._vae.taesd_encoder(pixels.to(DEVICE, memory_format=torch.channels_last)).float()
+        return self._vae.taesd_encoder(pixels.to(DEVICE, memory_format=torch.channels_last)).float().contiguous()
 
 
 def _lengths(pose: Tensor) -> Tensor:

@@ -154,6 +154,29 @@ def test_full_gradient_agrees_with_finite_differences(family: str) -> None:
     assert exact == pytest.approx(differences, rel=0.02, abs=0.05)
 
 
+@pytest.mark.parametrize("chunk_size", [-1, 2])
+@pytest.mark.parametrize("cut", [False, True], ids=["a gradient", "cut off in silence"])
+def test_full_that_does_what_stop_does_is_said(cut: bool, chunk_size: int, caplog: pytest.LogCaptureFixture) -> None:
+    model = small_model("sd3")
+    network = model.model.diffusion_model
+    hook = network.register_forward_hook(lambda _module, _args, found: found.detach() if cut else found)
+
+    def work(run: SamplerRun) -> Tensor:
+        with gradients():
+            estimate = CleanEstimate(run, "full", chunk_size)
+            for _ in range(2):
+                _, pull_back = estimate(run.noise.clone())
+                found = pull_back(torch.ones_like(run.noise))
+        return found
+
+    try:
+        in_a_run(work, "sd3", of=guider("sd3", model))
+    finally:
+        hook.remove()
+    said = [record.message for record in caplog.records if "passes no gradient on" in record.message]
+    assert len(said) == cut
+
+
 @pytest.mark.parametrize(("family", "inference"), [("eps", False), ("eps", True), ("sd3", True)])
 def test_the_model_is_left_as_it_was(family: str, inference: bool) -> None:
     """No weight changes, gets a gradient, or becomes another tensor."""
