@@ -20,6 +20,7 @@ import torch
 from comfyui_diversity.demo.scorer import Scorer
 from rich.console import Console
 
+from . import provenance
 from .image_store import STORE, stored
 from .measure import Group, measure
 from .results import SCRATCH, add_row
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for cfg in options.cfg or MODELS[options.model]:
         started = time.perf_counter()
         world.recipe = replace(recipe, cfg=cfg)
-        folder = STORE / options.model / f"cfg_{cfg:g}_{kind}_{options.images}"
+        making = provenance.making("baseline", options.model)
+        folder = STORE / options.model / making / f"cfg_{cfg:g}_{kind}_{options.images}"
         groups = []
         for k, prompt in enumerate(prompts):
             seed = FIRST_SEED[kind] + k

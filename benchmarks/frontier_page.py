@@ -104,4 +104,6 @@ def made(rows: Sequence[Entry]) -> str:
     """On what, and by which versions."""
     first = rows[0]
     versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
-    return f"Made on {first['machine']}; {versions}; revision {first['revision']}."
+    revisions = {row["model"]: row["revision"] for row in rows}
+    own = ", ".join(f"{revision} ({model})" for model, revision in revisions.items())
+    return f"Made on {first['machine']}; {versions}; revision {own}."

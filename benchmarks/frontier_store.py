@@ -1,7 +1,7 @@
 """Rows of the frontier on disk: half done ones, from which a stopped run goes on, and the committed list of all.
 
 A row in progress lies below `.dev/benchmarks/frontier/REVISION`, so that what another revision made is never met. The
-committed file is one list; rows of two revisions are refused.
+committed file is one list; rows of two revisions of one model are refused.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ def load(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         found = json.loads(path.read_text("utf-8"))
-        if not isinstance(found, list) or any("revision" not in row or "key" not in row for row in found):
+        if not isinstance(found, list) or any(not {"key", "model", "revision"} <= set(row) for row in found):
             raise ValueError("it is not a list of rows")
     except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}). Delete it, or restore it by `git checkout`.") from error
     return found
 
 
-def merged(path: Path, rows: Sequence[Mapping[str, Any]], revision: str) -> list[dict[str, Any]]:
-    """The rows of the file with these in place of earlier ones of the same key. Raises ValueError for a file of
-    another revision."""
+def merged(path: Path, rows: Sequence[Mapping[str, Any]], model: str, revision: str) -> list[dict[str, Any]]:
+    """The rows of the file with these of `model` in place of earlier ones of the same key. Raises ValueError for a file
+    with rows of another revision of the model."""
     old = load(path)
-    others = {row["revision"] for row in old} - {revision}
+    others = {row["revision"] for row in old if row["model"] == model} - {revision}
     if others:
         raise ValueError(
-            f"{path} holds rows of revision {', '.join(sorted(others))}; this is {revision}. Rows of two revisions are "
-            "not mixed: give another folder by --out, or begin anew by --replace."
+            f"{path} holds rows of revision {', '.join(sorted(others))} of {model}; this is {revision}. Rows of two "
+            "revisions are not mixed: give another folder by --out, or begin the model anew by --replace."
         )
     return list({row["key"]: dict(row) for row in [*old, *rows]}.values())
 

@@ -1,4 +1,7 @@
-"""What a result was made by and on, so that results of two revisions are never taken for one."""
+"""What a result was made by and on, so that results of two revisions are never taken for one.
+
+A revision is one model's: another model's new weights change nothing in it.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,20 @@ from pathlib import Path
 from devtools.comfy_source import release
 from devtools.places import HERE
 
+# The weights that a model's images depend on; a few-step model's also where a rival takes its teacher for a step.
+_CLIP, _VAE = "diversity_demo_clip", "vae/diversity_demo_vae"
+_MMDIT, _DISTILLED = "diffusion_models/diversity_demo_mmdit", "diffusion_models/diversity_demo_distilled"
+_TURBO_BASE = ("diversity_demo_turbo_text", "diversity_demo_turbo_base", _VAE)
+_WEIGHTS = {
+    "unet": (_CLIP, _VAE, "diversity_demo_unet"),
+    "unclip": (_CLIP, _VAE, "diversity_demo_unet", "diversity_demo_unclip"),
+    "mmdit": (_CLIP, _VAE, _MMDIT),
+    "distilled": (_CLIP, _VAE, _MMDIT, _DISTILLED),
+    "turbo_base": _TURBO_BASE,
+    "turbo": (*_TURBO_BASE, "diversity_demo_turbo"),
+}
 # What decides how images come out: of the plain model, with a rival, and with one of our methods.
-_PLAIN = ("demo/loader.py", "demo/architectures.py", "demo/weights/**/*.safetensors", "benchmarks/job.py",
-          "benchmarks/world.py")  # fmt: skip
+_PLAIN = ("demo/loader.py", "demo/architectures.py", "benchmarks/job.py", "benchmarks/world.py")
 _RIVAL = (*_PLAIN, "core/**/*.py", "benchmarks/rivals/*.py", "benchmarks/peers.py")
 _METHOD = (*_RIVAL, "benchmarks/ours.py")
 _MAKING = {"baseline": _PLAIN, "rival": _RIVAL, "method": _METHOD}
@@ -35,16 +49,20 @@ def _digest(patterns: Iterable[str], root: Path) -> str:
     return found.hexdigest()[:10]
 
 
+def _weights(model: str) -> tuple[str, ...]:
+    return tuple(f"demo/weights/{name}.safetensors" for name in _WEIGHTS[model])
+
+
 @cache
-def making(role: str, root: Path = HERE.root) -> str:
+def making(role: str, model: str, root: Path = HERE.root) -> str:
     """Ten digits that stand for all that the images of a `baseline`, a `rival` or a `method` are made by."""
-    return _digest(_MAKING[role], root)
+    return _digest((*_MAKING[role], *_weights(model)), root)
 
 
 @cache
-def revision(root: Path = HERE.root) -> str:
+def revision(model: str, root: Path = HERE.root) -> str:
     """Ten digits that stand for all that figures depend on: what images are made by, and how they are judged."""
-    return _digest((*_METHOD, *_JUDGING), root)
+    return _digest((*_METHOD, *_weights(model), *_JUDGING), root)
 
 
 def machine() -> str:

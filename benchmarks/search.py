@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own[name] = {"cfg": rows[best].cfg} if name == "CFG" else dict(rows[best].settings[name])
         cfg = rows[best].cfg if name == "CFG" else cfg
         label = f"{options.model}, {name}"
-        made = {"row": label, "commit": provenance.revision(), "images": options.images, "tries": course}
+        made = {"row": label, "commit": provenance.revision(options.model), "images": options.images, "tries": course}
         kept["rows"] = [*(one for one in kept["rows"] if one["row"] != label), made]
         write(path, kept)
         print(label, own[name], flush=True)

@@ -142,7 +142,7 @@ def test_a_row_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     row = Row("distilled", "rival", "pink", 1.0, (("pink noise", {"alpha": 0.5}),))
     entry = made.row(row)
     assert entry["images"] == 6
-    assert entry["revision"] == provenance.revision()
+    assert entry["revision"] == provenance.revision("distilled")
     assert entry["settings"] == {"pink noise": {"alpha": 0.5}}
     low, high = entry["vendi_interval"]
     assert low <= entry["vendi"] <= high
@@ -152,11 +152,15 @@ def test_a_row_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_command_refuses_rows_of_another_revision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "frontier.json").write_text(json.dumps([{"key": "a", "revision": "old"}]))
-    assert bench.main(["--out", str(tmp_path)]) == 1
-    assert "rows of revision old" in capsys.readouterr().err
-    assert bench.main(["--out", str(tmp_path), "--replace", "--rows", "nothing"]) == 1
+    path = tmp_path / "frontier.json"
+    other = {"key": "b", "model": "mmdit", "revision": "older"}
+    path.write_text(json.dumps([{"key": "a", "model": "distilled", "revision": "old"}, other]))
+    only = ["--out", str(tmp_path), "--model", "distilled"]
+    assert bench.main(only) == 1
+    assert "rows of revision old of distilled" in capsys.readouterr().err
+    assert bench.main([*only, "--replace", "--rows", "nothing"]) == 1
     assert "--rows is ['nothing']" in capsys.readouterr().err
+    assert json.loads(path.read_text()) == [other]
 
 
 def test_pink_noise_goes_before_all_that_optimises_noise() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import provenance
 from benchmarks.frontier_figures import best_at, hypervolume, summary
 from benchmarks.frontier_page import outline
 from benchmarks.frontier_plot import draw_frontier
@@ -15,6 +16,7 @@ from benchmarks.frontier_rows import MODELS, rows_of
 from benchmarks.frontier_store import load, merged, save
 from benchmarks.intervals import mean_interval, resampled
 from benchmarks.search import survivors
+from devtools.places import HERE
 
 
 def row(role: str, name: str, good: float, vendi: float, free: bool = True, **other: Any) -> dict[str, Any]:
@@ -76,12 +78,15 @@ def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
 
 def test_rows_of_another_revision_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "frontier.json"
-    save(path, merged(path, ROWS, "a"))
+    model = ROWS[0]["model"]
+    save(path, merged(path, ROWS, model, "a"))
     assert load(path) == ROWS
     better = {**ROWS[1], "vendi": 9.0}
-    assert merged(path, [better], "a") == [ROWS[0], better, *ROWS[2:]]
-    with pytest.raises(ValueError, match="revision a; this is b"):
-        merged(path, [], "b")
+    assert merged(path, [better], model, "a") == [ROWS[0], better, *ROWS[2:]]
+    with pytest.raises(ValueError, match=f"revision a of {model}; this is b"):
+        merged(path, [], model, "b")
+    other = {**ROWS[0], "model": "another", "key": "another", "revision": "b"}
+    assert merged(path, [other], "another", "b") == [*ROWS, other]
     path.write_text("[{]")
     with pytest.raises(ValueError, match=r"frontier\.json cannot be read"):
         load(path)
@@ -107,3 +112,20 @@ def test_the_picture_and_the_tables_show_every_curve(tmp_path: Path) -> None:
     text = outline(rows, "mmdit")
     assert all(one["name"] in text for one in rows)
     assert "**2.20**" in text  # the greatest Vendi at the baseline's quality
+
+
+def test_a_revision_is_of_one_models_weights(tmp_path: Path) -> None:
+    for model in MODELS:
+        assert all((HERE.root / name).is_file() for name in provenance._weights(model))
+    files = {name for model in MODELS for name in provenance._weights(model)}
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"old")
+    before = {model: (provenance.making("baseline", model, tmp_path), provenance.revision(model, tmp_path))
+              for model in MODELS}  # fmt: skip
+    (tmp_path / "demo/weights/diversity_demo_turbo.safetensors").write_bytes(b"new")
+    provenance.making.cache_clear()
+    provenance.revision.cache_clear()
+    for model in MODELS:
+        after = provenance.making("baseline", model, tmp_path), provenance.revision(model, tmp_path)
+        assert all((one == other) == (model != "turbo") for one, other in zip(before[model], after, strict=True))
