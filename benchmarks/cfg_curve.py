@@ -27,7 +27,7 @@ from .results import SCRATCH, add_row
 from .world import World
 
 CFGS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-MODELS = {"mmdit": CFGS, "distilled": (1.0,), "unet": CFGS}  # the distilled model has its guidance built in
+MODELS = {"mmdit": CFGS, "distilled": (1.0,), "unet": CFGS, "turbo": (1.0,)}  # two have it built in
 IMAGES = 6
 
 
