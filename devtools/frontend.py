@@ -87,6 +87,19 @@ class Graph:
     groups: tuple[Group, ...] = ()
 
 
+# The view glides: it is there when it has not moved for some frames.
+_STILL = """() => new Promise(done => {
+    let last = "", still = 0
+    const look = () => {
+        const view = [...app.canvas.ds.offset, app.canvas.ds.scale].join()
+        still = view === last ? still + 1 : 0
+        last = view
+        still < 15 ? requestAnimationFrame(look) : done()
+    }
+    requestAnimationFrame(look)
+})"""
+
+
 def find_chromium() -> str | None:
     """A Chromium on the path; the one Playwright would download is not used."""
     return next((found for name in CHROMIUM_NAMES if (found := shutil.which(name))), None)
@@ -166,7 +179,7 @@ class Frontend:
     def screenshot(self, path: Path) -> None:
         """An image of the whole open graph."""
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self.page.wait_for_timeout(1500)  # the view glides there
+        self.page.evaluate(_STILL)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=path)
 
