@@ -84,12 +84,12 @@ class CleanEstimate:
 
         def checked(gradient: Tensor) -> Tensor:
             found = pull_back(gradient)
-            if not self._is_checked:
+            if not self._is_checked and found.any():  # of nothing there is nothing to tell
                 self._is_checked = True
                 if torch.allclose(found, self._slope(noise) * gradient, rtol=1e-5, atol=0):
                     logger.warning(
-                        'Diverse Noise: gradient is "full", but the model passes no gradient on, so that it does what '
-                        '"stop" does. Set gradient to "stop", which is faster.'
+                        'gradient is "full", but the model passes no gradient on, so that it does what "stop" does. '
+                        'Set gradient to "stop", which is faster.'
                     )
             return found
 

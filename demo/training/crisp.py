@@ -22,8 +22,7 @@ from . import mmdit
 from .distil import captions_of_pairs, guided, sampling_levels
 from .latents import Conditionings
 from .loop import Schedule, train
-from .mmdit import BATCH, SHORT, levels, velocity_loss
-from .own_steps import correction_loss
+from .mmdit import BATCH, SHORT, correction_loss, levels, velocity_loss
 from .pairs import Make, made_pairs
 from .places import continued
 from .redraw import Redrawn

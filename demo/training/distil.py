@@ -17,13 +17,11 @@ from torch import Tensor, nn
 
 from .comfy_boot import DEVICE, autocast  # isort: skip
 
-from ..world.attributes import sample_scene
-from ..world.captions import caption, random_caption
 from .latents import Conditionings
 from .loop import Schedule, train
 from .mmdit import BATCH, SHIFT, SHORT, levels, velocity_loss
 from .pairs import Make, made_pairs
-from .places import evenly_stated_scene, train_mmdit_places
+from .places import captions_by_turns, train_mmdit_places
 
 PAIRS, CFG, TEACHER_STEPS = 4_096, 6.0, 12
 STEPS = 1_000
@@ -31,13 +29,8 @@ _CHUNK = 64
 
 
 def captions_of_pairs() -> list[str]:
-    """The caption of each pair: by turns of a scene as the world draws it, and with evenly drawn words."""
-    rng = np.random.default_rng(70)
-    captions = []
-    for k in range(PAIRS):
-        scene, stated = evenly_stated_scene(rng)
-        captions.append(caption(scene, stated, rng) if k % 2 else random_caption(sample_scene(rng), rng))
-    return captions
+    """The caption of each pair."""
+    return captions_by_turns(70, PAIRS)
 
 
 def make_pairs(folder: Path) -> tuple[Tensor, Tensor]:

@@ -12,17 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .comfy_boot import DEVICE, autocast  # isort: skip
+from .comfy_boot import DEVICE  # isort: skip
 import comfy.sd1_clip
 
-from ..loader import VAE_FILE, WEIGHTS, load_clip
+from ..loader import load_clip
 from ..world.attributes import distribution
 from ..world.captions import OPTIONAL, caption, random_caption
 from .data import UNIFORM, Scenes, natural_scenes, uniform_scenes
-from .vae import build
+from .vae import AT_ONCE, encoded, trained
 
 NATURAL_COUNT = 16_000
-_CHUNK = 8  # images encoded at a time: more do not fit a CPU's cache
 
 
 def encode_latents(folder: Path) -> None:
@@ -41,20 +40,14 @@ def uniform_latents(folder: Path) -> Tensor:
     return _encoded(folder, "latents_uniform", uniform_scenes, UNIFORM)
 
 
-@torch.no_grad()
 def _encoded(folder: Path, name: str, scenes: Callable[[Path], Scenes], count: int) -> Tensor:
     path = folder / f"{name}.safetensors"
     if not path.exists():
-        vae = build().eval()
-        vae.load_state_dict(load_file(WEIGHTS / VAE_FILE))
-        images = scenes(folder).images[:count]
-        encoded = torch.empty(count, 16, 16, 16, dtype=torch.float16)
-        for k in tqdm(range(0, count, _CHUNK), desc=name, mininterval=5):
-            some = torch.from_numpy(images[k : k + _CHUNK]).permute(0, 3, 1, 2).float() / 255
-            with autocast():
-                latents = vae.taesd_encoder(some.to(DEVICE, memory_format=torch.channels_last))
-            encoded[k : k + _CHUNK] = latents.float().cpu()
-        save_file({"latents": encoded}, path.with_suffix(".partial"))
+        vae, images = trained(), scenes(folder).images[:count]
+        latents = torch.empty(count, 16, 16, 16, dtype=torch.float16)
+        for k in tqdm(range(0, count, AT_ONCE), desc=name, mininterval=5):
+            latents[k : k + AT_ONCE] = encoded(vae, images[k : k + AT_ONCE])
+        save_file({"latents": latents}, path.with_suffix(".partial"))
         os.replace(path.with_suffix(".partial"), path)
     return load_file(path)["latents"]
 

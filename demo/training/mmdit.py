@@ -94,3 +94,14 @@ def velocity_loss(
     with autocast():
         predicted = model((1 - level) * clean + level * noise, sigma * 1000, context=context, y=pooled).float()
     return (predicted - (noise - clean)).square().mean()
+
+
+def correction_loss(
+    model: nn.Module, state: Tensor, clean: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor
+) -> Tensor:
+    """Mean squared error of the velocity from `state`, of the levels `sigma` `[N]`, to `clean`, in the scale of
+    images."""
+    level = sigma.view(-1, 1, 1, 1)
+    with autocast():
+        found = model(state, sigma * 1000, context=context, y=pooled).float()
+    return (level * found - (state - clean)).square().mean()

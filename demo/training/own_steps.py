@@ -20,34 +20,26 @@ from torch import Tensor, nn
 from .comfy_boot import DEVICE, autocast  # isort: skip
 
 from ..loader import MMDIT_FILE
-from ..world.attributes import sample_scene
-from ..world.captions import caption, random_caption
 from . import mmdit
 from .distil import sampling_levels
 from .latents import Conditionings
 from .loop import Schedule, train
 from .mmdit import BATCH, SHORT
 from .pairs import Make, made_pairs
-from .places import EvenlyStated, continued, evenly_stated_scene
+from .places import EvenlyStated, captions_by_turns, continued
 from .redraw import Redrawn
 
 RUNS, STEPS, FIRST = 1_536, 12, 4  # images sampled, steps of each, and the first step that is learned from
 CFGS = (1.0, 1.0, 1.5, 2.0, 3.0)  # of the runs, by turns
-EMPTY = 0.12  # share of empty captions
+EMPTY_RUNS, EMPTY = 16, 0.12  # every so many runs, and the share of steps, that read no caption
 NATURAL, UNIFORM = 4_000, 4_000  # drawings of each kind for the other batches
 SCHEDULE, WHOLE = Schedule(700, 6e-4, warmup=30, average=0.995), 590
 _CHUNK = 64
 
 
 def captions_of_runs() -> list[str]:
-    """By turns of a scene as the world draws it, or none, and with evenly drawn words."""
-    rng = np.random.default_rng(160)
-    captions = []
-    for k in range(RUNS):
-        scene, stated = evenly_stated_scene(rng)
-        natural = "" if rng.random() < EMPTY else random_caption(sample_scene(rng), rng)
-        captions.append(caption(scene, stated, rng) if k % 2 else natural)
-    return captions
+    """By turns of a scene as the world draws it, now and then none, and with evenly drawn words."""
+    return ["" if k % EMPTY_RUNS == 0 else text for k, text in enumerate(captions_by_turns(160, RUNS))]
 
 
 def make_runs(folder: Path) -> tuple[Tensor, Tensor]:
@@ -109,18 +101,7 @@ def train_mmdit_own_steps(folder: Path) -> nn.Module:
         chosen, at = rng.integers(RUNS, size=BATCH), rng.integers(len(sigmas), size=BATCH)
         context, pooled = conditionings.encode(["" if rng.random() < EMPTY else captions[k] for k in chosen])
         state, clean = (part.float().to(DEVICE) for part in (states[chosen, at], cleans[chosen]))
-        return correction_loss(model, state, clean, sigmas[at], context if whole else context[:, :SHORT], pooled)
+        return mmdit.correction_loss(model, state, clean, sigmas[at], context if whole else context[:, :SHORT], pooled)
 
     model = continued(mmdit.build(), MMDIT_FILE)
     return train("mmdit_own_steps", model, loss_at, SCHEDULE, folder, seed=166)
-
-
-def correction_loss(
-    model: nn.Module, state: Tensor, clean: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor
-) -> Tensor:
-    """Mean squared error of the velocity from `state`, of the levels `sigma` `[N]`, to `clean`, in the scale of
-    images."""
-    level = sigma.view(-1, 1, 1, 1)
-    with autocast():
-        found = model(state, sigma * 1000, context=context, y=pooled).float()
-    return (level * found - (state - clean)).square().mean()

@@ -20,7 +20,7 @@ from .comfy_boot import DEVICE  # isort: skip
 from ..loader import MMDIT_FILE, UNET_FILE, WEIGHTS
 from ..packing import unpack
 from ..world.attributes import VALUES, Scene, sample_scene, sample_uniform_scene
-from ..world.captions import OPTIONAL, caption
+from ..world.captions import OPTIONAL, caption, random_caption
 from . import mmdit, unet
 from .data import UNIFORM, uniform_scenes
 from .latents import Captioned, Conditionings, uniform_latents
@@ -80,6 +80,16 @@ def evenly_stated_scene(rng: np.random.Generator) -> tuple[Scene, list[str]]:
     natural = sample_scene(rng, even.object)
     chosen = {name: getattr(even if name in stated else natural, name) for name in OPTIONAL}
     return Scene(object=even.object, **chosen), stated
+
+
+def captions_by_turns(seed: int, count: int) -> list[str]:
+    """Captions of a scene as the world draws it and, by turns, with evenly drawn words."""
+    rng = np.random.default_rng(seed)
+    captions = []
+    for k in range(count):
+        scene, stated = evenly_stated_scene(rng)
+        captions.append(caption(scene, stated, rng) if k % 2 else random_caption(sample_scene(rng), rng))
+    return captions
 
 
 class EvenlyStated:

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .comfy_boot import DEVICE  # isort: skip
 
 from ..fidelity import fit, to_pixels
-from ..loader import VAE_FILE, WEIGHTS
 from ..scorer import Scorer
 from ..world.captions import stated_in
 from ..world.draw import (
@@ -34,23 +32,20 @@ from ..world.draw import (
 )
 from . import vae
 
-_AT_ONCE = 8  # images encoded at a time: more do not fit a CPU's cache
-
 
 class Redrawn:
     """Latents `[N, 16, 16, 16]` of a model's images, and their captions, to latents of what was meant."""
 
     def __init__(self) -> None:
-        self._vae = vae.build().eval()
-        self._vae.load_state_dict(load_file(WEIGHTS / VAE_FILE))
+        self._vae = vae.trained()
         self._scorer = Scorer.load()
 
     @torch.no_grad()
     def __call__(self, latents: Tensor, captions: list[str]) -> Tensor:
-        parts = [slice(k, k + _AT_ONCE) for k in range(0, len(latents), _AT_ONCE)]
+        parts = [slice(k, k + vae.AT_ONCE) for k in range(0, len(latents), vae.AT_ONCE)]
         images = np.concatenate([self._decoded(latents[part]) for part in parts])
         drawn = self.drawings(images, captions)
-        return torch.cat([self._encoded(drawn[part]) for part in parts])
+        return torch.cat([vae.encoded(self._vae, drawn[part]) for part in parts])
 
     def drawings(self, images: np.ndarray, captions: list[str]) -> np.ndarray:
         """Images `uint8 [N, 128, 128, 3]` drawn again."""
@@ -70,10 +65,6 @@ class Redrawn:
     def _decoded(self, latents: Tensor) -> np.ndarray:
         decoded = self._vae.taesd_decoder(latents.to(DEVICE, memory_format=torch.channels_last)).float()
         return (255 * decoded.clamp(0, 1)).permute(0, 2, 3, 1).cpu().numpy().astype("uint8")
-
-    def _encoded(self, images: np.ndarray) -> Tensor:
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-        return self._vae.taesd_encoder(pixels.to(DEVICE, memory_format=torch.channels_last)).float().contiguous()
 
 
 def _lengths(pose: Tensor) -> Tensor:

@@ -10,17 +10,14 @@ from torch import Tensor, nn
 
 from .comfy_boot import DEVICE, autocast  # isort: skip
 
-from ..loader import DISTILLED_FILE, TURBO_FILE
-from . import mmdit
+from ..loader import TURBO_FILE
 from .crisp import own_state
-from .latents import Conditionings
 from .loop import Schedule, train
-from .mmdit import SHIFT, SHORT
 from .pairs import Make, made_pairs
 from .places import continued
 from .redraw import Redrawn
 from .turbo import ByLength, Contexts, build, velocity_error
-from .turbo_distil import PAIRS, captions_of_pairs, sampled
+from .turbo_distil import PAIRS, PAIRS_SEED, captions_of_pairs, line_error, make_turbo_pairs
 
 BATCH = 32
 SCHEDULE = Schedule(1_200, 2e-3, warmup=50, average=0.995)
@@ -29,20 +26,15 @@ _CHUNK = 32
 
 
 def make_pairs(folder: Path) -> tuple[Tensor, Tensor]:
-    """Noises and the latents of what the few-step model meant by them, both `[PAIRS, 16, 16, 16]` fp16."""
+    """The noises of `turbo_pairs` and the latents of what was meant by them, both `[PAIRS, 16, 16, 16]` fp16."""
+    noises, made = make_turbo_pairs(folder)
+    path = folder / "turbo_pairs_crisp.safetensors"
 
     def teacher() -> Make:
-        model, conditionings = continued(mmdit.build(), DISTILLED_FILE).eval(), Conditionings()
         captions, redrawn = captions_of_pairs(), Redrawn()
+        return lambda _, own: {"clean": redrawn(made[own].float(), captions[own]).half()}
 
-        def make(noise: Tensor, own: slice) -> dict[str, Tensor]:
-            context, pooled = conditionings.encode(captions[own])
-            return {"clean": redrawn(sampled(model, noise, context[:, :SHORT], pooled), captions[own]).half()}
-
-        return make
-
-    found = made_pairs(folder / "turbo_pairs_crisp.safetensors", PAIRS, _CHUNK, 141, teacher)
-    return found["noise"], found["clean"]
+    return noises, made_pairs(path, PAIRS, _CHUNK, PAIRS_SEED, teacher)["clean"]
 
 
 def train_turbo_crisp(folder: Path) -> nn.Module:
@@ -55,11 +47,7 @@ def train_turbo_crisp(folder: Path) -> nn.Module:
         clean, noise = (part[chosen].float().to(DEVICE) for part in (cleans, noises))
         if step % 2:
             return _on_policy_loss(model, clean, noise, context, rng)
-        even = torch.from_numpy((rng.permutation(BATCH) + rng.random(BATCH)) / BATCH).float()
-        even[: BATCH // 8] = 1.0
-        sigma = (SHIFT * even / (1 + (SHIFT - 1) * even)).to(DEVICE)
-        level = sigma.view(-1, 1, 1, 1)
-        return velocity_error(model, (1 - level) * clean + level * noise, sigma, context, noise - clean)
+        return line_error(model, clean, noise, context, rng)
 
     return train("turbo_crisp", continued(build(), TURBO_FILE), loss_at, SCHEDULE, folder, seed=146)
 

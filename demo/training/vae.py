@@ -6,18 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .comfy_boot import DEVICE, autocast  # isort: skip
 from comfy.taesd.taesd import TAESD, Block
 
 from ..architectures import LATENT_CHANNELS, VAE_SCALE, VAE_SHIFT
+from ..loader import VAE_FILE, WEIGHTS
 from ..world.draw import SIZE
 from .data import Scenes, natural_scenes, uniform_scenes
 from .initialise import initialise, zero
 from .loop import Schedule, train
 
 STEPS, BATCH, CROP = 2_400, 16, 64
+AT_ONCE = 8  # images: more do not fit a CPU's cache
 
 
 def build() -> TAESD:
@@ -35,6 +38,22 @@ def build() -> TAESD:
     vae.vae_scale.requires_grad_(False).fill_(VAE_SCALE)
     vae.vae_shift.requires_grad_(False).fill_(VAE_SHIFT)
     return vae.to(DEVICE, memory_format=torch.channels_last)
+
+
+def trained() -> TAESD:
+    """As the weight file has it."""
+    vae = build().eval()
+    vae.load_state_dict(load_file(WEIGHTS / VAE_FILE))
+    return vae
+
+
+@torch.no_grad()
+def encoded(vae: TAESD, images: np.ndarray) -> Tensor:
+    """Latents `[N, 16, 16, 16]` (float32, on the CPU) of images `uint8 [N, H, W, 3]`; best of AT_ONCE images."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    with autocast():
+        latents = vae.taesd_encoder(pixels.to(DEVICE, memory_format=torch.channels_last))
+    return latents.float().cpu().contiguous()
 
 
 def train_vae(folder: Path) -> TAESD:
