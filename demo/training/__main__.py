@@ -30,8 +30,11 @@ STAGES = {
     "turbo": "export.export_turbo",
     "turbo_crisp_pairs": "turbo_crisp.make_pairs",
     "turbo_crisp": "export.export_turbo_crisp",
-    "own_steps": "own_steps.make_runs",
+    "turbo_led": "export.export_turbo_led",
+    "mmdit_runs": "own_steps.make_mmdit_runs",
     "mmdit_own_steps": "export.export_mmdit_own_steps",
+    "unet_runs": "own_steps.make_unet_runs",
+    "unet_own_steps": "export.export_unet_own_steps",
 }
 
 

@@ -118,6 +118,12 @@ def export_mmdit_own_steps(folder: Path) -> None:
     _write(WEIGHTS / MMDIT_FILE, train_mmdit_own_steps(folder).state_dict())
 
 
+def export_unet_own_steps(folder: Path) -> None:
+    from .own_steps import train_unet_own_steps
+
+    _write(WEIGHTS / UNET_FILE, pack(train_unet_own_steps(folder).state_dict()))
+
+
 def export_unclip(folder: Path) -> None:
     """What differs from the UNet's own weight file."""
     from .unclip import is_learned, train_unclip
@@ -158,6 +164,12 @@ def export_turbo_crisp(folder: Path) -> None:
     from .turbo_crisp import train_turbo_crisp
 
     _write(WEIGHTS / TURBO_FILE, pack(train_turbo_crisp(folder).state_dict()))
+
+
+def export_turbo_led(folder: Path) -> None:
+    from .turbo_led import train_turbo_led
+
+    _write(WEIGHTS / TURBO_FILE, pack(train_turbo_led(folder).state_dict()))
 
 
 def _write(path: Path, weights: dict[str, Tensor], extra: dict[str, Tensor] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The MMDiT's last phase: it learns to make good what its own earlier steps have done.
+"""The denoisers' last phase: they learn to make good what their own earlier steps have done.
 
 In training, a half-finished image is a drawing under noise; in sampling it is whatever the steps before have left, a
 heart half red and half pink, and nothing has taught the model what to do with that. So its own sampling, without and
@@ -10,6 +10,7 @@ much guidance narrows that, is not to change.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,90 +19,199 @@ import torch
 from torch import Tensor, nn
 
 from .comfy_boot import DEVICE, autocast  # isort: skip
+from comfy.model_sampling import ModelSamplingDiscrete
+from comfy.samplers import calculate_sigmas
 
-from ..loader import MMDIT_FILE
-from . import mmdit
+from ..loader import MMDIT_FILE, UNET_FILE
+from . import mmdit, unet
 from .distil import sampling_levels
 from .latents import Conditionings
 from .loop import Schedule, train
-from .mmdit import BATCH, SHORT
+from .mmdit import SHORT
 from .pairs import Make, made_pairs
 from .places import EvenlyStated, captions_by_turns, continued
 from .redraw import Redrawn
 
-RUNS, STEPS, FIRST = 1_536, 12, 4  # images sampled, steps of each, and the first step that is learned from
+RUNS, STEPS = 1_536, 12  # images sampled, and steps of each
 CFGS = (1.0, 1.0, 1.5, 2.0, 3.0)  # of the runs, by turns
 EMPTY_RUNS, EMPTY = 16, 0.12  # every so many runs, and the share of steps, that read no caption
 NATURAL, UNIFORM = 4_000, 4_000  # drawings of each kind for the other batches
-SCHEDULE, WHOLE = Schedule(700, 6e-4, warmup=30, average=0.995), 590
 _CHUNK = 64
 
 
-def captions_of_runs() -> list[str]:
+class Kind(ABC):
+    """A denoiser that is trained here."""
+
+    name: str
+    file: str  # of its weights
+    sigmas: list[float]  # of STEPS steps, from the highest to 0
+    first: int  # the first step that is learned from
+    schedule: Schedule
+    whole: int  # the step from which captions are read with all of their padding
+    batch: int
+    seed: int
+
+    @abstractmethod
+    def build(self) -> nn.Module: ...
+
+    @abstractmethod
+    def clean(self, model: nn.Module, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+        """The model's estimate of the clean latents in `x` `[N, 16, 16, 16]` of noise levels `sigma` `[N]`."""
+
+    @abstractmethod
+    def start(self, noise: Tensor) -> Tensor:
+        """Where sampling begins."""
+
+    @abstractmethod
+    def weight(self, sigma: Tensor) -> Tensor:
+        """Of the squared error of the estimate at levels `sigma` `[N]`."""
+
+    @abstractmethod
+    def drawing_loss(
+        self, model: nn.Module, clean: Tensor, captions: list[str], rng: np.random.Generator, whole: bool
+    ) -> Tensor:
+        """Loss on drawings under noise, as in the phases before."""
+
+
+class Mmdit(Kind):
+    name, file, seed = "mmdit", MMDIT_FILE, 160
+    sigmas, first = sampling_levels(STEPS), 4
+    schedule, whole, batch = Schedule(700, 6e-4, warmup=30, average=0.995), 590, mmdit.BATCH
+
+    def __init__(self) -> None:
+        self._conditionings = Conditionings()
+
+    def build(self) -> nn.Module:
+        return mmdit.build()
+
+    def start(self, noise: Tensor) -> Tensor:
+        return noise
+
+    def clean(self, model: nn.Module, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+        with autocast():
+            velocity = model(x, 1000 * sigma, context=context, y=pooled).float()
+        return x - sigma.view(-1, 1, 1, 1) * velocity
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+    def drawing_loss(
+        self, model: nn.Module, clean: Tensor, captions: list[str], rng: np.random.Generator, whole: bool
+    ) -> Tensor:
+        context, pooled = self._conditionings.encode(captions)
+        noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(DEVICE)
+        levels = mmdit.levels(rng, layout=False)
+        return mmdit.velocity_loss(model, clean, noise, context, pooled, levels, rng, whole)
+
+
+class Unet(Kind):
+    name, file, seed = "unet", UNET_FILE, 170
+    sigmas, first = calculate_sigmas(ModelSamplingDiscrete(), "normal", STEPS).tolist(), 3
+    schedule, whole, batch = Schedule(700, 4e-4, warmup=30, average=0.995), 590, 32
+
+    def __init__(self) -> None:
+        self._sampling, self._loss = ModelSamplingDiscrete().to(DEVICE), unet.NoiseLoss()
+
+    def build(self) -> nn.Module:
+        return unet.build()
+
+    def start(self, noise: Tensor) -> Tensor:
+        return (1 + self.sigmas[0] ** 2) ** 0.5 * noise
+
+    def clean(self, model: nn.Module, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+        level = sigma.view(-1, 1, 1, 1)
+        with autocast():
+            times = self._sampling.timestep(sigma).float()
+            noise = model(x / (1 + level**2).sqrt(), times, context=context).float()
+        return x - level * noise
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        return (1 + 1 / sigma**2).clamp(max=5.0)
+
+    def drawing_loss(
+        self, model: nn.Module, clean: Tensor, captions: list[str], rng: np.random.Generator, whole: bool
+    ) -> Tensor:
+        return self._loss(model, clean, captions, rng, lowest=None, layout=True)
+
+
+def captions_of_runs(kind: Kind) -> list[str]:
     """By turns of a scene as the world draws it, now and then none, and with evenly drawn words."""
-    return ["" if k % EMPTY_RUNS == 0 else text for k, text in enumerate(captions_by_turns(160, RUNS))]
+    return ["" if k % EMPTY_RUNS == 0 else text for k, text in enumerate(captions_by_turns(kind.seed, RUNS))]
 
 
-def make_runs(folder: Path) -> tuple[Tensor, Tensor]:
-    """Half-finished latents `[RUNS, STEPS - FIRST, 16, 16, 16]` and what was meant, `[RUNS, 16, 16, 16]`, fp16."""
-    captions = captions_of_runs()
+def make_mmdit_runs(folder: Path) -> tuple[Tensor, Tensor]:
+    return make_runs(folder, Mmdit())
+
+
+def make_unet_runs(folder: Path) -> tuple[Tensor, Tensor]:
+    return make_runs(folder, Unet())
+
+
+def make_runs(folder: Path, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Half-finished latents `[RUNS, STEPS - first, 16, 16, 16]` and what was meant, `[RUNS, 16, 16, 16]`, fp16."""
+    captions = captions_of_runs(kind)
 
     def teacher() -> Make:
-        model, conditionings, redrawn = continued(mmdit.build(), MMDIT_FILE).eval(), Conditionings(), Redrawn()
+        model, conditionings, redrawn = continued(kind.build(), kind.file).eval(), Conditionings(), Redrawn()
 
         def make(noise: Tensor, own: slice) -> dict[str, Tensor]:
             scales = torch.tensor([CFGS[k % len(CFGS)] for k in range(RUNS)[own]], device=DEVICE)
-            states, made = _followed(model, noise, captions[own], conditionings, scales)
+            states, made = followed(kind, model, noise, captions[own], conditionings, scales)
             return {"states": states.half(), "clean": redrawn(made, captions[own]).half()}
 
         return make
 
-    found = made_pairs(folder / "own_steps.safetensors", RUNS, _CHUNK, 161, teacher)
+    found = made_pairs(folder / f"{kind.name}_own_steps.safetensors", RUNS, _CHUNK, kind.seed + 1, teacher)
     return found["states"], found["clean"]
 
 
-def _followed(
-    model: nn.Module, x: Tensor, captions: list[str], conditionings: Conditionings, cfg: Tensor
+def followed(
+    kind: Kind, model: nn.Module, noise: Tensor, captions: list[str], conditionings: Conditionings, cfg: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The latents before each step from FIRST on, `[N, K, 16, 16, 16]`, and the finished ones, of noises `x`."""
+    """The latents before each step that is learned from, `[N, K, 16, 16, 16]`, and the finished ones, by Euler steps
+    with guidance of scale `cfg` `[N]`."""
     context, pooled = conditionings.encode(captions)
     empty_context, empty_pooled = conditionings.encode([""])
     guided = cfg != 1
     count, states = int(guided.sum()), []
     contexts = torch.cat([context, empty_context.expand(count, -1, -1)])[:, :SHORT]
     vectors = torch.cat([pooled, empty_pooled.expand(count, -1)])
-    for k, (sigma, following) in enumerate(pairwise(sampling_levels(STEPS))):
-        if k >= FIRST:
+    scale, x = cfg[guided, None, None, None], kind.start(noise)
+    for k, (sigma, following) in enumerate(pairwise(kind.sigmas)):
+        if k >= kind.first:
             states.append(x)
-        times = torch.full((len(x) + count,), sigma * 1000, device=DEVICE)
-        with autocast():
-            found = model(torch.cat([x, x[guided]]), times, context=contexts, y=vectors).float()
-        velocity, empty = found[: len(x)], found[len(x) :]
-        scale = cfg[guided, None, None, None]
-        velocity[guided] = empty + scale * (velocity[guided] - empty)
-        x = x + (following - sigma) * velocity
+        both = torch.cat([x, x[guided]])
+        found = kind.clean(model, both, torch.full((len(both),), sigma, device=DEVICE), contexts, vectors)
+        clean, empty = found[: len(x)], found[len(x) :]
+        clean[guided] = empty + scale * (clean[guided] - empty)
+        x = x + (following / sigma - 1) * (x - clean)
     return torch.stack(states, 1), x
 
 
 def train_mmdit_own_steps(folder: Path) -> nn.Module:
-    torch.manual_seed(165)
-    states, cleans = make_runs(folder)
-    captions, conditionings = captions_of_runs(), Conditionings()
+    return train_own_steps(folder, Mmdit())
+
+
+def train_unet_own_steps(folder: Path) -> nn.Module:
+    return train_own_steps(folder, Unet())
+
+
+def train_own_steps(folder: Path, kind: Kind) -> nn.Module:
+    torch.manual_seed(kind.seed + 5)
+    states, cleans = make_runs(folder, kind)
+    captions, conditionings = captions_of_runs(kind), Conditionings()
     drawings = EvenlyStated(folder, NATURAL, UNIFORM)
-    sigmas = torch.tensor(sampling_levels(STEPS)[FIRST:STEPS], device=DEVICE)
+    sigmas = torch.tensor(kind.sigmas[kind.first : STEPS], device=DEVICE)
 
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        whole = step > WHOLE
+        whole = step > kind.whole
         if step % 2:
-            clean, texts = drawings.batch(rng, BATCH)
-            context, pooled = conditionings.encode(texts)
-            noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(DEVICE)
-            levels = mmdit.levels(rng, layout=False)
-            return mmdit.velocity_loss(model, clean, noise, context, pooled, levels, rng, whole)
-        chosen, at = rng.integers(RUNS, size=BATCH), rng.integers(len(sigmas), size=BATCH)
+            return kind.drawing_loss(model, *drawings.batch(rng, kind.batch), rng, whole)
+        chosen, at = rng.integers(RUNS, size=kind.batch), rng.integers(len(sigmas), size=kind.batch)
         context, pooled = conditionings.encode(["" if rng.random() < EMPTY else captions[k] for k in chosen])
         state, clean = (part.float().to(DEVICE) for part in (states[chosen, at], cleans[chosen]))
-        return mmdit.correction_loss(model, state, clean, sigmas[at], context if whole else context[:, :SHORT], pooled)
+        found = kind.clean(model, state, sigmas[at], context if whole else context[:, :SHORT], pooled)
+        return (kind.weight(sigmas[at]).view(-1, 1, 1, 1) * (found - clean).square()).mean()
 
-    model = continued(mmdit.build(), MMDIT_FILE)
-    return train("mmdit_own_steps", model, loss_at, SCHEDULE, folder, seed=166)
+    model = continued(kind.build(), kind.file)
+    return train(f"{kind.name}_own_steps", model, loss_at, kind.schedule, folder, seed=kind.seed + 6)

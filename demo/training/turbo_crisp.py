@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,25 +44,30 @@ def train_turbo_crisp(folder: Path) -> nn.Module:
     samples = ByLength(captions_of_pairs(), Contexts())
 
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        chosen, context = samples.batch(rng, BATCH)
-        clean, noise = (part[chosen].float().to(DEVICE) for part in (cleans, noises))
-        if step % 2:
-            return _on_policy_loss(model, clean, noise, context, rng)
-        return line_error(model, clean, noise, context, rng)
+        return crisp_loss(model, noises, cleans, samples, rng, own=step % 2 == 1)
 
     return train("turbo_crisp", continued(build(), TURBO_FILE), loss_at, SCHEDULE, folder, seed=146)
 
 
-def _on_policy_loss(
-    model: nn.Module, clean: Tensor, noise: Tensor, context: Tensor, rng: np.random.Generator
+def crisp_loss(
+    model: nn.Module, noises: Tensor, cleans: Tensor, samples: ByLength, rng: np.random.Generator, own: bool
 ) -> Tensor:
-    """As `crisp.on_policy_loss`."""
+    """Loss towards the images that were meant: as `crisp.on_policy_loss` if `own`, else along the straight lines."""
+    chosen, context = samples.batch(rng, BATCH)
+    clean, noise = (part[chosen].float().to(DEVICE) for part in (cleans, noises))
+    if not own:
+        return line_error(model, clean, noise, context, rng)
+    x, sigma = own_state(velocity_at(model, context), noise, rng, STUDENT_STEPS)
+    level = torch.full((len(x),), sigma, device=DEVICE)
+    return velocity_error(model, x, level, context, (x - clean) / sigma) * sigma**2
+
+
+def velocity_at(model: nn.Module, context: Tensor) -> Callable[[Tensor, float], Tensor]:
+    """The model's velocity `[N, 16, 16, 16]` under contexts `[N, L, D]`, of states and their noise level."""
 
     def velocity(x: Tensor, sigma: float) -> Tensor:
         with autocast():
             times = torch.full((len(x),), sigma, device=DEVICE)
             return model(x, times, context=context, num_tokens=context.shape[1]).float()
 
-    x, sigma = own_state(velocity, noise, rng, STUDENT_STEPS)
-    level = torch.full((len(x),), sigma, device=DEVICE)
-    return velocity_error(model, x, level, context, (x - clean) / sigma) * sigma**2
+    return velocity
