@@ -107,7 +107,7 @@ class InChunks:
     """
 
     module: Any
-    chunk: int = 0  # rows at once; 0 is as many as memory allows
+    chunk: int = 0  # rows at once, once memory has not allowed all of them; 0 is all
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +118,7 @@ class InChunks:
         chunks = self._chunks(len(rows))
 
         def work() -> tuple[Tensor, Pullback]:
-            self.chunk = chunks.size
+            self._remember(chunks)
             if chunks.whole:
                 return self._with_graph(rows)
             # The graphs of all chunks would not fit together: each is computed again for the gradient.
@@ -156,12 +156,17 @@ class InChunks:
     def _chunks(self, count: int) -> Chunks:
         return Chunks(count, self.chunk or self._chunk_for(count))
 
+    def _remember(self, chunks: Chunks) -> None:
+        """What memory allows, for the next time. A few rows that went through whole say nothing about more."""
+        if not chunks.whole:
+            self.chunk = chunks.size
+
     def _in_chunks(self, count: int, work: Callable[[slice], Tensor]) -> Tensor:
         chunks = self._chunks(count)
         try:
             return chunks.each(work)
         finally:
-            self.chunk = chunks.size  # what memory allows now, for the next time
+            self._remember(chunks)
 
     def _with_graph(self, rows: Tensor) -> tuple[Tensor, Pullback]:
         variable = rows.detach().clone().requires_grad_()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import comfy.model_management
 import pytest
 import torch
+from comfyui_diversity.core.drivers.tpso import recommended, vary_prompt
 from comfyui_diversity.core.hooks import text as hook
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.prompt import text_encoders
@@ -132,12 +133,28 @@ def test_running_out_of_memory_halves_the_chunk_and_changes_nothing(monkeypatch:
         return real(module, embeds, *rest)
 
     monkeypatch.setattr(hook, "clip_vector", small_memory)
-    encoder.chunk = 0
     with gradients():
         vectors, pull_back = encoder(offsets)
         assert torch.allclose(pull_back(torch.ones_like(vectors)), slope, atol=1e-5)
     assert encoder.chunk == 2
     assert torch.allclose(vectors, expected, atol=1e-6)
+
+
+@torch.inference_mode()
+@pytest.mark.fast
+def test_a_single_row_does_not_make_those_after_it_go_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    real, rows = hook.clip_vector, []
+
+    def counted(module, embeds, *rest):
+        rows.append(len(embeds))
+        return real(module, embeds, *rest)
+
+    monkeypatch.setattr(hook, "clip_vector", counted)
+    recipe = recommended(0.8, added_tokens=0)
+    vary_prompt(small_encoder("sd1"), PROMPTS["short"], 6, 0, recipe)
+    assert set(rows) == {1, 6}
+    assert rows.count(6) > recipe.settings.steps
+    assert rows.count(1) < 6
 
 
 def test_an_error_leaves_the_encoder_as_it_was():
