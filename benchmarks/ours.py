@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .job import Change, Job
 from .results import SCRATCH
@@ -112,44 +111,6 @@ def at_cfg(run: SamplerRun, cfg: float) -> SamplerRun:
     return replace(run, guider=guider)
 
 
-def cno_low(cells: int = 8, **settings: Any) -> Change:
-    """Diverse Noise that moves nothing but the means of cells x cells squares of each noise."""
-
-    def change(job: Job) -> None:
-        from comfyui_diversity.core.hooks.denoise import CleanEstimate
-        from comfyui_diversity.core.hooks.gradients import gradients
-        from comfyui_diversity.core.hooks.sampling import with_noise_change
-        from comfyui_diversity.core.methods.cno import Settings, optimise_noise
-
-        def optimise(run: SamplerRun) -> Tensor:
-            side = run.noise.shape[-1] // cells
-            with gradients():
-                estimate = CleanEstimate(run, "stop")
-                start, rest = low_part(run.noise.clone(), side)
-
-                def of_low(low: Tensor) -> tuple[Tensor, Any]:
-                    clean, pullback = estimate(rest + spread(low, side))
-                    return clean, lambda gradient: low_part(pullback(gradient), side)[0]
-
-                moved = optimise_noise(start, of_low, Settings(**settings))
-                return rest + spread(moved, side)
-
-        job.model = with_noise_change(job.model, "cno low", optimise)
-
-    return change
-
-
-def low_part(noise: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """The means of side x side squares, times `side` so that white noise keeps unit variance, and what is left."""
-    low = F.avg_pool2d(noise, side) * side
-    return low, noise - spread(low, side)
-
-
-def spread(low: Tensor, side: int) -> Tensor:
-    """What `low_part` took away, at its place; the transpose of the map to `low`."""
-    return low.repeat_interleave(side, -1).repeat_interleave(side, -2) / side
-
-
 def cno_hinge(limit: float = 1.25, **settings: Any) -> Change:
     """Diverse Noise that repels an image only while its estimate still shows the prompt: while what guidance adds to
     it is at most `limit` times what it added at the start. An image beyond is drawn back to where it started.
@@ -230,7 +191,7 @@ OURS: dict[str, Rival] = {
     ),
     # Ideas: what may lie beyond.
     "Diverse Noise, low frequencies": Rival(
-        cno_low, "strength",
+        cno, "strength",
         _grid(strength=STRENGTHS, iterations=[3], cells=[4, 8], projection=["norm"]), free=False
     ),
     "Diverse Noise, hinge": Rival(

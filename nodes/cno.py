@@ -30,7 +30,7 @@ from ._inputs import (
 CATEGORY = "diversity/noise"
 _METHOD = "cno"
 _DEFAULT = Settings()
-_AUTOMATIC = {"denominator": AUTO, "gamma": AUTO_NUMBER, "projection": AUTO}
+_AUTOMATIC = {"denominator": AUTO, "gamma": AUTO_NUMBER, "projection": AUTO, "cells": AUTO_NUMBER}
 
 
 class DiverseNoiseOptions(io.ComfyNode):
@@ -130,6 +130,17 @@ class DiverseNoiseOptions(io.ComfyNode):
                     tooltip=(
                         'The paper\'s ablations. "no attraction": nothing draws an image to its first estimate. "no '
                         'repulsion": nothing moves, since each image is where it is drawn to.'
+                    ),
+                ),
+                io.Int.Input(
+                    "cells",
+                    default=AUTO_NUMBER,
+                    min=AUTO_NUMBER,
+                    max=128,
+                    optional=True,
+                    tooltip=(
+                        "Only the coarse structure of the noise moves: the averages of cells x cells blocks. 0: all of "
+                        "it moves. -1: auto, 0."
                     ),
                 ),
             ],

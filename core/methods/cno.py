@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..require import require
+from .coarse import Coarse
 
 # Noise [B, C, ...] to its clean estimate [B, C, ...] and the pullback of that estimate: a function that takes a
 # gradient with respect to the clean estimate to one with respect to the noise.
@@ -48,6 +49,8 @@ class Settings:
     projection: what each noise keeps after every step: "spectrum" its energy in every frequency band, "norm" its
         length, "off" nothing.
     terms: see `contrastive_loss`.
+    cells: above 0, nothing but the coarse structure of each noise moves, the means of cells x cells blocks (each
+        scaled to unit variance, which is what strength and projection then mean); 0 moves every value.
     scaled: gradients are divided by the root mean square of the first one, so that Adam's constant, 1e-8, does not
         decide where they are tiny. As published they are not.
 
@@ -63,6 +66,7 @@ class Settings:
     projection: str = "spectrum"
     terms: str = "both"
     scaled: bool = True
+    cells: int = 0
 
     def __post_init__(self) -> None:
         require(math.isfinite(self.strength) and self.strength >= 0, "strength", self.strength, "0 or more")
@@ -74,6 +78,7 @@ class Settings:
         require(self.denominator in DENOMINATORS, "denominator", self.denominator, f"one of {', '.join(DENOMINATORS)}")
         require(self.projection in PROJECTIONS, "projection", self.projection, f"one of {', '.join(PROJECTIONS)}")
         require(self.terms in TERMS, "terms", self.terms, f"one of {', '.join(TERMS)}")
+        require(self.cells >= 0, "cells", self.cells, "1 or more, or 0 for every value")
 
     @property
     def active(self) -> bool:
@@ -99,6 +104,7 @@ def published(
     for name, value in fixed.items():
         given = chosen.setdefault(name, value)
         require(given == value, name, given, f"{value} {where}")
+    require(chosen.get("cells", 0) == 0, "cells", chosen.get("cells"), f"0 {where}")
     gamma = chosen.pop("gamma", None)
     if form == "paper":
         require(gamma is None, "gamma", gamma, 'auto in published mode with form "paper", which has its closed form')
@@ -197,6 +203,8 @@ def optimise_noise(
     if settings.terms == "no repulsion":
         # Every cosine to the reference is 1, its maximum: the gradient is zero, and what a computer finds is rounding.
         return noise
+    if settings.cells:
+        return _optimise_coarse(noise, estimate, settings, movable, after_step)
     gamma = closed_form_gamma(len(noise) - 1, settings.temperature) if settings.gamma is None else settings.gamma
     start = noise.detach().float()
     current = start.clone()
@@ -234,6 +242,31 @@ def optimise_noise(
             current.copy_(_with_length_of(start, current, movable))
         after_step()
     return current.detach().to(noise.dtype)
+
+
+def _optimise_coarse(
+    noise: Tensor, estimate: Estimate, settings: Settings, movable: Tensor | None, after_step: Callable[[], None]
+) -> Tensor:
+    """`optimise_noise` of the coarse part alone; all else of the noise stays as it is."""
+    start = noise.detach().float()
+    coarse = Coarse(start, settings.cells)
+    fine = start - coarse.spread(coarse.of(start))
+
+    def whole(part: Tensor) -> Tensor:
+        moved = fine + coarse.spread(part)
+        return moved if movable is None else torch.where(movable, moved, start)
+
+    def of_coarse(part: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        clean, pullback = estimate(whole(part))
+
+        def back(gradient: Tensor) -> Tensor:
+            found = pullback(gradient).float()
+            return coarse.of(found if movable is None else found.masked_fill(~movable, 0))
+
+        return clean, back
+
+    moved = optimise_noise(coarse.of(start), of_coarse, replace(settings, cells=0), after_step=after_step)
+    return whole(moved).to(noise.dtype)
 
 
 def _working_type(noise: Tensor, settings: Settings) -> torch.dtype:

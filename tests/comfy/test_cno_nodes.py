@@ -312,10 +312,12 @@ def test_every_option_counts() -> None:
     for name, value in CHANGED.items():
         other = graph.as_noise(options=options(**{name: value})).generate_noise(graph.empty())
         assert not torch.allclose(other, usual, atol=1e-2), name
+    coarse = graph.as_noise(options=options(cells=4)).generate_noise(graph.empty())
+    assert not torch.allclose(coarse, usual, atol=1e-2)
     counter = Counter()
     graph.simple(counter.on(graph.on_model(options=options(chunk_size=2))))
     assert counter.sizes == 2 * 3 * [2 * 2] + STEPS * [2 * BATCH]
-    assert [*CHANGED, "chunk_size", "form", "terms"] == [
+    assert [*CHANGED, "chunk_size", "form", "terms", "cells"] == [
         widget.id for widget in DiverseNoiseOptions.GET_SCHEMA().inputs
     ]
 
@@ -327,6 +329,7 @@ def test_every_option_counts() -> None:
         ("published", {"denominator": "others"}, "denominator is 'others'; it must be all or auto"),
         ("published", {"projection": "norm"}, "projection is 'norm'; it must be off or auto"),
         ("published", {"gamma": 1.0}, "gamma is 1.0; it must be auto"),
+        ("published", {"cells": 4}, "cells is 4; it must be 0 or auto"),
         ("recommended", {"gamma": 0.0}, "gamma is 0.0; it must be above 0, or auto"),
     ],
 )

@@ -18,6 +18,7 @@ from comfyui_diversity.core.methods.cno import (
     pool,
     published,
 )
+from comfyui_diversity.core.methods.coarse import Coarse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -258,6 +259,67 @@ def test_only_the_movable_part_moves_and_keeps_its_own_length(projection: str) -
     assert not torch.equal(moved, noise)
     for before, after in zip(noise, moved, strict=True):
         assert after[..., :5].norm().item() == pytest.approx(before[..., :5].norm().item(), rel=1e-5)
+
+
+# --- the coarse part alone -------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(1, 20), width=st.integers(1, 20), cells=st.integers(1, 9))
+def test_the_coarse_part_is_the_means_of_blocks_and_goes_back_by_the_transpose(height: int, width: int, cells: int):
+    noise = gaussian(2, 3, height, width, dtype=torch.float64)
+    coarse, rows, columns = Coarse(noise, cells), min(cells, height), min(cells, width)
+    found, other = coarse.of(noise), gaussian(2, 3, rows, columns, seed=1, dtype=torch.float64)
+    first = noise[..., : -(-height // rows), : -(-width // columns)]  # the first block is one of the larger ones
+    assert torch.allclose(found[..., 0, 0], first.mean((-1, -2)) * math.sqrt(first[0, 0].numel()))
+    assert torch.allclose(coarse.of(coarse.spread(other)), other)  # so white noise stays white
+    assert (found * other).sum().item() == pytest.approx((noise * coarse.spread(other)).sum().item())
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 8, 12), (3, 4, 7, 5), (3, 4, 2, 8, 8)])
+def test_with_cells_all_but_the_coarse_part_stays(shape: tuple[int, ...]) -> None:
+    noise, chosen = gaussian(*shape), Settings(cells=2, projection="norm")
+    moved = optimise_noise(noise, lambda given: (given + 2, lambda gradient: gradient), chosen)
+    coarse = Coarse(noise, 2)
+    before, after = coarse.of(noise), coarse.of(moved)
+    assert torch.allclose(moved - coarse.spread(after), noise - coarse.spread(before), atol=1e-6)
+    assert not torch.allclose(after, before, atol=0.1)
+    assert torch.allclose(after.flatten(1).norm(dim=1), before.flatten(1).norm(dim=1), rtol=1e-4)
+
+
+def test_coarse_steps_go_down_the_loss_by_finite_differences() -> None:
+    noise, estimate = gaussian(3, 4, 8, 8), Estimate()
+    estimate.network.double()
+
+    def in_double(given: Tensor) -> tuple[Tensor, Pullback]:
+        clean, pullback = estimate(given.double())
+        return clean, lambda gradient: pullback(gradient.double())
+
+    chosen = Settings(strength=0.1, iterations=1, cells=2, projection="off")
+    coarse = Coarse(noise.double(), 2)
+    # Adam's first step is the gradient's sign.
+    step = coarse.of((optimise_noise(noise, in_double, chosen) - noise).double())
+    reference = pool(in_double(noise)[0], chosen.window)
+
+    def loss(part: Tensor) -> float:
+        clean = pool(in_double(noise + coarse.spread(part))[0], chosen.window)
+        return contrastive_loss(clean, reference, temperature=0.1, gamma=closed_form_gamma(2, 0.1)).item()
+
+    for at in [(0, 0, 0, 0), (1, 2, 1, 0), (2, 3, 1, 1)]:
+        little = torch.zeros_like(step)
+        little[at] = 1e-4
+        slope = (loss(little) - loss(-little)) / 2e-4
+        assert abs(slope) > 1e-5
+        assert step[at].item() == pytest.approx(-0.1 * math.copysign(1, slope), rel=1e-3)
+
+
+def test_with_cells_only_the_movable_part_moves() -> None:
+    noise, movable = gaussian(3, 4, 8, 8), torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+    movable[..., :3] = True
+    moved = optimise_noise(noise, Estimate(), Settings(cells=4), movable=movable)
+    still = ~movable.expand_as(noise)
+    assert torch.equal(moved[still], noise[still])
+    assert not torch.allclose(moved, noise, atol=1e-2)
 
 
 def test_scale_of_the_estimate_does_not_matter() -> None:

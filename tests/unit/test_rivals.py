@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.ours import drawn_back, low_part, spread
+from benchmarks.ours import drawn_back
 from benchmarks.rivals import RIVALS, TRIES
 from benchmarks.rivals.cads import annealed, gamma
 from benchmarks.rivals.contextual_repulsion import repelled, vendi_gradient
@@ -100,15 +100,6 @@ def test_repulsion_of_contexts_raises_the_vendi_score() -> None:
 
 def test_equal_contexts_stay_finite() -> None:
     assert torch.isfinite(repelled(torch.ones(3, 2, 4), 1.0)).all()
-
-
-def test_the_low_part_is_white_and_its_map_is_the_transpose_of_the_way_back() -> None:
-    noise, low = drawn(2, 3, 16, 16), drawn(2, 3, 4, 4, seed=1)
-    own, rest = low_part(noise, 4)
-    assert torch.allclose(rest + spread(own, 4), noise)
-    assert torch.allclose(low_part(rest, 4)[0], torch.zeros_like(own), atol=1e-12)
-    assert own.var().item() == pytest.approx(1, abs=0.4)
-    assert (own * low).sum().item() == pytest.approx((noise * spread(low, 4)).sum().item())
 
 
 def test_an_image_outside_goes_back_at_the_pace_of_the_others() -> None:
