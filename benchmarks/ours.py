@@ -75,6 +75,23 @@ def _tpso_as_released(ratio: float, negative: bool) -> Change:
     return change
 
 
+def diversify(strength: float, **changed: Any) -> Change:
+    """Diversify. changed: what its plan is to have in place of its own, see `core.methods.diversify.Plan`."""
+
+    @torch.inference_mode()
+    def change(job: Job) -> None:
+        from comfyui_diversity.core.drivers.diversify import diversified_model, diversified_prompt
+        from comfyui_diversity.core.methods.diversify import Plan, Situation, plan
+
+        def choose(of: float, situation: Situation) -> Plan:
+            return replace(plan(of, situation), **changed)
+
+        job.model = diversified_model(job.model, strength, None, True, choose)
+        job.positive = diversified_prompt(job.world.clip, job.text, job.seed, strength, None, choose)
+
+    return change
+
+
 def shared_noise(per_step: float = 0.0) -> Change:
     """One noise for all images (TPSO, published)."""
 
@@ -189,10 +206,11 @@ OURS: dict[str, Rival] = {
     "Minority Prompt": Rival(
         minority, "rate", _grid(rate=[0.35, 0.7, 1.4, 2.8], iterations=[5], keep_until=[0.15, 0.3]), free=False
     ),
+    "Diversify": Rival(diversify, "strength", _grid(strength=[0.25, 0.5, 0.75, 1.0]), free=False),
     # Ideas: what may lie beyond.
     "Diverse Noise, low frequencies": Rival(
         cno, "strength",
-        _grid(strength=STRENGTHS, iterations=[3], cells=[4, 8], projection=["norm"]), free=False
+        _grid(strength=STRENGTHS, iterations=[3], cells=[2, 4], projection=["norm"]), free=False
     ),
     "Diverse Noise, hinge": Rival(
         cno_hinge, "strength",

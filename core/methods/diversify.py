@@ -42,7 +42,7 @@ class Plan:
 
     kappa: cosine of the prompt's variants to the prompt. window: when they are in force. added_tokens: so many tokens
         behind the prompt are varied, see TPSO.
-    noise_strength, noise_iterations, projection: of Contrastive Noise Optimization.
+    noise_strength, noise_iterations, projection, cells: of Contrastive Noise Optimization.
     unguided_steps: at so many steps from the first on there is no guidance.
     """
 
@@ -52,6 +52,7 @@ class Plan:
     noise_strength: float
     noise_iterations: int
     projection: str
+    cells: int
     unguided_steps: int
 
     def extra_passes(self, situation: Situation) -> float:
@@ -74,6 +75,7 @@ def plan(strength: float, situation: Situation) -> Plan:
         noise_strength=(0.25 if few else 0.4) * strength if situation.batch > 1 else 0.0,
         noise_iterations=3 if few else 4,
         projection="norm" if few else "spectrum",
+        cells=0,
         # Rounded down, but for what is lost in the product of two decimal fractions.
         unguided_steps=int(0.2 * strength * situation.steps + 1e-9) if guided else 0,
     )
