@@ -214,4 +214,8 @@ def train_own_steps(folder: Path, kind: Kind) -> nn.Module:
         return (kind.weight(sigmas[at]).view(-1, 1, 1, 1) * (found - clean).square()).mean()
 
     model = continued(kind.build(), kind.file)
-    return train(f"{kind.name}_own_steps", model, loss_at, kind.schedule, folder, seed=kind.seed + 6)
+    for k, name in enumerate(("own_steps", "own_steps_more")):
+        model = train(
+            f"{kind.name}_{name}", model.requires_grad_(True), loss_at, kind.schedule, folder, kind.seed + 6 + k
+        )
+    return model
