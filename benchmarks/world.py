@@ -39,8 +39,8 @@ class Recipe:
 
 
 RECIPES = {
-    "unet": Recipe(6.0, 20, "normal"),
-    "mmdit": Recipe(6.0, 20, "simple"),
+    "unet": Recipe(3.0, 20, "normal"),
+    "mmdit": Recipe(2.0, 20, "simple"),
     "distilled": Recipe(1.0, 4, "simple"),
     "unclip": Recipe(3.0, 20, "normal"),
     "turbo": Recipe(1.0, 8, "simple", "res_multistep"),

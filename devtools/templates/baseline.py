@@ -15,8 +15,8 @@ IMAGES = 10
 # The demo models' own settings: file for stock loaders (None: Load Demo World gives the model), sampler, scheduler,
 # CFG, steps.
 MODELS: dict[str, tuple[str | None, str, str, float, int]] = {
-    "unet": (None, "euler", "normal", 6.0, 20),
-    "mmdit": ("diversity_demo_mmdit.safetensors", "euler", "simple", 6.0, 20),
+    "unet": (None, "euler", "normal", 3.0, 20),
+    "mmdit": ("diversity_demo_mmdit.safetensors", "euler", "simple", 2.0, 20),
     "distilled": ("diversity_demo_distilled.safetensors", "euler", "simple", 1.0, 4),
     "turbo": (None, "res_multistep", "simple", 1.0, 8),
 }
@@ -33,7 +33,7 @@ something that is no heart. The nodes of this pack are for having both.
     "mmdit": """**The same with a flow-matching transformer** of the SD3 family, read by ComfyUI's own *Load Diffusion \
 Model*. *Load Demo World* gives only the CLIP.
 
-Press **Run** and count the colours of the ten hearts; then try **cfg** 1 and 3.
+Press **Run** and count the colours of the ten hearts; then try **cfg** 1 and 6.
 
 Prompt, seed and size are those of *baseline_unet*.""",
     "distilled": """**A fast model:** the transformer of *baseline_mmdit*, distilled to run in **4 steps** at \
