@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from comfyui_diversity.core.drivers.tpso import RECOMMENDED_RATE, Recipe, vary_p
 from comfyui_diversity.core.hooks.gradients import with_differentiable_attention
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.hooks.text import prompt_encoders
-from comfyui_diversity.core.methods.cno import Settings as NoiseSettings
+from comfyui_diversity.core.methods.cno import RECOMMENDED as NOISE
 from comfyui_diversity.core.methods.minority import Settings, Steps
 from comfyui_diversity.core.methods.schedule import Window
 from comfyui_diversity.core.methods.tpso import Settings as PromptSettings
@@ -198,11 +198,10 @@ class Bench:
         rest = calls - a_step
         varied = self.varied(1 / STEPS)
         noise = {
-            f"Diverse Noise, {count} iterations": ContrastiveNoise(NoiseSettings(iterations=count)) for count in (3, 10)
+            f"Diverse Noise, {count} iterations": ContrastiveNoise(replace(NOISE, iterations=count))
+            for count in (3, 10)
         }
-        noise["Diverse Noise, released (full gradient, 3 iterations)"] = ContrastiveNoise(
-            NoiseSettings(iterations=3), "full"
-        )
+        noise["Diverse Noise, released (full gradient, 3 iterations)"] = ContrastiveNoise(NOISE, "full")
         found: dict[str, tuple[Callable[[], Clock], int | None]] = {
             "Diverse Prompts, while sampling": (lambda: self.run(positive=varied), rest)
         }

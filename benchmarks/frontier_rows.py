@@ -75,6 +75,8 @@ PUBLISHED: dict[str, Parts] = {
     "MinorityPrompt, published": (("Minority Prompt", {"mode": "published"}),),
 }  # fmt: skip
 RECOMMENDED: dict[str, Parts] = {
+    "Diversify, 0.5": (("Diversify", {"strength": 0.5}),),
+    "Diversify, 1": (("Diversify", {"strength": 1.0}),),
     "Diverse Prompts, shipped": (("Diverse Prompts", {}),),
     "Diverse Noise, shipped": (("Diverse Noise", {}),),
     "Minority Prompt, shipped": (("Minority Prompt", {}),),

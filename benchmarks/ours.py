@@ -201,12 +201,12 @@ STRENGTHS = [0.15, 0.25, 0.5, 1.0]
 OURS: dict[str, Rival] = {
     "Diverse Prompts": Rival(tpso, "kappa", _grid(kappa=[0.9, 0.8, 0.7, 0.6], ratio=[0.2, 0.4]), free=False),
     "Diverse Noise": Rival(
-        cno, "strength", _grid(strength=STRENGTHS, iterations=[3], projection=["spectrum", "norm"]), free=False
+        cno, "strength",
+        _grid(strength=STRENGTHS, iterations=[3], projection=["spectrum", "norm"], cells=[0]), free=False
     ),
     "Minority Prompt": Rival(
         minority, "rate", _grid(rate=[0.35, 0.7, 1.4, 2.8], iterations=[5], keep_until=[0.15, 0.3]), free=False
     ),
-    "Diversify": Rival(diversify, "strength", _grid(strength=[0.25, 0.5, 0.75, 1.0]), free=False),
     # Ideas: what may lie beyond.
     "Diverse Noise, low frequencies": Rival(
         cno, "strength",
@@ -218,4 +218,8 @@ OURS: dict[str, Rival] = {
     ),
 }  # fmt: skip
 # Parts that only stand beside others.
-BESIDE = {"shared noise": Rival(shared_noise, "per_step", ()), "N of 2N": Rival(group_selection, "times", (), ALL)}
+BESIDE = {
+    "Diversify": Rival(diversify, "strength", _grid(strength=[0.5, 1.0]), free=False),
+    "shared noise": Rival(shared_noise, "per_step", ()),
+    "N of 2N": Rival(group_selection, "times", (), ALL),
+}

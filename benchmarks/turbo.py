@@ -27,7 +27,7 @@ from comfyui_diversity.core.hooks import text as hooks_text
 from comfyui_diversity.core.hooks.prompt import Section
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.hooks.text import PromptEncoder, prompt_encoders, surrogate_vector
-from comfyui_diversity.core.methods.cno import Settings as NoiseSettings
+from comfyui_diversity.core.methods.cno import RECOMMENDED as NOISE
 from comfyui_diversity.core.methods.schedule import Window
 from comfyui_diversity.core.methods.tpso import Settings
 from comfyui_diversity.demo.turbo import load_turbo_clip
@@ -110,7 +110,7 @@ def read_behind(make: Make) -> Make:
 
 
 def with_cno(strength: float | None = None) -> Make:
-    settings = NoiseSettings() if strength is None else NoiseSettings(strength=strength)
+    settings = NOISE if strength is None else replace(NOISE, strength=strength)
 
     def make(world: World, text: str, seed: int) -> Tensor:
         patched = with_noise_change(world.model, "benchmark", ContrastiveNoise(settings, "stop"))
@@ -126,7 +126,7 @@ def together(ratio: float, kappa: float | None = None, added: int | None = None)
     def make(world: World, text: str, seed: int) -> Tensor:
         recipe = recommended(added_tokens=added) if kappa is None else recommended(kappa, added_tokens=added)
         positive = variants_of(world, text, seed, recipe, ratio)
-        patched = with_noise_change(world.model, "benchmark", ContrastiveNoise(NoiseSettings(), "stop"))
+        patched = with_noise_change(world.model, "benchmark", ContrastiveNoise(NOISE, "stop"))
         return world.latents(text, seed, BATCH, patched=patched, positive=positive)
 
     return make

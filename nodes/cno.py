@@ -12,7 +12,7 @@ from ..core.drivers.cno import ContrastiveNoise
 from ..core.hooks.denoise import GRADIENTS
 from ..core.hooks.noise import OptimisedNoise
 from ..core.hooks.sampling import with_noise_change
-from ..core.methods.cno import DENOMINATORS, FORMS, PROJECTIONS, TERMS, Settings
+from ..core.methods.cno import DENOMINATORS, FORMS, PROJECTIONS, RECOMMENDED, TERMS
 from ._inputs import (
     AUTO,
     AUTO_NUMBER,
@@ -29,7 +29,7 @@ from ._inputs import (
 
 CATEGORY = "diversity/noise"
 _METHOD = "cno"
-_DEFAULT = Settings()
+_DEFAULT = RECOMMENDED
 _AUTOMATIC = {"denominator": AUTO, "gamma": AUTO_NUMBER, "projection": AUTO, "cells": AUTO_NUMBER}
 
 
@@ -96,9 +96,8 @@ class DiverseNoiseOptions(io.ComfyNode):
                     options=[AUTO, *PROJECTIONS],
                     default=AUTO,
                     tooltip=(
-                        'What each noise keeps after every step. "spectrum": its energy in every frequency band; '
-                        'follows the prompt best. "norm": its length; more diverse. "off": nothing. "auto": spectrum '
-                        "in recommended mode, off in published mode."
+                        'What each noise keeps after every step. "spectrum": its energy in every frequency band. '
+                        '"norm": its length. "off": nothing. "auto": norm in recommended mode, off in published mode.'
                     ),
                 ),
                 io.Int.Input(
@@ -140,7 +139,7 @@ class DiverseNoiseOptions(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "Only the coarse structure of the noise moves: the averages of cells x cells blocks. 0: all of "
-                        "it moves. -1: auto, 0."
+                        "it moves, with smaller strength. -1: auto, 4 in recommended mode, 0 in published mode."
                     ),
                 ),
             ],
@@ -162,9 +161,9 @@ def _shared_inputs(*between: io.Input) -> list[io.Input]:
             max=2.0,
             step=0.01,
             tooltip=(
-                "How different the images become: how far the steps together may move a noise value, in standard "
-                "deviations. 0: off. Above 1 images may stop following the prompt. With mode published the default "
-                "stands for the paper's learning rate, 0.01 an iteration."
+                "How different the images become: how far the steps together may move the coarse structure of the "
+                "noise, in standard deviations. 0: off. With mode published the default stands for the paper's "
+                "learning rate, 0.01 an iteration."
             ),
         ),
         io.Int.Input(
@@ -173,8 +172,8 @@ def _shared_inputs(*between: io.Input) -> list[io.Input]:
             min=0,
             max=100,
             tooltip=(
-                "Steps over which the strength is spent; each takes as long as one sampling step. Few-step models "
-                "need fewer. 0: off. With mode published the default stands for the paper's 3."
+                "Steps over which the strength is spent; each takes as long as one sampling step. 0: off. With mode "
+                "published the default stands for the paper's 3."
             ),
         ),
         *between,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from ..hooks.gradients import gradients
 from ..hooks.noise_levels import training_steps
 from ..hooks.progress import Progress, show
 from ..hooks.sampling import SamplerRun
-from ..methods.cno import PUBLISHED_ITERATIONS, PUBLISHED_RATE, Settings, optimise_noise, published
+from ..methods.cno import PUBLISHED_ITERATIONS, PUBLISHED_RATE, RECOMMENDED, Settings, optimise_noise, published
 from ..require import require
 
 logger = logging.getLogger("ComfyUI-Diversity")
@@ -40,7 +41,7 @@ class ContrastiveNoise:
     ) -> ContrastiveNoise:
         """With the recommended settings but for what is chosen. Raises ValueError for a published form."""
         require(form == "paper", "form", form, "paper in recommended mode; it chooses between the published forms")
-        return cls(Settings(**chosen), gradient, chunk_size)
+        return cls(replace(RECOMMENDED, **chosen), gradient, chunk_size)
 
     @classmethod
     def published(

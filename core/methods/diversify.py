@@ -1,8 +1,9 @@
 """One strength for all methods: what is done to a run of which no more is known than what a sampler says of it.
 
-Strength 1 is what the methods do at their recommended settings, less where there is guidance (docs/use/diversify.md).
-Below it all is in proportion: the distance of a prompt's variants from the prompt, that of a noise from the sampler's
-own, and the share of the steps without guidance.
+Strength is calibrated (docs/use/diversify.md): .5 costs about one of a hundred good images, 1 about five. With guidance
+everything grows together: the distance of a prompt's variants from the prompt, that of a noise from the sampler's own,
+and the share of the steps without guidance. Models of few steps break images over variants sooner than over noise, so
+there noise comes first.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ FEW_STEPS = 9  # a run without guidance of so many steps or fewer is one of a mo
 # How many variants of a prompt there are for batches of one image: the sampler's seed chooses one of them.
 VARIANTS_OF_ONE = 8
 RATIO = 0.2  # of the steps, over which variants fade into the prompt
+GENTLER = 0.4  # above strength .5, of what there is below, for models of many steps: what is lost grows faster there
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,24 @@ class Plan:
 def plan(strength: float, situation: Situation) -> Plan:
     """What a strength from 0 (nothing) to 1 means for a run. Raises ValueError for another strength."""
     require(0 <= strength <= 1, "strength", strength, "from 0 to 1")
-    few, guided = situation.few_steps, situation.guided
-    distance = (0.5 if guided else 0.6) * strength  # of unit vectors from the prompt's axis: sine of their angle to it
+    few, guided, several = situation.few_steps, situation.guided, situation.batch > 1
+    amount = strength if strength <= 0.5 else 0.5 + GENTLER * (strength - 0.5)
+    if not few:
+        distance, noise = (0.5 if guided else 0.6) * amount, 0.4 * amount
+    elif several:
+        distance, noise = 0.5 * max(strength - 0.5, 0.0), 0.25 * strength**2
+    else:
+        distance, noise = 0.25 * strength, 0.0
     return Plan(
-        kappa=math.sqrt(1 - distance**2),
+        kappa=math.sqrt(
+            1 - distance**2
+        ),  # a distance of unit vectors from the prompt's axis: sine of their angle to it
         window=Window(RATIO),
         added_tokens=2 if few else 4,
-        noise_strength=(0.25 if few else 0.4) * strength if situation.batch > 1 else 0.0,
+        noise_strength=noise if several else 0.0,
         noise_iterations=3 if few else 4,
         projection="norm" if few else "spectrum",
         cells=0,
         # Rounded down, but for what is lost in the product of two decimal fractions.
-        unguided_steps=int(0.2 * strength * situation.steps + 1e-9) if guided else 0,
+        unguided_steps=int(0.2 * amount * situation.steps + 1e-9) if guided else 0,
     )

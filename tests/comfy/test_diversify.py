@@ -34,7 +34,7 @@ from .test_without_gradients import rounded  # noqa: F401 - a fixture
 
 stock = importlib.import_module("nodes")  # ComfyUI's, not the pack's
 
-TEXT, NEGATIVE, BATCH, STRENGTH = "a red fish", "blurred", 2, 0.5
+TEXT, NEGATIVE, BATCH, STRENGTH = "a red fish", "blurred", 2, 0.8
 FEW = 6  # steps of the optimisation of variants: enough to leave the prompt
 # Model and text encoder, shape of a latent, CFG and steps as people use them.
 KINDS: dict[str, tuple[Callable[[], tuple[Any, Any]], tuple[int, ...], float, int]] = {
@@ -147,7 +147,7 @@ def test_it_is_the_methods_one_after_another(kind: str, workflow_of: Callable[[s
         between = None if can_blend(rows, plain) else unvaried(own.clip, TEXT, "auto", chosen.added_tokens)
         positive = scheduled(rows, plain, chosen.window, between=between)
     contrast = ContrastiveNoise(
-        Settings(strength=chosen.noise_strength, iterations=chosen.noise_iterations, projection=chosen.projection)
+        Settings(chosen.noise_strength, chosen.noise_iterations, projection=chosen.projection, cells=chosen.cells)
     )
 
     def change(run: SamplerRun) -> Tensor:

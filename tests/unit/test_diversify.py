@@ -31,9 +31,19 @@ def test_more_strength_does_more(a: float, b: float, run: Situation) -> None:
 
 
 @given(situations)
-def test_half_the_strength_does_half(run: Situation) -> None:
-    half, whole = amounts(plan(0.5, run)), amounts(plan(1.0, run))
-    assert half[:2] == pytest.approx([one / 2 for one in whole[:2]], abs=1e-6)
+def test_where_there_are_many_steps_all_grows_together(run: Situation) -> None:
+    quarter, half = amounts(plan(0.25, run)), amounts(plan(0.5, run))
+    if not run.few_steps:
+        assert quarter[:2] == pytest.approx([one / 2 for one in half[:2]], abs=1e-6)
+
+
+def test_few_steps_get_noise_first_and_variants_above_a_half() -> None:
+    for strength in (0.1, 0.5):
+        distance, noise, _ = amounts(plan(strength, Situation(4, False, 4)))
+        assert (distance, noise > 0) == (0, True)
+    assert amounts(plan(0.6, Situation(4, False, 4)))[0] > 0
+    # One image has nothing but variants.
+    assert amounts(plan(0.1, Situation(4, False, 1)))[0] > 0
 
 
 @given(strengths, situations)
@@ -47,9 +57,9 @@ def test_what_a_run_has_no_use_for_is_left_out(strength: float, run: Situation) 
 
 
 def test_decimal_fractions_are_not_rounded_down_twice() -> None:
-    assert 0.2 * 0.7 * 50 < 7
-    assert plan(0.7, Situation(50, True, 4)).unguided_steps == 7
-    assert plan(0.69, Situation(50, True, 4)).unguided_steps == 6
+    assert 0.2 * 0.35 * 100 < 7
+    assert plan(0.35, Situation(100, True, 4)).unguided_steps == 7
+    assert plan(0.34, Situation(100, True, 4)).unguided_steps == 6
 
 
 def test_extra_passes() -> None:
