@@ -23,7 +23,7 @@ the sampler, and reads model, prompts and cfg from the sampler's own guider. Her
 
 Press **Run** and compare with *baseline_mmdit*: the same prompt and seed.""",
     "cno_distilled": """**On a fast model:** four steps at cfg 1. Each **iteration** costs as much as a step of the \
-sampler, so fewer of them here; the strength is spent all the same.
+sampler.
 
 Press **Run** and compare with *baseline_distilled*.""",
     "cno_turbo": """**On a model like Z-Image Turbo**, eight steps at cfg 1: *Diverse Noise* goes between \
@@ -89,7 +89,7 @@ CNO_TEMPLATES: dict[str, dict[str, Node]] = {
     for name, nodes in {
         "cno_unet": with_sampler("unet"),
         "cno_mmdit": with_guider("mmdit"),
-        "cno_distilled": with_sampler("distilled", strength=0.25, iterations=3),
-        "cno_turbo": with_sampler("turbo", strength=0.25, iterations=3),
+        "cno_distilled": with_sampler("distilled"),
+        "cno_turbo": with_sampler("turbo"),
     }.items()
 }
