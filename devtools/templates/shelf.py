@@ -26,8 +26,8 @@ stands on the node.
 
 Other images: change **Seed**. Leave Diversify's own seed: the variants of the prompt are then kept.
 
-**What it costs:** about {extra:.0%} more sampling time ({iterations} steps on top of {steps}), and some steps of the \
-text encoder, once for each prompt.
+**What it costs:** about {extra:.0%} more sampling time ({iterations} steps on top of {steps}), and {above}some steps \
+of the text encoder, once for each prompt.
 
 **Enough compared?** Select the nodes in *{without}* and press Ctrl+M: they no longer run.
 
@@ -66,6 +66,7 @@ def note(model: Released) -> str:
         without=WITHOUT,
         iterations=chosen.noise_iterations,
         extra=chosen.noise_iterations / model.steps,
+        above="above strength 0.5 " if chosen.kappa == 1 else "",
         steps=model.steps,
         sampler=model.sampler,
         scheduler=model.scheduler,

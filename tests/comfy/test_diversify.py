@@ -210,7 +210,7 @@ def test_guidance_is_off_at_the_first_steps_alone(sd1: Workflow) -> None:
     found = sd1.sample(model, sd1.plain(), noise=noise)
     assert counter.sizes == [1] * steps + [2] * (sd1.steps - steps)
     assert 0 < steps < sd1.steps
-    assert f"CFG: off at the first {steps} steps." in sd1.report
+    assert f"CFG: off at the first {'step' if steps == 1 else f'{steps} steps'}." in sd1.report
     torch.testing.assert_close(found, sd1.sample(guided_late(sd1.model, steps), sd1.plain(), noise=noise))
 
 
@@ -236,7 +236,7 @@ def test_a_guider_with_a_guidance_of_its_own_keeps_it(sd1: Workflow) -> None:
     guider.set_cfg(5.0, 2.0)
     noise = sd1.noise()
     with torch.inference_mode():
-        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 6)
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 12)
         guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
     assert "CFG: as it is, since Guider_DualCFG has a guidance of its own." in sd1.report
     assert f"{BATCH} variants" in sd1.report
