@@ -56,6 +56,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "shared noise": {},
     "Diverse Noise": {"iterations": 1},
     "Minority Prompt": {"iterations": 1},
+    "Diversify": {"strength": 1.0},
     "Diverse Noise, low frequencies": {"iterations": 1, "cells": 4},
     "Diverse Noise, hinge": {"iterations": 2},
     "N of 2N": {"times": 4},
@@ -113,7 +114,7 @@ def test_a_hinge_that_never_closes_is_diverse_noise(worlds: dict[str, World]) ->
         latents(worlds["mmdit"], 2.0, (name, {**settings, **own}))
         for name, own in (
             ("Diverse Noise, hinge", {"limit": 1e6}),
-            ("Diverse Noise", {}),
+            ("Diverse Noise", {"cells": 0}),
         )
     )
     assert torch.allclose(free, plain, atol=1e-4)

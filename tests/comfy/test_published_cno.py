@@ -151,7 +151,7 @@ def as_latent(family: str, **changed: Any) -> Tensor:
             sigmas,
             empty,
             0.5,
-            10,
+            3,
             "published",
             options(**changed) if changed else None,
         ).args[0]["samples"]
@@ -239,7 +239,7 @@ def test_all_three_nodes_do_the_same() -> None:
     with torch.inference_mode():
         args = (noises, guider(model, "eps"), sigmas, 0.03, 3, -1, "published")
         assert torch.equal(DiverseNoiseForCustomSampler.execute(*args).args[0].generate_noise(empty), expected)
-        patched = DiverseNoise.execute(model, 0.5, 10, "published").args[0]
+        patched = DiverseNoise.execute(model, 0.5, 3, "published").args[0]
         patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "spy", spy)
         guider(patched, "eps").sample(
             NOISE, empty["samples"], comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=SEED

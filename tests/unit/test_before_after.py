@@ -13,7 +13,7 @@ from benchmarks import before_after as tool
 from benchmarks.demo import image_name
 from benchmarks.demo_sheet import BLOCK_GAP, GAP, HEAD_HEIGHT, LABEL_WIDTH, MARGIN
 
-COLOURS = {"baseline_cfg6": (200, 30, 30), "cno_cfg6": (30, 30, 200)}
+COLOURS = {"baseline_cfg2": (200, 30, 30), "cno_cfg2": (30, 30, 200)}
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_unknown_rows_are_named() -> None:
 
 
 def test_missing_images_are_named(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (output / "mmdit" / "cno_cfg6" / image_name(tool.PROMPTS[1], 2)).unlink()
+    (output / "mmdit" / "cno_cfg2" / image_name(tool.PROMPTS[1], 2)).unlink()
     monkeypatch.setattr(tool.before_after, "__defaults__", (output,))
     with pytest.raises(SystemExit, match=r"_2\.png is missing: run `python dev.py demo` first"):
         tool.main(["mmdit", "cno"])
