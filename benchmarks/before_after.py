@@ -1,7 +1,7 @@
 """The README's image: the same prompts and seeds without and with a method, from what the demo wrote.
 
-    python -m benchmarks.before_after             # diverse prompts on the MMDiT
-    python -m benchmarks.before_after unet cno    # model and method of any row of the demo
+    python -m benchmarks.before_after             # Diverse Noise on the MMDiT
+    python -m benchmarks.before_after unet diversify  # model and method of any row of the demo
 
 Nothing in it is chosen: those prompts of the demo that state at most one attribute, which are of every object once, and
 the first images of each.
@@ -79,7 +79,7 @@ def _images(row: Run, output: Path) -> list[np.ndarray]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.before_after", description="Make the README's image.")
     parser.add_argument("model", nargs="?", default="mmdit")
-    parser.add_argument("method", nargs="?", default="tpso")
+    parser.add_argument("method", nargs="?", default="cno")
     options = parser.parse_args(arguments)
     try:
         sheet = before_after(options.model, options.method)
