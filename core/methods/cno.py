@@ -267,8 +267,11 @@ def _optimise_coarse(
 
         return clean, back
 
-    moved = optimise_noise(coarse.of(start), of_coarse, replace(settings, cells=0), after_step=after_step)
-    return whole(moved).to(noise.dtype)
+    found = whole(optimise_noise(coarse.of(start), of_coarse, replace(settings, cells=0), after_step=after_step))
+    if movable is not None and settings.projection != "off":
+        # Fine and coarse part are orthogonal, but not where a mask cuts through a block.
+        found = _with_length_of(start, found, movable)
+    return found.to(noise.dtype)
 
 
 def _working_type(noise: Tensor, settings: Settings) -> torch.dtype:

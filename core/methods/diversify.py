@@ -1,9 +1,8 @@
 """One strength for all methods: what is done to a run of which no more is known than what a sampler says of it.
 
-Strength is calibrated (docs/use/diversify.md): .5 costs about one of a hundred good images, 1 about five. With guidance
-everything grows together: the distance of a prompt's variants from the prompt, that of a noise from the sampler's own,
-and the share of the steps without guidance. Models of few steps break images over variants sooner than over noise, so
-there noise comes first.
+What a strength gives and costs is in docs/measurements/frontier.md. With many steps everything grows together: the
+distance of a prompt's variants from the prompt, that of a noise from the sampler's own, and the share of the steps
+without guidance. Models of few steps break images over variants sooner than over noise, so there noise comes first.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Plan:
 
     kappa: cosine of the prompt's variants to the prompt. window: when they are in force. added_tokens: so many tokens
         behind the prompt are varied, see TPSO.
-    noise_strength, noise_iterations, projection, cells: of Contrastive Noise Optimization.
+    noise_strength, noise_iterations, projection: of Contrastive Noise Optimization.
     unguided_steps: at so many steps from the first on there is no guidance.
     """
 
@@ -54,7 +53,6 @@ class Plan:
     noise_strength: float
     noise_iterations: int
     projection: str
-    cells: int
     unguided_steps: int
 
     def extra_passes(self, situation: Situation) -> float:
@@ -85,7 +83,6 @@ def plan(strength: float, situation: Situation) -> Plan:
         noise_strength=noise if several else 0.0,
         noise_iterations=3 if few else 4,
         projection="norm" if few else "spectrum",
-        cells=0,
         # Rounded down, but for what is lost in the product of two decimal fractions.
         unguided_steps=int(0.2 * amount * situation.steps + 1e-9) if guided else 0,
     )

@@ -146,9 +146,7 @@ def test_it_is_the_methods_one_after_another(kind: str, workflow_of: Callable[[s
         rows, _ = vary_prompt(own.clip, TEXT, BATCH, 5, recipe)
         between = None if can_blend(rows, plain) else unvaried(own.clip, TEXT, "auto", chosen.added_tokens)
         positive = scheduled(rows, plain, chosen.window, between=between)
-    contrast = ContrastiveNoise(
-        Settings(chosen.noise_strength, chosen.noise_iterations, projection=chosen.projection, cells=chosen.cells)
-    )
+    contrast = ContrastiveNoise(Settings(chosen.noise_strength, chosen.noise_iterations, projection=chosen.projection))
 
     def change(run: SamplerRun) -> Tensor:
         guide_after(run.guider, run.sigmas, chosen.unguided_steps)

@@ -316,10 +316,11 @@ def test_coarse_steps_go_down_the_loss_by_finite_differences() -> None:
 def test_with_cells_only_the_movable_part_moves() -> None:
     noise, movable = gaussian(3, 4, 8, 8), torch.zeros(3, 1, 8, 8, dtype=torch.bool)
     movable[..., :3] = True
-    moved = optimise_noise(noise, Estimate(), Settings(cells=4), movable=movable)
+    moved = optimise_noise(noise, Estimate(), Settings(cells=4, projection="norm"), movable=movable)
     still = ~movable.expand_as(noise)
     assert torch.equal(moved[still], noise[still])
     assert not torch.allclose(moved, noise, atol=1e-2)
+    assert torch.allclose(moved[..., :3].flatten(1).norm(dim=1), noise[..., :3].flatten(1).norm(dim=1), rtol=1e-5)
 
 
 def test_scale_of_the_estimate_does_not_matter() -> None:
