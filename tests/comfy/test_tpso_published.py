@@ -140,7 +140,7 @@ def test_variants_are_the_releases(kind: str, rate: float, strength: float, step
 
 @pytest.mark.parametrize(("kind", "rows", "group"), [("sd1", 350, 35), ("sd3 clips", 300, 30)])
 def test_the_bank_is_the_releases(
-    kind: str, rows: int, group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, rows: int, group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Any
 ) -> None:
     """Its size, and a smaller one in fewer steps: a draw, and the same bank from the disk."""
     steps = 4
@@ -154,7 +154,11 @@ def test_the_bank_is_the_releases(
     monkeypatch.setattr(driver, "BANK_STEPS", steps)
     preset = replace(preset, rule=replace(preset.rule, steps=steps), bank_rows=rows, bank_group=group)
     with torch.inference_mode():
+        with full_disk():
+            [[lost, _]], _ = driver.draw_negative(clip, "", COUNT, SEED, preset, rule, tmp_path)
+        assert list(tmp_path.iterdir()) == []
         [[cond, _]], outcomes = driver.draw_negative(clip, "", COUNT, SEED, preset, rule, tmp_path)
+        assert torch.equal(lost, cond)
         [[again, _]], loaded = driver.draw_negative(clip, "", COUNT, SEED, preset, rule, tmp_path)
         [[other, _]], _ = driver.draw_negative(clip, "", COUNT, SEED + 1, preset, rule, tmp_path)
     torch.manual_seed(SEED)
