@@ -114,12 +114,13 @@ def _check(widget: io.Input, value: Any) -> None:
         require(value in choices, widget.id, value, f"one of {', '.join(choices)}")
     elif isinstance(widget, io.Int.Input | io.Float.Input):
         whole = isinstance(widget, io.Int.Input)
-        low, high = widget.min, widget.max
+        low: Any = widget.min
+        high: Any = widget.max
         # True is a number to Python.
         number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
-        within = number and (low is None or value >= low) and (high is None or value <= high)  # not so for NaN
-        kind = "a whole number" if whole else "a number"
-        require(within, widget.id, value, f"{kind} from {low} to {high}")
+        within = number and low <= value <= high  # not so for NaN
+        allowed = f"a whole number from {low} to {high}" if whole else f"a number from {low:g} to {high:g}"
+        require(within, widget.id, value, allowed)
     elif isinstance(widget, io.Boolean.Input):
         require(isinstance(value, bool), widget.id, value, "true or false")
     elif isinstance(widget, io.String.Input):

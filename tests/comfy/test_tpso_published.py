@@ -290,7 +290,7 @@ def test_the_report_says_whose_rule_it_was_and_what_is_missing(user: Path, monke
     ("changed", "words"),
     [
         ({"text": " "}, "text is ' '; it must be a prompt with words"),
-        ({"variants": 0}, "variants is 0; it must be 1 to 350"),
+        ({"variants": 0}, "variants is 0; it must be a whole number from 1"),
         ({"variants": 351, "steps": 1}, "variants is 351; it must be 1 to 350"),
         ({"similarity": 0.0}, "kappa is 0.0; it must be above 0"),
         ({"preset": "sd35"}, r"preset is 'sd35'; it must be auto or sd15 .* SD1.5's: SD3.5's rule is for flow"),
