@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import comfy.model_management
 import comfy.sample
 import pytest
 import torch
@@ -129,6 +130,28 @@ def test_an_exception_in_the_model_passes_through_and_leaves_nothing(make: Make,
         workflow.sample(*made(make, workflow, model))
     workflow.check_untouched()
     assert torch.isfinite(workflow.sample(*made(make, workflow))).all()
+
+
+@every_method
+def test_cancel_at_every_stage(make: Make, workflow: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the pack or ComfyUI asks whether Cancel was pressed: first, last, and between."""
+    asked, at = [], -1
+
+    def ask() -> None:
+        asked.append(1)
+        if len(asked) - 1 == at:
+            raise comfy.model_management.InterruptProcessingException
+
+    monkeypatch.setattr(comfy.model_management, "throw_exception_if_processing_interrupted", ask)
+    done = workflow.sample(*made(make, workflow))
+    count = len(asked)
+    for at in sorted({0, count // 3, 2 * count // 3, count - 1}):  # noqa: B007 - read above
+        asked.clear()
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            workflow.sample(*made(make, workflow))
+    at = -1
+    workflow.check_untouched()
+    assert torch.equal(workflow.sample(*made(make, workflow)), done)
 
 
 @every_method
