@@ -36,7 +36,7 @@ import torch
 from comfy.supported_models_base import BASE
 from torch import Tensor
 
-from .results import SCRATCH, add_row, read
+from .results import SCRATCH, add_row, read, write
 
 COMMAND = "python -m benchmarks.families"
 FEW = 4  # steps of the optimisation of prompts: enough to leave them
@@ -561,6 +561,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cells = {method: made[method] for method in methods_of(family, setup) if method in made}
             print(f"{name}: {summary(cells)}", flush=True)
             add_row(file, COMMAND, {"row": name, "family": family, "setup": setup, "cells": cells})
+    if file.exists():
+        found = {one["row"]: one for one in read(file)["rows"]}
+        write(file, COMMAND, [found[name] for name in (f"{a}, {b}" for a, b in rows()) if name in found])
 
 
 def summary(cells: Mapping[str, str]) -> str:
