@@ -417,7 +417,9 @@ def _outcome(client: Client, prompt: Prompt, plain: list[np.ndarray]) -> str:
 
 
 def _first_line(error: PromptError) -> str:
-    return str(error).splitlines()[0]
+    """The first line, and of a prompt that is refused also which input of which node."""
+    first, *others = str(error).splitlines()
+    return f"{first}: {others[0].strip()}" if "failed validation" in first and others else first
 
 
 @contextmanager
