@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from comfy_api.latest import io
 from comfy_execution.validation import validate_node_input
 
+from ..core.hooks.prompt import text_encoders
 from ..core.require import require
 
 RECOMMENDED, PUBLISHED = MODES = ("recommended", "published")
@@ -125,6 +126,17 @@ def _check(widget: io.Input, value: Any) -> None:
         require(isinstance(value, bool), widget.id, value, "true or false")
     elif isinstance(widget, io.String.Input):
         require(isinstance(value, str), widget.id, value, "a text")
+
+
+def check_clip(clip: Any) -> None:
+    """Raises ValueError for no CLIP, and for one that only counts the tokens which the diffusion model reads itself."""
+    if clip is None:
+        raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
+    if not text_encoders(clip):
+        raise ValueError(
+            "clip has no text encoder: this model reads the prompt's tokens itself, as HiDream-O1 does, or has one of a "
+            "kind of its own. Diverse Noise and Diversify (Model Only) work without one."
+        )
 
 
 def make_options(method: str, values: dict[str, Any]) -> io.NodeOutput:

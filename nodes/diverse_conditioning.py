@@ -14,7 +14,7 @@ from ..core.hooks.progress import Progress, show
 from ..core.methods.schedule import Window
 from ..core.methods.tpso import Settings
 from ..core.require import require
-from ._inputs import AUTO_NUMBER, OFF, CheckedNode, Options, checked, options_input, read_options
+from ._inputs import AUTO_NUMBER, OFF, CheckedNode, Options, check_clip, checked, options_input, read_options
 from .tpso import RATIO, DiversePromptsOptions
 
 
@@ -90,8 +90,7 @@ class DiverseConditioning(CheckedNode):
         seed: int,
         options: Options | None = None,
     ) -> io.NodeOutput:
-        if clip is None:
-            raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
+        check_clip(clip)
         chosen = read_options(DiversePromptsOptions, options)
         require(not chosen["vary_negative"], "vary_negative", "on", "off: Diverse Conditioning has no negative prompt")
         variant = chosen["variant"]

@@ -32,6 +32,7 @@ from ._inputs import (
     CheckedNode,
     Options,
     advanced,
+    check_clip,
     checked,
     make_options,
     mode_input,
@@ -143,8 +144,7 @@ class MinorityPrompt(CheckedNode):
         positive: list | None = None,
         options: Options | None = None,
     ) -> io.NodeOutput:
-        if clip is None:
-            raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
+        check_clip(clip)
         chosen, own = preset_of(mode, preset), read_options(MinorityPromptOptions, options)
         keep_until, published = _or(own["keep_until"], chosen.keep_until), mode == PUBLISHED
         word, start = initial_word, own["start"]

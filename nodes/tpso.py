@@ -48,6 +48,7 @@ from ._inputs import (
     CheckedNode,
     Options,
     advanced,
+    check_clip,
     checked,
     make_options,
     mode_input,
@@ -341,8 +342,7 @@ class DiversePrompts(CheckedNode):
         mode: str = RECOMMENDED,
         options: Options | None = None,
     ) -> io.NodeOutput:
-        if clip is None:
-            raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
+        check_clip(clip)
         chosen = read_options(DiversePromptsOptions, options)
         variant = chosen["variant"]
         require(variant <= variants, "variant", variant, f"0 (all) or 1 to {variants}, the number of variants")

@@ -13,8 +13,10 @@ import pytest
 import torch
 from comfy.text_encoders.qwen_vl import Qwen2VLVisionTransformer
 from comfyui_diversity.nodes.diverse_conditioning import DiverseConditioning
+from comfyui_diversity.nodes.minority import MinorityPrompt
+from comfyui_diversity.nodes.tpso import DiversePrompts
 from small import models
-from small.families import latent_shape, small_whole
+from small.families import WHOLE, latent_shape, small_whole
 from torch import Tensor
 
 from devtools.comfy_source import release
@@ -25,6 +27,7 @@ from .test_tpso_nodes import options
 
 TEXT = "a red fish in deep water"
 COUNT, STEPS = 2, 3
+KNOWN = {family for family, own in WHOLE.items() if release(HERE.comfyui()) not in own.missing_in}
 SIZES = {"width": 64, "height": 64}
 XL = {**SIZES, "crop_w": 0, "crop_h": 0, "target_width": 64, "target_height": 64}
 
@@ -106,6 +109,20 @@ def test_beside_an_image_the_words_alone_are_varied() -> None:
     assert cond.shape[1] > alone.shape[1] + 100  # the image's tokens
     assert changed.any()
     assert not changed[: cond.shape[1] - alone.shape[1]].any()
+
+
+@pytest.mark.skipif("HiDream-O1" not in KNOWN, reason="this ComfyUI has no such family")
+def test_a_model_that_reads_the_tokens_itself_is_named() -> None:
+    """Its CLIP encodes nothing."""
+    _, clip = small_whole("HiDream-O1")
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(TEXT))
+    for run in (
+        lambda: DiversePrompts.execute(clip, TEXT, "", COUNT, 0.8, 0.4, 0),
+        lambda: DiverseConditioning.execute(conditioning, clip, TEXT, COUNT, 0.8, 0.4, 0),
+        lambda: MinorityPrompt.execute(None, clip, TEXT, "base model", 1.0, "cool", "minority", "recommended"),
+    ):
+        with pytest.raises(ValueError, match="clip has no text encoder"):
+            run()
 
 
 def whole(family: str) -> tuple[Any, Any]:

@@ -123,8 +123,8 @@ def _radiance() -> tuple[Any, Any]:
     return released._model("ChromaRadiance", sizes), encoders.small_encoder("t5")
 
 
-def _spiece() -> torch.Tensor:
-    """A tokenizer file of SentencePiece, in which nearly every letter is a token."""
+def _spiece(pad: int = 0, eos: int = 1, bos: int = 2) -> torch.Tensor:
+    """A tokenizer file of SentencePiece, in which nearly every letter is a token; its special tokens are Gemma's."""
     import sentencepiece
 
     written = io.BytesIO()
@@ -135,9 +135,9 @@ def _spiece() -> torch.Tensor:
         model_type="unigram",
         byte_fallback=True,
         hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
+        pad_id=pad,
+        eos_id=eos,
+        bos_id=bos,
         unk_id=3,
         minloglevel=2,
     )

@@ -36,10 +36,10 @@ def louder(model: ModelPatcher) -> ModelPatcher:
     return model
 
 
-def _spiece() -> torch.Tensor:
+def _spiece(**special: int) -> torch.Tensor:
     from .families import _spiece
 
-    return _spiece()
+    return _spiece(**special)
 
 
 def _flux(config: str, **own: Any) -> Any:
@@ -231,7 +231,7 @@ def newbie() -> tuple[Any, Any]:
     # Its two encoders have no names of their own, so both are of these sizes.
     both = {"hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 8, "intermediate_size": 128}
     text = _text("newbie")
-    data = {"gemma_spiece_model": _spiece(), "jina_spiece_model": _spiece()}
+    data = {"gemma_spiece_model": _spiece(), "jina_spiece_model": _spiece(pad=1, eos=2, bos=0)}
     return released._model("Lumina2", sizes), _encoder(text.te(), text.NewBieTokenizer, {"_model_config": both}, data)
 
 
