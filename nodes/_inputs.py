@@ -134,8 +134,8 @@ def check_clip(clip: Any) -> None:
         raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
     if not text_encoders(clip):
         raise ValueError(
-            "clip has no text encoder: this model reads the prompt's tokens itself, as HiDream-O1 does, or has one of a "
-            "kind of its own. Diverse Noise and Diversify (Model Only) work without one."
+            "clip has no text encoder: this model reads the prompt's tokens itself (HiDream-O1 does), or its encoder is"
+            " of another kind. Diverse Noise and Diversify (Model Only) work without one."
         )
 
 
