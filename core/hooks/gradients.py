@@ -246,8 +246,9 @@ def _differentiable(func: Callable[..., Any], args: tuple[Any, ...]) -> Callable
 def _ordinary(value: Any) -> Any:
     if isinstance(value, Tensor):
         # Quantised and other wrapped tensors have no memory of their own to share.
-        kind = type(value.data) if type(value) is nn.Parameter else type(value)
-        if kind is not Tensor or not (_is_inference(value) or (isinstance(value, nn.Parameter) and value.requires_grad)):
+        is_weight = type(value) is nn.Parameter
+        wrapped = type(value.data if is_weight else value) is not Tensor
+        if wrapped or not (_is_inference(value) or (is_weight and value.requires_grad)):
             return value
         with torch.no_grad():
             same_memory = torch.empty(0, dtype=value.dtype, device=value.device)
