@@ -193,7 +193,7 @@ def test_bank_of_batches_and_lists() -> None:
         make_bank([random_images(0)], vision)
 
 
-def test_bank_on_disk(output: Path) -> None:
+def test_bank_on_disk(output: Path, full_disk: Any) -> None:
     bank = make_bank()
     assert SaveImageBank.execute(bank, "my bank").args == (6,)
     assert (output / "diversity" / "banks" / "my bank.safetensors").is_file()
@@ -201,6 +201,9 @@ def test_bank_on_disk(output: Path) -> None:
     again, count = LoadImageBank.execute("my bank").args
     assert torch.equal(again.members, bank.members)
     assert count == 6
+    with full_disk(), pytest.raises(OSError, match=r"my bank\.safetensors could not be written"):
+        SaveImageBank.execute(bank.extended(bank.members), "my bank")
+    assert torch.equal(LoadImageBank.execute("my bank").args[0].members, bank.members)
     SaveImageBank.execute(bank.extended(bank.members), "my bank")
     assert LoadImageBank.fingerprint_inputs("my bank") != before
     assert run(bank=again, constraint="mahalanobis")[3].count("mahalanobis: ") == 2
