@@ -153,7 +153,7 @@ def test_a_visit(frontend: Frontend, page: Page, client: Client, tmp_path: Path)
     look_at(page, "Diversify")
     shot(page, "4_report")
     report = shown_text(page, "Diversify")
-    assert "strength 0.8: 10 images, 4 steps, no CFG" in report
+    assert "Diversify 0.8: 10 images, 4 steps, no CFG" in report
     assert "Noise:" in report
     assert "10 variants" in report
 
