@@ -79,7 +79,7 @@ RECOMMENDED: dict[str, Parts] = {
     "Diverse Noise, shipped": (("Diverse Noise", {}),),
     "Minority Prompt, shipped": (("Minority Prompt", {}),),
 }
-DIVERSIFY = (0.5, 1.0)  # strengths, of one curve
+DIVERSIFY = (0.25, 0.5, 1.0)  # strengths, of one curve
 # Names of parts, each at its chosen settings.
 TOGETHER: dict[str, Sequence[str]] = {
     "Prompts + Noise": ("Diverse Prompts", "Diverse Noise"),
@@ -155,7 +155,7 @@ def rows_of(model: str, full: bool = True) -> list[Row]:
 
 
 def quick(rows: Sequence[Row]) -> list[Row]:
-    """Of every curve the row at the chosen settings, which is the one in its middle; both of Diversify."""
+    """Of every curve the row at the chosen settings, which is the one in its middle; all of Diversify."""
     curves: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         curves.setdefault((row.role, row.name), []).append(row)
