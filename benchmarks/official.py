@@ -36,6 +36,7 @@ from .results import SCRATCH, add_row, read
 
 COMMAND = "python -m benchmarks.official"
 BATCH, SIDE, STEPS, SEED = 2, 64, 4, 11
+FEW_TOKENS = 8
 LEAST_CHANGE = 4  # of a pixel, of 255: less may be rounding
 # Files of released models to small families, in this order.
 FAMILIES = (
@@ -197,6 +198,8 @@ def _make_quick(prompt: Prompt) -> None:
                 value = 0.01
             elif name in ("steps", "batch_size"):
                 value = {"steps": STEPS, "batch_size": BATCH}[name]
+            elif name == "max_length":
+                value = FEW_TOKENS  # of a language model that rewrites the prompt
             elif name in ("start_at_step", "end_at_step") and isinstance(inputs[name], int):
                 value = inputs[name] if inputs[name] > 1000 else round(inputs[name] * STEPS / longest)
             elif name in ("seed", "noise_seed"):
@@ -414,7 +417,9 @@ def _outcome(client: Client, prompt: Prompt, plain: list[np.ndarray]) -> str:
 
 
 def _first_line(error: PromptError) -> str:
-    return str(error).splitlines()[0]
+    """The first line, and of a prompt that is refused also which input of which node."""
+    first, *others = str(error).splitlines()
+    return f"{first}: {others[0].strip()}" if "failed validation" in first and others else first
 
 
 @contextmanager
