@@ -80,11 +80,24 @@ class Group:
 
 
 @dataclass(frozen=True)
+class App:
+    """What App mode shows of a graph.
+
+    inputs: widgets as (node key, name of the widget, what it is called there). outputs: keys of the nodes whose images
+    are shown.
+    """
+
+    inputs: tuple[tuple[str, str, str], ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Graph:
-    """A graph to build: nodes by a name of our own, and frames around them."""
+    """A graph to build: nodes by a name of our own, frames around them, and what App mode shows of it."""
 
     nodes: dict[str, Node]
     groups: tuple[Group, ...] = ()
+    app: App | None = None
 
 
 # The view glides: it is there when it has not moved for some frames.
@@ -108,11 +121,16 @@ def find_chromium() -> str | None:
 class Frontend:
     """ComfyUI's page of a running server, opened in a browser of its own.
 
-    Raises `FileNotFoundError` when there is no Chromium. `errors` gathers what the page itself complains about.
+    settings: the user's settings that are to differ from those on the server. Raises `FileNotFoundError` when there is
+    no Chromium. `errors` gathers what the page itself complains about.
     """
 
-    def __init__(self, url: str, *, width: int = 2560, height: int = 1100) -> None:
+    def __init__(
+        self, url: str, *, width: int = 2560, height: int = 1100, settings: dict[str, Any] | None = None
+    ) -> None:
         self.url = url
+        # The first mark keeps the gallery of templates from covering a first visitor's graph.
+        self.settings = {"Comfy.TutorialCompleted": True, **(settings or {})}
         self.size = ViewportSize(width=width, height=height)
         self.errors: list[str] = []
 
@@ -127,7 +145,7 @@ class Frontend:
             self.page: Page = self._browser.new_page(viewport=self.size, locale="en-US")
             self.page.set_default_timeout(START_MILLISECONDS)
             self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-            self.page.route("**/api/settings", _as_known_visitor)
+            self.page.route("**/api/settings", self._settings)
             self.page.goto(self.url)
             self.page.wait_for_function(
                 "() => !!window.app?.vueAppReady && 'KSampler' in (window.LiteGraph?.registered_node_types ?? {})"
@@ -183,10 +201,8 @@ class Frontend:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=path)
 
-
-def _as_known_visitor(route: Route) -> None:
-    """The user's settings, with the mark that keeps the gallery of templates from covering a first visitor's graph."""
-    if route.request.method == "GET":
-        route.fulfill(json={**route.fetch().json(), "Comfy.TutorialCompleted": True})
-    else:
-        route.continue_()
+    def _settings(self, route: Route) -> None:
+        if route.request.method == "GET":
+            route.fulfill(json={**route.fetch().json(), **self.settings})
+        else:
+            route.continue_()

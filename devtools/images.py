@@ -28,17 +28,22 @@ def grid(images: np.ndarray, columns: int, side: int = 128, gap: int = 4) -> Ima
 
 
 def card(title: str, sides: Sequence[tuple[str, np.ndarray]], below: str, width: int = 536) -> Image.Image:
-    """A square thumbnail: a title, grids of two columns side by side with a word above each, and a line below."""
+    """A square thumbnail: grids of two columns side by side with a word below each, a title, and a line.
+
+    The upper left corner is an image, since newer front ends lay a badge over it.
+    """
     canvas = Image.new("RGB", (width, width), PAPER)
     draw = ImageDraw.Draw(canvas)
-    margin, top = 12, 96
-    draw.text((margin, 10), title, INK, _fitting(draw, title, 40, width - 2 * margin))
+    margin, bottom = 12, 0
     room = (width - margin) // len(sides) - margin
     for k, (word, images) in enumerate(sides):
         left = margin + k * (room + margin)
-        draw.text((left, 64), word, INK, _fitting(draw, word, 22, room))
         block = grid(images, 2)
-        canvas.paste(block.resize((room, round(block.height * room / block.width))), (left, top))
+        block = block.resize((room, round(block.height * room / block.width)))
+        canvas.paste(block, (left, margin))
+        bottom = margin + block.height
+        draw.text((left + 4, bottom + 4), word, INK, _fitting(draw, word, 22, room))
+    draw.text((margin, bottom + 40), title, INK, _fitting(draw, title, 40, width - 2 * margin))
     draw.text((margin, width - 34), below, FAINT, _fitting(draw, below, 20, width - 2 * margin))
     return canvas
 

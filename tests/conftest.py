@@ -63,15 +63,16 @@ def server() -> Iterator[Server]:
     """One real ComfyUI server with the pack, for all tests of this process that need one.
 
     It has a base directory of its own: a server clears the temporary files in its base when it starts, and a developer
-    may have one open.
+    may have one open. For the files of released models its loaders give small random models.
     """
-    from devtools.base import prepare_base
+    from devtools.base import mount_folder, prepare_base
     from devtools.released import place_empty_files
     from devtools.server import Server
 
     base = HERE.work / "-".join(["test-base", *filter(None, [os.environ.get("PYTEST_XDIST_WORKER")])])
     prepare_base(base, HERE.root)
     place_empty_files(base)  # else the front end's message about missing models would lie over the page
+    mount_folder(ROOT / "tests" / "node_packs" / "small_loaders", base / "custom_nodes" / "small_loaders")
     with Server(base=base) as running:
         yield running
 

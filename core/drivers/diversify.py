@@ -44,6 +44,7 @@ _CHANGED = (
     "Average, for instance), which its variants would undo. Combine them by Conditioning Combine, or write all in one "
     "text."
 )
+_DETAIL = "  "  # begins a line that is for the log alone
 _KEPT = 4  # sets of variants: batches of other sizes, other samplers
 
 
@@ -91,11 +92,15 @@ class _CannotVary(ValueError):
 
 @dataclass(frozen=True)
 class _Variants:
-    """Row k is variant k; `between` is what they fade towards (see `scheduled`), `report` has a line an encoder."""
+    """Row k is variant k; `between` is what they fade towards (see `scheduled`).
+
+    remark: what a reader should know of how they were made; "" for nothing. details: a line an encoder, for the log.
+    """
 
     rows: list
     between: list | None
-    report: str
+    remark: str
+    details: str
     seconds: float
 
 
@@ -144,8 +149,10 @@ class _Prompt:
             return str(error)
         # Encoders that do not pad every text to one length need a prompt of the variants' length to fade into.
         between = None if can_blend(rows, self.plain) else unvaried(self.clip, self.text, "auto", added)
-        report = "\n".join(f"  {outcome.report}" for outcome in outcomes)
-        return _Variants(rows, between, report, time.perf_counter() - started)
+        remark = ", found by search without gradients" if any(outcome.searched for outcome in outcomes) else ""
+        remark += ". Some missed their aim: see the log" if any(outcome.missed for outcome in outcomes) else ""
+        details = "\n".join(f"{_DETAIL}{outcome.report}" for outcome in outcomes)
+        return _Variants(rows, between, remark, details, time.perf_counter() - started)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +212,8 @@ class _Carried(Payload):
         made = f"made in {variants.seconds:.1f} s" if new else "kept from an earlier run"
         share = f"{chosen.window.ratio:.0%}"
         return with_payload(entry, PAYLOAD, payloads(extras)[PAYLOAD]), (
-            f"Prompt: {words}, in force over the first {share} of the steps, {made}.\n{variants.report}"
+            f"Prompt: {words}, {made},\nin force over the first {share} of the steps{variants.remark}.\n"
+            f"{variants.details}"
         )
 
 
@@ -265,18 +273,18 @@ class _ModelSide:
             return run.noise, "Noise: as it is, by choice.", nothing
         strength, iterations = chosen.noise_strength, chosen.noise_iterations
         try:
-            settings = Settings(strength, iterations, projection=chosen.projection)
+            settings = Settings(strength, iterations, projection=chosen.projection, cells=chosen.cells)
             noise = ContrastiveNoise(settings)(run)
         except ValueError as error:
             return run.noise, f"Noise: as it is. {error}", nothing
-        return noise, f"Noise: moved apart by {strength:.2f} standard deviations in {iterations} iterations.", chosen
+        return noise, f"Noise: moved apart by {strength:.2f} in {iterations} iterations.", chosen
 
 
 def _title(strength: float, situation: Situation, guider: comfy.samplers.CFGGuider) -> str:
     images = "one image" if situation.batch == 1 else f"{situation.batch} images"
     guidance = f"CFG {guidance_of(guider):g}" if situation.guided else "no CFG"
     steps = "1 step" if situation.steps == 1 else f"{situation.steps} steps"
-    return f"Diversify at strength {strength:g}: {images}, {steps}, {guidance}."
+    return f"Diversify {strength:g}: {images}, {steps}, {guidance}."
 
 
 def _cost(chosen: Plan, situation: Situation) -> str:
@@ -285,6 +293,7 @@ def _cost(chosen: Plan, situation: Situation) -> str:
 
 
 def _tell(lines: list[str], node: str | None) -> None:
-    report = "\n".join(line for line in lines if line)
-    logger.info(report)
-    show(report, node)
+    """All in the log; on the node, which is small and breaks long lines within a word, without the details."""
+    told = [line for text in lines for line in text.splitlines() if line]
+    logger.info("\n".join(told))
+    show("\n".join(line for line in told if not line.startswith(_DETAIL)), node)

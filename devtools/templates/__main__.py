@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import prepare_base
-from ..frontend import Frontend
+from ..frontend import App, Frontend
 from ..places import HERE
 from ..released import place_empty_files
 from ..server import Server
@@ -31,8 +31,24 @@ from .blueprints import BLUEPRINTS, build
 def write_workflow(name: str, workflow: dict[str, Any]) -> None:
     """Its id comes from its name: building it twice gives the same file."""
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"ComfyUI-Diversity/{name}"))
-    workflow["extra"] = {"ds": {"scale": 0.9, "offset": [80, 100]}}
     _write(HERE.workflows / f"{name}.json", workflow)
+
+
+def add_app(workflow: dict[str, Any], app: App, ids: dict[str, int], frontend: Frontend) -> None:
+    """What App mode shows, in the workflow that is open; newer front ends read it, older ones leave it alone."""
+    shown = [[ids[key], widget] for key, widget, _ in app.inputs]
+    workflow["extra"] |= {
+        "linearMode": False,
+        "linearData": {"inputs": shown, "outputs": [ids[k] for k in app.outputs]},
+    }
+    nodes, inputs = {node["id"]: node for node in workflow["nodes"]}, frontend.inputs()
+    for key, widget, label in app.inputs:
+        if label == widget:
+            continue
+        # The front end leaves out the inputs of unlinked widgets when it exports, and with them their labels.
+        node = nodes[ids[key]]
+        assert not node.get("inputs"), "links would point to other inputs"
+        node["inputs"] = [{**one, "label": label, "link": None} for one in inputs[ids[key]] if one["name"] == widget]
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -58,9 +74,13 @@ def _write_all(frontend: Frontend, options: argparse.Namespace) -> None:
         if options.name not in name:
             continue
         if not options.prompts:
-            frontend.build(graph.nodes, graph.groups)
+            ids = frontend.build(graph.nodes, graph.groups)
             frontend.load(frontend.saved())  # what a reader opens and saves again must not differ
-            write_workflow(name, frontend.saved())
+            workflow = frontend.saved()
+            workflow["extra"] = {"ds": {"scale": 0.9, "offset": [80, 100]}}
+            if graph.app:
+                add_app(workflow, graph.app, ids, frontend)
+            write_workflow(name, workflow)
         frontend.load(json.loads((HERE.workflows / f"{name}.json").read_text(encoding="utf-8")))
         _write(HERE.prompts / f"{name}.json", frontend.prompt())
     for name, blueprint in BLUEPRINTS.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..frontend import Graph, Group, Node
+from ..frontend import App, Graph, Group, Node
 from .baseline import GREEN, RED, SEED, YELLOW
 
 BATCH = 4
@@ -87,7 +87,9 @@ def before_after(name: str, source: Source, sampling: Sampling, note: str) -> Gr
     frames = [(WITHOUT, 0, _GRAY), (WITH, _BAND, _GREEN)]
     width = _IMAGES + 500 - _PROMPT + 40
     groups = tuple(Group(title, (_PROMPT - 20, top - 80), (width, 660 - 40), color) for title, top, color in frames)
-    return Graph(nodes, groups)
+    seed = "noise_seed" if sampling.custom else "value"
+    inputs = (("prompt", "value", "Prompt"), ("diversify", "strength", "strength"), ("seed", seed, "Seed"))
+    return Graph(nodes, groups, App(inputs, ("without_images", "with_images")))
 
 
 def _shared(source: Source, sampling: Sampling, note: str) -> dict[str, Node]:

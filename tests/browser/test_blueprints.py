@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from devtools.base import mount_folder, prepare_base
-from devtools.frontend import Frontend
 from devtools.graph import with_values
 from devtools.images import decode
 from devtools.places import HERE
-from devtools.released import place_empty_files
-from devtools.server import Client, Server
+
+if TYPE_CHECKING:
+    from devtools.frontend import Frontend
+    from devtools.server import Client
 
 BLUEPRINTS = sorted(HERE.blueprints.glob("*.json"))
 SCREENSHOTS = HERE.root / "demo" / "output" / "screenshots" / "blueprints"
@@ -61,22 +59,6 @@ _WIRE = """around => {
         }
     }
 }"""
-
-
-@pytest.fixture(scope="module")
-def client(browser_checked: None) -> Iterator[Client]:
-    base = HERE.work / "-".join(["test-base-small", *filter(None, [os.environ.get("PYTEST_XDIST_WORKER")])])
-    prepare_base(base, HERE.root)
-    place_empty_files(base)
-    mount_folder(HERE.root / "tests" / "node_packs" / "small_loaders", base / "custom_nodes" / "small_loaders")
-    with Server(base=base) as server:
-        yield server.client
-
-
-@pytest.fixture(scope="module")
-def frontend(client: Client) -> Iterator[Frontend]:
-    with Frontend(client.url) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)

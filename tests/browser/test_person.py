@@ -17,6 +17,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from devtools.frontend import Frontend
 from devtools.places import HERE, PACK_NAME
+from devtools.released import MODELS
 
 if TYPE_CHECKING:
     from devtools.server import Client, Server
@@ -117,6 +118,11 @@ def test_a_visit(frontend: Frontend, page: Page, client: Client, tmp_path: Path)
     press(page, page.get_by_text(PACK_NAME).first)
     card = page.get_by_test_id(f"template-workflow-{TEMPLATE}")
     card.wait_for(timeout=PATIENCE)
+    cards = page.locator('[data-testid^="template-workflow-"]')
+    names = [str(one.get_attribute("data-testid")).removeprefix("template-workflow-") for one in cards.all()]
+    models = sorted((model.template for model in MODELS), key=str.casefold)
+    assert names[: len(models)] == models, "the models come first, in the gallery's own order"
+    assert names[len(models)].startswith("diversify_")
     page.wait_for_timeout(1500)  # cards are drawn
     shot(page, "1_gallery")
     press(page, card)
@@ -153,7 +159,7 @@ def test_a_visit(frontend: Frontend, page: Page, client: Client, tmp_path: Path)
     look_at(page, "Diversify")
     shot(page, "4_report")
     report = shown_text(page, "Diversify")
-    assert "strength 0.8: 10 images, 4 steps, no CFG" in report
+    assert "Diversify 0.8: 10 images, 4 steps, no CFG" in report
     assert "Noise:" in report
     assert "10 variants" in report
 

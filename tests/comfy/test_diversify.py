@@ -174,6 +174,7 @@ def test_the_same_seed_gives_the_same_images(llm: Workflow, monkeypatch: pytest.
     nodes = llm.node(seed=1)
     first = llm.sample(*nodes)
     assert "made in" in llm.report
+    assert "cosine" not in llm.report  # that is for the log
     assert torch.equal(llm.sample(*nodes), first)  # the same objects, as where ComfyUI has kept what the node gave
     assert "kept from an earlier run" in llm.report
     assert torch.equal(llm.sample(*llm.node(seed=1)), first)

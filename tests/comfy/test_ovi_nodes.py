@@ -153,11 +153,7 @@ def test_without_options_it_is_what_is_recommended() -> None:
     assert _plan("published", None) == Plan(
         Settings(1000, 0.02, patience=0, keep_last=True), 6, 1.0, False, PUBLISHED_CONSTRAINTS
     )
-    clip, vision = small_encoder("sd1"), small_vision()
-    plain = TextToVision.execute(clip, vision, "a red fish", **{**WIDGETS, "variants": 1}).args[0]
-    same, _, _, report = run(clip, vision, variants=1, tokens=16, steps=500, learning_rate=0.02, match_length="on")
-    assert torch.equal(embeddings(plain), embeddings(same))
-    assert "lowest loss" in report
+    assert "lowest loss" in run(steps=20)[-1]
 
 
 def test_published_takes_all_its_steps_and_keeps_the_last() -> None:

@@ -92,7 +92,7 @@ def test_inside_a_subgraph(client: Client, reports: Reports) -> None:
 
     first, _ = made(client, diversified(1.0))
     assert not np.array_equal(first, stock)
-    title = "Diversify at strength 1: 2 images, 4 steps, no CFG."
+    title = "Diversify 1: 2 images, 4 steps, no CFG."
     own = reports.of(title)
     assert [node for node, _ in own] == AROUND
     assert "2 variants" in own[0][1]

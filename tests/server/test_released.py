@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from devtools.base import mount_folder, prepare_base
 from devtools.graph import only_node, shipped_prompt, titled, with_settings, with_values
 from devtools.images import decode
 from devtools.places import HERE
-from devtools.released import MODELS, Released, place_empty_files
-from devtools.server import Client, Server
+from devtools.released import MODELS, Released
+from devtools.server import Client
 
 BATCH, SIDE = 2, 64
 SMALL = {"steps": 2, "batch_size": BATCH, "width": SIDE, "height": SIDE, "seed": 11}
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    base = HERE.work / "-".join(["test-base-small", *filter(None, [os.environ.get("PYTEST_XDIST_WORKER")])])
-    prepare_base(base, HERE.root)
-    place_empty_files(base)
-    mount_folder(HERE.root / "tests" / "node_packs" / "small_loaders", base / "custom_nodes" / "small_loaders")
-    with Server(base=base) as server:
-        yield server.client
 
 
 @pytest.fixture(scope="module")
