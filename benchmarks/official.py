@@ -376,7 +376,11 @@ def _is_link(value: Any) -> bool:
 
 
 def _images(client: Client, prompt: Prompt) -> list[np.ndarray]:
-    return [decode(file).astype(int) for file in client.images(client.run(prompt))]
+    """What a sampler has made, and not what a template shows besides (an image to edit, its edges)."""
+    result = client.run(prompt)
+    shown = sorted((node for node in result.outputs if node in prompt), key=lambda node: (len(node), node))
+    made = [node for node in shown if any(prompt[one]["class_type"] in SAMPLERS for one in _before(prompt, node))]
+    return [decode(file).astype(int) for node in made for file in client.images(result, node)]
 
 
 def tried(client: Client, prompt: Prompt, known: Mapping[str, Any]) -> dict[str, str]:
