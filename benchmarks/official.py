@@ -196,7 +196,7 @@ def _make_quick(prompt: Prompt) -> None:
                 value = inputs[name][:LONGEST]
             elif name in ("width", "height") and prompt[node_id]["class_type"] != "SmallVision" and "x" not in inputs:
                 value = SIDE
-            elif name == "megapixels":
+            elif name == "megapixels" and prompt[node_id]["class_type"] != "ResolutionSelector":  # gives a size alone
                 value = 0.01
             elif name in ("steps", "batch_size"):
                 value = {"steps": STEPS, "batch_size": BATCH}[name]
