@@ -38,6 +38,7 @@ from comfyui_diversity.core.hooks.gradients import with_differentiable_attention
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.hooks.text import prompt_encoders
 from comfyui_diversity.core.methods.cno import RECOMMENDED as NOISE
+from comfyui_diversity.core.methods.cno import published
 from comfyui_diversity.core.methods.minority import Settings, Steps
 from comfyui_diversity.core.methods.schedule import Window
 from comfyui_diversity.core.methods.tpso import Settings as PromptSettings
@@ -201,7 +202,7 @@ class Bench:
             f"Diverse Noise, {count} iterations": ContrastiveNoise(replace(NOISE, iterations=count))
             for count in (3, 10)
         }
-        noise["Diverse Noise, released (full gradient, 3 iterations)"] = ContrastiveNoise(NOISE, "full")
+        noise["Diverse Noise, released (full gradient, 3 iterations)"] = ContrastiveNoise(published("release"), "full")
         found: dict[str, tuple[Callable[[], Clock], int | None]] = {
             "Diverse Prompts, while sampling": (lambda: self.run(positive=varied), rest)
         }

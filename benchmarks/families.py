@@ -36,7 +36,7 @@ import torch
 from comfy.supported_models_base import BASE
 from torch import Tensor
 
-from .results import SCRATCH, add_row, read
+from .results import SCRATCH, add_row, read, write
 
 COMMAND = "python -m benchmarks.families"
 FEW = 4  # steps of the optimisation of prompts: enough to leave them
@@ -86,7 +86,8 @@ def _hook_lora(world: World, positive: list) -> list:
     return comfy.hooks.set_hooks_for_conditioning(positive, hook_lora(world.model, 0))
 
 
-_BASIC, _WEIGHTS = ("SD1.5", "FLUX.1 dev"), ("SD1.5", "Z-Image")
+_BASIC, _LANGUAGE = ("SD1.5", "FLUX.1 dev"), ("SD1.5", "Z-Image")
+_COMMON = ("GGUF", "fp8 scaled")  # what most people have
 SETUPS: dict[str, Setup] = {
     PLAIN: Setup(),
     "CFG 1": Setup(cfg=1.0, only=_BASIC),
@@ -95,9 +96,11 @@ SETUPS: dict[str, Setup] = {
     "two ControlNets": Setup(attach=_two_controlnets, only=("SD1.5",)),
     "LoRA by a hook": Setup(attach=_hook_lora, only=_BASIC),
     **{f"encoder {form}": Setup(encoder=form, only=("SD1.5",)) for form in ("fp16", "bf16")},
-    **{f"encoder {form}": Setup(encoder=form, only=_WEIGHTS) for form in ("GGUF", "fp8 scaled", "int8")},
+    **{f"encoder {form}": Setup(encoder=form, only=("SD1.5", "FLUX.1 dev", "Z-Image")) for form in _COMMON},
+    "encoder int8": Setup(encoder="int8", only=_LANGUAGE),
     "encoder w4a8": Setup(encoder="w4a8", only=("SD1.5",)),
-    **{f"model {form}": Setup(model=form, only=("SD1.5",)) for form in ("fp16", "bf16", "fp8 scaled", "int8")},
+    **{f"model {form}": Setup(model=form, only=("SD1.5",)) for form in ("fp16", "bf16", "int8")},
+    **{f"model {form}": Setup(model=form, only=_BASIC) for form in _COMMON},
 }
 # One family of each kind is run in other set-ups: its encoder of tests/small.
 KINDS = {"SD1.5": "sd1", "FLUX.1 dev": "flux", "Z-Image": "qwen3"}
@@ -119,7 +122,9 @@ class World:
             raise NotThere(f"ComfyUI {release(HERE.comfyui())} does not know this family")
         with _dtype(self.setup.model):
             self.model, self.clip = small_whole(family)
-        if self.setup.model in FORMATS:
+        if self.setup.model == "GGUF":
+            _packed(self.model.model.diffusion_model)
+        elif self.setup.model in FORMATS:
             self.model = _quantised(self.setup.model, lambda form: _quantised_model(family, form))
         if self.setup.encoder:
             self.clip = _encoder(KINDS[family], self.setup.encoder)
@@ -228,16 +233,22 @@ def _quantised_model(family: str, form: str) -> Any:
     return quantised_model(lambda: small_whole(family)[0], form)
 
 
+def _packed(network: Any) -> None:
+    from small.quantised import pack
+
+    pack(network)
+
+
 def _encoder(kind: str, form: str) -> Any:
     from small.encoders import small_encoder
-    from small.quantised import pack, quantised_encoder
+    from small.quantised import quantised_encoder
 
     if form in FORMATS:
         return _quantised(form, lambda name: quantised_encoder(kind, name))
     dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
     clip = small_encoder(kind, options={"dtype": dtypes[form]} if form in dtypes else None)
     if form == "GGUF":
-        pack(clip.cond_stage_model)
+        _packed(clip.cond_stage_model)
     return clip
 
 
@@ -561,6 +572,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cells = {method: made[method] for method in methods_of(family, setup) if method in made}
             print(f"{name}: {summary(cells)}", flush=True)
             add_row(file, COMMAND, {"row": name, "family": family, "setup": setup, "cells": cells})
+    if file.exists():
+        found = {one["row"]: one for one in read(file)["rows"]}
+        write(file, COMMAND, [found[name] for name in (f"{a}, {b}" for a, b in rows()) if name in found])
 
 
 def summary(cells: Mapping[str, str]) -> str:

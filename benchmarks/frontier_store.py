@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .results import COMMITTED, SCRATCH
+from .results import COMMITTED, SCRATCH, replace
 
 FRONTIER = COMMITTED / "frontier.json"
 STORE = SCRATCH / "frontier"
@@ -51,8 +51,5 @@ def merged(path: Path, rows: Sequence[Mapping[str, Any]], model: str, revision: 
 
 def save(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """One row a line, so that a change of one row is a change of one line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(row) for row in rows)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(f"[\n{lines}\n]\n" if rows else "[]\n", encoding="utf-8")
-    unfinished.replace(path)
+    replace(path, f"[\n{lines}\n]\n" if rows else "[]\n")

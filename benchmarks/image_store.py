@@ -23,9 +23,12 @@ def stored(path: Path, text: str, count: int, make: Callable[[], Any]) -> np.nda
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")
-        with unfinished.open("wb") as file:  # a stopped run must leave no half of a file under the final name
-            np.savez_compressed(file, images=make(), text=np.array(text))
-        unfinished.replace(path)
+        try:
+            with unfinished.open("wb") as file:  # a stopped run must leave no half of a file under the final name
+                np.savez_compressed(file, images=make(), text=np.array(text))
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     try:
         with np.load(path) as found:
             images, own = found["images"], str(found["text"])

@@ -19,6 +19,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from .results import SCRATCH, add_row, read
 
 COMMAND = "python -m benchmarks.official"
 BATCH, SIDE, STEPS, SEED = 2, 64, 4, 11
+FEW_TOKENS = 8
 LEAST_CHANGE = 4  # of a pixel, of 255: less may be rounding
 # Files of released models to small families, in this order.
 FAMILIES = (
@@ -51,6 +53,17 @@ FAMILIES = (
     (r"netayume", "Lumina 2"),
     (r"omnigen2", "OmniGen 2"),
     (r"hidream_i1", "HiDream-I1"),
+    (r"hidream_o1", "HiDream-O1"),
+    (r"ideogram4", "Ideogram 4"),
+    (r"ernie", "Ernie"),
+    (r"boogu", "Boogu"),
+    (r"longcat", "LongCat"),
+    (r"capybara", "HunyuanVideo 1.5 (video)"),
+    (r"kandinsky5", "Kandinsky 5"),
+    (r"mage_flow", "MageFlow"),
+    (r"newbie", "NewBie"),
+    (r"pixeldit", "PixelDiT"),
+    (r"ovis", "Ovis"),
     (r"sd3", "SD3.5"),
     (r"sd_xl_refiner", "SDXL refiner"),
     (r"sd_?xl", "SDXL"),
@@ -59,12 +72,13 @@ FAMILIES = (
     (r"v1-5|dreamshaper|architecturerealmix|interiordesign|awpainting", "SD1.5"),
 )
 ENCODERS = ("CLIPLoader", "DualCLIPLoader", "TripleCLIPLoader", "QuadrupleCLIPLoader")
+# Encode nodes that ours cannot take the place of, and their text: ours stand behind them.
+ENCODES = {"CLIPTextEncode": "text", "CLIPTextEncodeFlux": "t5xxl", "TextEncodeMageFlowEdit": "prompt"}
 LORAS = ("LoraLoader", "LoraLoaderModelOnly")
 SMALL = ("SmallCheckpoint", "SmallModel", "SmallEncoder", "SmallDecoder", "SmallControlNet", "SmallVision")
 _POSITIVE = ("positive", "conditioning", "cond1")
 _MODEL = "model"
 FEW = {"DiversityTPSOOptions": {"steps": 4}, "DiversityMinorityPromptOptions": {"iterations": 2}}  # quick, too
-_Nodes = Callable[[list[Any], Mapping[str, Any]], Prompt]
 
 
 class CannotRun(Exception):
@@ -167,24 +181,38 @@ def _bypass(prompt: Prompt, node_id: str) -> None:
 
 
 def _make_quick(prompt: Prompt) -> None:
+    sides = [node["inputs"].get(name) for node in prompt.values() for name in ("width", "height")]
+    largest = max((side for side in sides if isinstance(side, int)), default=SIDE)
+    for node in prompt.values():
+        if {"x", "y", "width", "height"} <= node["inputs"].keys():
+            _shrink_area(node["inputs"], SIDE / largest)
     steps = [node["inputs"].get("steps") for node in prompt.values()]
     longest = max((count for count in steps if isinstance(count, int)), default=STEPS)
     for node_id in list(prompt):
         inputs = prompt[node_id]["inputs"]
         for name in list(inputs):
             value: Any = None
-            if name in ("width", "height") and prompt[node_id]["class_type"] != "SmallVision":
+            if name in ("width", "height") and prompt[node_id]["class_type"] != "SmallVision" and "x" not in inputs:
                 value = SIDE
             elif name == "megapixels":
                 value = 0.01
             elif name in ("steps", "batch_size"):
                 value = {"steps": STEPS, "batch_size": BATCH}[name]
+            elif name == "max_length":
+                value = FEW_TOKENS  # of a language model that rewrites the prompt
             elif name in ("start_at_step", "end_at_step") and isinstance(inputs[name], int):
                 value = inputs[name] if inputs[name] > 1000 else round(inputs[name] * STEPS / longest)
             elif name in ("seed", "noise_seed"):
                 value = SEED
             if value is not None:
                 inputs[name] = value  # also where another node gave it
+
+
+def _shrink_area(inputs: dict[str, Any], scale: float) -> None:
+    """An area of the small image, on its grid, and not too small for the model."""
+    for place, size in (("x", "width"), ("y", "height")):
+        inputs[size] = min(max(round(inputs[size] * scale / 8) * 8, 32), SIDE)
+        inputs[place] = min(round(inputs[place] * scale / 8) * 8, SIDE - inputs[size])
 
 
 # --- this pack's nodes ------------------------------------------------------------------------------------------------
@@ -221,12 +249,12 @@ def _holder(prompt: Prompt, sampler: str, names: Sequence[str]) -> tuple[str, st
 
 
 def _places(prompt: Prompt) -> tuple[str, list[str], list[tuple[str, str]]]:
-    """The first positive CLIP Text Encode, and what reads the model of the first sampler's run: its link, and the
+    """The first positive encode node, and what reads the model of the first sampler's run: its link, and the
     inputs of the sampler or guider."""
     sampler = _first_sampler(prompt)
     holder, name = _holder(prompt, sampler, _POSITIVE)
     texts = (node for node in _before(prompt, prompt[holder]["inputs"][name][0]))
-    text = next((node for node in texts if prompt[node]["class_type"] == "CLIPTextEncode"), None)
+    text = next((node for node in texts if prompt[node]["class_type"] in ENCODES), None)
     if text is None:
         others = {prompt[node]["class_type"] for node in _before(prompt, prompt[holder]["inputs"][name][0])}
         raise CannotRun(
@@ -239,46 +267,72 @@ def _places(prompt: Prompt) -> tuple[str, list[str], list[tuple[str, str]]]:
 def _rewire(prompt: Prompt, source: str, to: list[Any], but: Sequence[str]) -> None:
     for node_id, node in prompt.items():
         for name, value in node["inputs"].items():
-            if node_id not in but and _is_link(value) and value[0] == source:
+            if node_id not in but and _is_link(value) and value == [source, 0]:
                 node["inputs"][name] = to
 
 
+@dataclass(frozen=True)
+class _Encode:
+    """The encode node of a prompt: its text, its CLIP, and its own link where ours stand behind it."""
+
+    clip: list[Any]
+    text: Any
+    behind: list[Any] | None
+
+
 def _with(
-    prompt: Prompt, nodes: Callable[[list[Any], Mapping[str, Any]], Prompt], text: list[Any], model: list[Any]
+    prompt: Prompt,
+    nodes: Callable[[list[Any], _Encode], Prompt],
+    text: list[Any],
+    model: list[Any],
+    keeps_text: bool = False,
 ) -> Prompt:
+    """keeps_text: an encode node that ours cannot take the place of goes on giving the prompt."""
     edited = copy.deepcopy(prompt)
     encode, link, readers = _places(edited)
-    added = nodes(link, edited[encode]["inputs"])
-    _rewire(edited, encode, text, ())
+    kind, inputs = edited[encode]["class_type"], edited[encode]["inputs"]
+    behind = None if kind == "CLIPTextEncode" else [encode, 0]
+    added = nodes(link, _Encode(inputs["clip"], inputs[ENCODES[kind]], behind))
+    if behind is None or not keeps_text:
+        _rewire(edited, encode, text, ())
     for node_id, name in readers:
         edited[node_id]["inputs"][name] = model
-    del edited[encode]
+    if behind is None:
+        del edited[encode]
     return edited | {node_id: {"_meta": {"title": node_id}, **node} for node_id, node in added.items()}
 
 
 def with_diversify(prompt: Prompt) -> Prompt:
-    """A copy with Diversify in place of the positive CLIP Text Encode, and between model and sampler."""
+    """A copy with Diversify in place of the positive CLIP Text Encode, and between model and sampler; Diversify (Model
+    Only) where another encode node gives the prompt."""
 
-    def nodes(model: list[Any], encode: Mapping[str, Any]) -> Prompt:
-        inputs = {"model": model, "clip": encode["clip"], "text": encode["text"], "seed": 0, "strength": 0.5}
+    def nodes(model: list[Any], encode: _Encode) -> Prompt:
+        if encode.behind is not None:
+            return {"ours": {"class_type": "DiversityDiversifyModel", "inputs": {"model": model, "strength": 0.5}}}
+        inputs = {"model": model, "clip": encode.clip, "text": encode.text, "seed": 0, "strength": 0.5}
         return {"ours": {"class_type": "DiversityDiversify", "inputs": inputs}}
 
-    return _with(prompt, nodes, ["ours", 1], ["ours", 0])
+    return _with(prompt, nodes, ["ours", 1], ["ours", 0], keeps_text=True)
 
 
 def with_prompts_and_noise(prompt: Prompt) -> Prompt:
-    """A copy with Diverse Prompts in place of the positive CLIP Text Encode, and Diverse Noise on the model."""
+    """A copy with Diverse Prompts in place of the positive CLIP Text Encode, or Diverse Conditioning behind another
+    encode node, and Diverse Noise on the model."""
 
-    def nodes(model: list[Any], encode: Mapping[str, Any]) -> Prompt:
+    def nodes(model: list[Any], encode: _Encode) -> Prompt:
         prompts = {
-            "clip": encode["clip"], "text": encode["text"], "negative_text": "", "variants": BATCH, "similarity": 0.8,
-            "ratio": 0.4, "seed": 0, "mode": "recommended",
+            "clip": encode.clip, "text": encode.text, "variants": BATCH, "similarity": 0.8, "ratio": 0.4, "seed": 0,
+            "options": ["options", 0],
         }  # fmt: skip
-        prompts["options"] = ["options", 0]
+        whole = {"negative_text": "", "mode": "recommended"}
+        prompts |= whole if encode.behind is None else {"conditioning": encode.behind}
         noise = {"model": model, "strength": 0.5, "iterations": 2, "mode": "recommended"}
         return {
             "options": {"class_type": "DiversityTPSOOptions", "inputs": {}},
-            "ours": {"class_type": "DiversityTPSO", "inputs": prompts},
+            "ours": {
+                "class_type": "DiversityTPSO" if encode.behind is None else "DiversityTPSOConditioning",
+                "inputs": prompts,
+            },
             "noise": {"class_type": "DiversityCNO", "inputs": noise},
         }
 
@@ -286,14 +340,17 @@ def with_prompts_and_noise(prompt: Prompt) -> Prompt:
 
 
 def with_minority(prompt: Prompt) -> Prompt:
-    """A copy with Minority Prompt in place of the positive CLIP Text Encode, and between model and sampler."""
+    """A copy with Minority Prompt in place of the positive CLIP Text Encode, or behind another encode node, and between
+    model and sampler."""
 
-    def nodes(model: list[Any], encode: Mapping[str, Any]) -> Prompt:
+    def nodes(model: list[Any], encode: _Encode) -> Prompt:
         inputs = {
-            "model": model, "clip": encode["clip"], "text": encode["text"], "preset": "base model", "strength": 1.0,
+            "model": model, "clip": encode.clip, "text": encode.text, "preset": "base model", "strength": 1.0,
             "initial_word": "cool", "objective": "minority", "mode": "recommended",
         }  # fmt: skip
         inputs["options"] = ["options", 0]
+        if encode.behind is not None:
+            inputs["positive"] = encode.behind
         return {
             "options": {"class_type": "DiversityMinorityPromptOptions", "inputs": {}},
             "ours": {"class_type": "DiversityMinorityPrompt", "inputs": inputs},
@@ -360,7 +417,9 @@ def _outcome(client: Client, prompt: Prompt, plain: list[np.ndarray]) -> str:
 
 
 def _first_line(error: PromptError) -> str:
-    return str(error).splitlines()[0]
+    """The first line, and of a prompt that is refused also which input of which node."""
+    first, *others = str(error).splitlines()
+    return f"{first}: {others[0].strip()}" if "failed validation" in first and others else first
 
 
 @contextmanager

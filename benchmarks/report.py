@@ -94,13 +94,6 @@ TABLES = {
     "ovi images": Table(("ovi_images_unclip_tune_80",), ("adherence", "MSS", "Vendi", "rare share")),
     "ovi images report": Table(("ovi_images_unclip_report_300",), ("adherence", "MSS", "Vendi", "rare share")),
 }
-# The README's table: label, file and row.
-HEADLINE = (
-    ("without", "cno_settings_mmdit_report_300", BASELINE),
-    ("Diverse Prompts (TPSO)", "tpso_settings_mmdit_report_300", "added 4, kappa 0.8, ratio 0.2"),
-    ("Diverse Noise (CNO)", "cno_settings_mmdit_report_300", "shipped"),
-    ("Minority Prompt", "minority_settings_mmdit_report_300", "shipped"),
-)
 
 
 def block(wanted: Table, folder: Path = COMMITTED) -> str:
@@ -128,18 +121,6 @@ def block(wanted: Table, folder: Path = COMMITTED) -> str:
         body.append(["", "*the data itself*", *_cells(data, None, wanted.columns)])
         commands.append(f"`{found['command']}`")
     return "\n\n".join(["  \n".join(commands), table(head, body)])
-
-
-def headline(folder: Path = COMMITTED) -> str:
-    """The README's table."""
-    columns = ("adherence", "Vendi", "rare share")
-    rows = {label: _row(folder, file, name) for label, file, name in HEADLINE}
-    baseline = rows[HEADLINE[0][0]]
-    return table(["", *columns], [[label, *_cells(row, baseline, columns)] for label, row in rows.items()])
-
-
-def _row(folder: Path, file: str, name: str) -> Mapping[str, Any]:
-    return next(row for row in read(folder / f"{file}.json")["rows"] if row["row"] == name)
 
 
 def _marked(text: str, name: str, wanted: Table) -> str:
@@ -185,8 +166,7 @@ def written(page: str, folder: Path = COMMITTED) -> str:
         elif name.startswith(families_page.BLOCK):
             page = replace_block(page, name, families_page.block(name.removeprefix(families_page.BLOCK), folder))
         elif name.startswith(_BLOCK):
-            own = name.removeprefix(_BLOCK)
-            page = replace_block(page, name, headline(folder) if own == "headline" else block(TABLES[own], folder))
+            page = replace_block(page, name, block(TABLES[name.removeprefix(_BLOCK)], folder))
     return page
 
 

@@ -8,6 +8,7 @@ the page that it names and are rounded.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -30,8 +31,19 @@ def add_row(path: Path, command: str, row: Mapping[str, Any]) -> None:
 
 
 def write(path: Path, command: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    replace(path, json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Writes a file in one step: a stopped run, or a full disk, leaves the old one whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    unfinished = path.with_name(f"{path.name}.part")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Any]:

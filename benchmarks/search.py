@@ -28,7 +28,7 @@ import torch
 from . import provenance
 from .frontier_rows import BEST_CFG, CFGS, MODELS, Row
 from .ours import OURS
-from .results import COMMITTED
+from .results import COMMITTED, replace
 from .rivals import GUIDED, RIVALS
 
 ROUNDS = (8, 24, 0)  # prompts; 0 is all
@@ -107,9 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(path: Path, kept: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     whole = {"command": "python -m benchmarks.search --model MODEL", **kept}
-    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    replace(path, json.dumps(whole, indent=1) + "\n")
 
 
 if __name__ == "__main__":

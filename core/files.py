@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import Iterable
@@ -11,6 +13,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+logger = logging.getLogger("ComfyUI-Diversity")
 
 
 def key(tensors: Iterable[Tensor], *settings: object) -> str:
@@ -41,12 +45,24 @@ def store(path: Path, tensors: dict[str, Tensor]) -> None:
     The file is written under a temporary name of this process and thread and then renamed, so that a reader, or another
     writer, finds the old file or the new one whole. A failed write leaves no temporary file behind.
 
-    Raises OSError when the folder or the file cannot be written.
+    Raises OSError, which names the file and the reason, when the folder or the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished)
         os.replace(unfinished, path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path} could not be written ({error}). Is the disk full, or the folder read-only?") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def keep(path: Path, tensors: dict[str, Tensor]) -> None:
+    """As `store`, for what can be made again: the work that made it is not lost with a write that fails, which is
+    logged in place of raised."""
+    try:
+        store(path, tensors)
+    except OSError as error:
+        logger.warning("%s It will be made again when it is needed.", error)

@@ -5,7 +5,10 @@ In every node a number of 0 switches a thing off, and AUTO (-1) leaves it to the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+import numbers
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -20,6 +23,7 @@ AUTO, OFF = "auto", "off"
 AUTO_NUMBER = -1
 
 _Input = TypeVar("_Input", bound=io.Input)
+_Execute = TypeVar("_Execute", bound=Callable[..., io.NodeOutput])
 
 
 @dataclass(frozen=True)
@@ -74,20 +78,57 @@ def options_output(method: str, main_name: str) -> io.Output:
     return io.Custom(options_type(method)).Output(display_name="options", tooltip=f"For the options of {main_name}.")
 
 
-def check_choices(cls: type[io.ComfyNode], values: Mapping[str, Any]) -> None:
-    """Raises ValueError for a choice that the node does not have, as in a workflow that a later version has saved.
+def checked(execute: _Execute) -> _Execute:
+    """For a node's `execute`, below `@classmethod`: first raises ValueError for a widget's value that is not allowed.
 
-    ComfyUI itself checks numbers; whether it checks the choices of a node as this one depends on its version.
+    ComfyUI itself compares typed-in numbers with their limits, but NaN passes, and what another node gives is not
+    looked at; whether it checks the choices of a node depends on its version.
     """
-    for widget in cls.define_schema().inputs:
-        if isinstance(widget, io.Combo.Input) and widget.id in values:
-            choices = [str(choice) for choice in widget.options or ()]
-            require(values[widget.id] in choices, widget.id, values[widget.id], f"one of {', '.join(choices)}")
+    signature = inspect.signature(execute)
+    [*_, last] = signature.parameters.values()
+
+    @functools.wraps(execute)
+    def after_checks(cls: type[io.ComfyNode], *arguments: Any, **named: Any) -> io.NodeOutput:
+        values = dict(signature.bind(cls, *arguments, **named).arguments)
+        if last.kind is inspect.Parameter.VAR_KEYWORD:
+            values |= values.pop(last.name, {})
+        check_values(cls.define_schema(), values)
+        return execute(cls, *arguments, **named)
+
+    return after_checks  # pyright: ignore[reportReturnType]
 
 
-def make_options(cls: type[io.ComfyNode], method: str, values: dict[str, Any]) -> io.NodeOutput:
-    """What an options node returns. Raises ValueError for a choice that it does not have."""
-    check_choices(cls, values)
+def check_values(schema: io.Schema, values: Mapping[str, Any]) -> None:
+    """Raises ValueError for the value of a widget that is no number of its range, choice, text or switch."""
+    for widget in schema.inputs:
+        if widget.id in values:
+            given = values[widget.id]
+            for value in given if schema.is_input_list and isinstance(given, list) else [given]:
+                if value is not None or not widget.optional:
+                    _check(widget, value)
+
+
+def _check(widget: io.Input, value: Any) -> None:
+    if isinstance(widget, io.Combo.Input):
+        choices = [str(choice) for choice in widget.options or ()]
+        require(value in choices, widget.id, value, f"one of {', '.join(choices)}")
+    elif isinstance(widget, io.Int.Input | io.Float.Input):
+        whole = isinstance(widget, io.Int.Input)
+        low: Any = widget.min
+        high: Any = widget.max
+        # True is a number to Python.
+        number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+        within = number and low <= value <= high  # not so for NaN
+        allowed = f"a whole number from {low} to {high}" if whole else f"a number from {low:g} to {high:g}"
+        require(within, widget.id, value, allowed)
+    elif isinstance(widget, io.Boolean.Input):
+        require(isinstance(value, bool), widget.id, value, "true or false")
+    elif isinstance(widget, io.String.Input):
+        require(isinstance(value, str), widget.id, value, "a text")
+
+
+def make_options(method: str, values: dict[str, Any]) -> io.NodeOutput:
+    """What an options node returns."""
     return io.NodeOutput(Options(method, MappingProxyType(dict(values))))
 
 

@@ -19,7 +19,7 @@ from ._inputs import (
     PUBLISHED,
     CheckedNode,
     Options,
-    check_choices,
+    checked,
     make_options,
     mode_input,
     options_input,
@@ -147,8 +147,9 @@ class DiverseNoiseOptions(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, **values: Any) -> io.NodeOutput:
-        return make_options(cls, _METHOD, values)
+        return make_options(_METHOD, values)
 
 
 def _shared_inputs(*between: io.Input) -> list[io.Input]:
@@ -195,7 +196,6 @@ def _guided_inputs() -> list[io.Input]:
 
 def _contrastive_noise(strength: float, iterations: int, mode: str, options: Options | None) -> ContrastiveNoise:
     """Raises ValueError for an option that the mode does not have."""
-    check_choices(DiverseNoise, {"mode": mode})
     values = read_options(DiverseNoiseOptions, options)
     chosen = {name: value for name, value in values.items() if value != _AUTOMATIC.get(name)}
     steps: dict[str, Any] = {"strength": strength, "iterations": iterations}
@@ -225,6 +225,7 @@ class DiverseNoise(CheckedNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, model: Any, strength: float, iterations: int, mode: str, options: Options | None = None
     ) -> io.NodeOutput:
@@ -270,6 +271,7 @@ class DiverseNoiseForCustomSampler(CheckedNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         noise: Any,
@@ -306,6 +308,7 @@ class DiverseNoiseToLatent(CheckedNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         noise: Any,

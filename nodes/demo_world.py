@@ -13,6 +13,7 @@ from ..demo import loader, turbo
 from ..demo.world.attributes import sample_scene
 from ..demo.world.captions import stated_in
 from ..demo.world.draw import draw
+from ._inputs import checked
 
 # What Load Demo World offers, and the weight files of each besides the CLIP's.
 _MODELS = {
@@ -68,9 +69,8 @@ class LoadDemoWorld(io.ComfyNode):
         return _changes(loader.CLIP_FILE, *_MODELS.get(model, ()))
 
     @classmethod
+    @checked
     def execute(cls, model: str = "unet") -> io.NodeOutput:
-        if model not in _MODELS:
-            raise ValueError(f"model is {model!r}; it must be one of {', '.join(_MODELS)}.")
         embeddings = folder_paths.get_folder_paths("embeddings")
         if model == "unet":
             return io.NodeOutput(loader.load_unet(), loader.load_clip(embeddings), loader.load_clip_vision())
@@ -103,6 +103,7 @@ class LoadDemoUnclip(io.ComfyNode):
         return _changes(loader.UNET_FILE, loader.UNCLIP_FILE)
 
     @classmethod
+    @checked
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(loader.load_unclip())
 
@@ -139,6 +140,7 @@ class DemoImages(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, text: str, count: int, seed: int) -> io.NodeOutput:
         stated, rng = stated_in(text), np.random.default_rng(seed)
         scenes = [replace(sample_scene(rng, stated.get("object")), **stated) for _ in range(count)]

@@ -14,7 +14,7 @@ from ..core.hooks.progress import Progress, show
 from ..core.methods.schedule import Window
 from ..core.methods.tpso import Settings
 from ..core.require import require
-from ._inputs import AUTO_NUMBER, OFF, CheckedNode, Options, options_input, read_options
+from ._inputs import AUTO_NUMBER, OFF, CheckedNode, Options, checked, options_input, read_options
 from .tpso import RATIO, DiversePromptsOptions
 
 
@@ -78,6 +78,7 @@ class DiverseConditioning(CheckedNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         conditioning: list,

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..core.drivers.diversify import diversified_model, diversified_prompt
 from ..core.hooks.progress import running_node
+from ._inputs import checked
 
 CATEGORY = "diversity"
 STRENGTH = 0.5
@@ -85,6 +86,7 @@ class Diversify(_ReportingNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: Any, clip: Any, text: str, seed: int, strength: float) -> io.NodeOutput:
         if clip is None:
             raise ValueError(
@@ -112,6 +114,7 @@ class DiversifyModel(_ReportingNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: Any, strength: float) -> io.NodeOutput:
         return io.NodeOutput(diversified_model(model, strength, running_node(), prompt=False))
 

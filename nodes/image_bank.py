@@ -14,7 +14,7 @@ from ..core.hooks.progress import Progress
 from ..core.hooks.vision import VisionTower
 from ..core.methods import image_bank
 from ..core.methods.image_bank import ImageBank
-from ._inputs import advanced, check_choices
+from ._inputs import advanced, checked
 
 CATEGORY = "diversity/vision"
 Bank = io.Custom("DIVERSITY_IMAGE_BANK")
@@ -70,10 +70,10 @@ class MakeImageBank(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, images: list[Tensor], clip_vision: list[Any], crop: list[str], bank: list[ImageBank] | None = None
     ) -> io.NodeOutput:
-        check_choices(cls, {"crop": crop[0]})
         tower = VisionTower(clip_vision[0])
         found = bank[0] if bank else None
         if found is not None:
@@ -117,6 +117,7 @@ class SaveImageBank(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, bank: ImageBank, name: str) -> io.NodeOutput:
         bank.save(_path(name))
         return io.NodeOutput(len(bank))
@@ -147,6 +148,7 @@ class LoadImageBank(io.ComfyNode):
         return f"{status.st_mtime_ns} {status.st_size}"
 
     @classmethod
+    @checked
     def execute(cls, name: str) -> io.NodeOutput:
         path = _path(name)
         if not path.is_file():

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..core.hooks.noise import StoredNoise, stored_noise
 from ..core.hooks.sampling import with_noise_change
+from ._inputs import checked
 
 CATEGORY = "diversity/noise"
 
@@ -40,6 +41,7 @@ class KeptNoiseForCustomSampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, noise_latent: dict[str, Any], seed: int) -> io.NodeOutput:
         return io.NodeOutput(StoredNoise(noise_latent, seed))
 
@@ -65,6 +67,7 @@ class UseKeptNoise(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: Any, noise_latent: dict[str, Any]) -> io.NodeOutput:
         samples = noise_latent["samples"]
         return io.NodeOutput(

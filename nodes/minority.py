@@ -32,7 +32,7 @@ from ._inputs import (
     CheckedNode,
     Options,
     advanced,
-    check_choices,
+    checked,
     make_options,
     mode_input,
     optimiser_input,
@@ -129,6 +129,7 @@ class MinorityPrompt(CheckedNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,
@@ -144,7 +145,6 @@ class MinorityPrompt(CheckedNode):
     ) -> io.NodeOutput:
         if clip is None:
             raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
-        check_choices(cls, {"preset": preset, "objective": objective, "mode": mode})
         chosen, own = preset_of(mode, preset), read_options(MinorityPromptOptions, options)
         keep_until, published = _or(own["keep_until"], chosen.keep_until), mode == PUBLISHED
         word, start = initial_word, own["start"]
@@ -202,8 +202,9 @@ class MinorityPromptOptions(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, **values: Any) -> io.NodeOutput:
-        return make_options(cls, _METHOD, values)
+        return make_options(_METHOD, values)
 
 
 def _common_options() -> list[io.Input]:

@@ -33,7 +33,7 @@ from ._inputs import (
     PUBLISHED,
     CheckedNode,
     Options,
-    check_choices,
+    checked,
     make_options,
     mode_input,
     options_input,
@@ -138,8 +138,9 @@ class TextToVisionOptions(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, **values: Any) -> io.NodeOutput:
-        return make_options(cls, _METHOD, values)
+        return make_options(_METHOD, values)
 
 
 def _plan(mode: str, options: Options | None) -> Plan:
@@ -224,6 +225,7 @@ class TextToVision(CheckedNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         clip: Any,
@@ -237,7 +239,6 @@ class TextToVision(CheckedNode):
         prompts: list | None = None,
         options: Options | None = None,
     ) -> io.NodeOutput:
-        check_choices(cls, {"constraint": constraint, "mode": mode})
         plan = _plan(mode, options)
         settings = plan.settings
         tower = VisionTower(clip_vision)
@@ -341,6 +342,7 @@ class TextAsVision(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, clip: Any, clip_vision: Any, text: str, bank: ImageBank | None = None) -> io.NodeOutput:
         tower = VisionTower(clip_vision)
         target = text_target(clip, text, tower.width)
@@ -401,6 +403,7 @@ class UnclipPerImage(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         conditioning: list[list],

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.drivers.rarity import rarity_of
 from ..core.hooks.progress import Progress, show
-from ._inputs import AUTO_NUMBER, advanced
+from ._inputs import AUTO_NUMBER, advanced, checked
 
 _DIGITS = 5  # that count: more would tell apart what only rounding does
 
@@ -58,6 +58,7 @@ class RarestFirst(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,

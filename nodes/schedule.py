@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..core.drivers.schedule import CLOCKS, scheduled
 from ..core.methods.schedule import EASINGS, Window
-from ._inputs import check_choices
+from ._inputs import checked
 
 _DEFAULT = Window()
 
@@ -88,6 +88,7 @@ class ScheduleConditioning(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         conditioning_from: list,
@@ -98,7 +99,6 @@ class ScheduleConditioning(io.ComfyNode):
         perturbed_steps: int,
         clock: str,
     ) -> io.NodeOutput:
-        check_choices(cls, {"easing": easing, "clock": clock})
         window = Window(ratio, start_percent, easing, perturbed_steps)
         return io.NodeOutput(scheduled(conditioning_from, conditioning_to, window, clock))
 

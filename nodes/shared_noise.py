@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.drivers.shared_noise import SharedNoise, with_shared_noise
+from ._inputs import checked
 
 CATEGORY = "diversity/noise"
 
@@ -53,6 +54,7 @@ class UseSharedNoise(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: Any, noise_per_step: float, noise_on_last_step: bool = False) -> io.NodeOutput:
         return io.NodeOutput(with_shared_noise(model, noise_per_step, noise_on_last_step))
 
@@ -73,6 +75,7 @@ class SharedNoiseForCustomSampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, noise: Any) -> io.NodeOutput:
         return io.NodeOutput(SharedNoise(noise))
 

@@ -48,7 +48,7 @@ from ._inputs import (
     CheckedNode,
     Options,
     advanced,
-    check_choices,
+    checked,
     make_options,
     mode_input,
     optimiser_input,
@@ -242,8 +242,9 @@ class DiversePromptsOptions(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, **values: Any) -> io.NodeOutput:
-        return make_options(cls, "TPSO", values)
+        return make_options("TPSO", values)
 
 
 class DiversePrompts(CheckedNode):
@@ -327,6 +328,7 @@ class DiversePrompts(CheckedNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         clip: Any,
@@ -341,7 +343,6 @@ class DiversePrompts(CheckedNode):
     ) -> io.NodeOutput:
         if clip is None:
             raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
-        check_choices(cls, {"mode": mode})
         chosen = read_options(DiversePromptsOptions, options)
         variant = chosen["variant"]
         require(variant <= variants, "variant", variant, f"0 (all) or 1 to {variants}, the number of variants")

@@ -273,7 +273,7 @@ class _ModelSide:
             return run.noise, "Noise: as it is, by choice.", nothing
         strength, iterations = chosen.noise_strength, chosen.noise_iterations
         try:
-            settings = Settings(strength, iterations, projection=chosen.projection)
+            settings = Settings(strength, iterations, projection=chosen.projection, cells=chosen.cells)
             noise = ContrastiveNoise(settings)(run)
         except ValueError as error:
             return run.noise, f"Noise: as it is. {error}", nothing

@@ -481,7 +481,11 @@ class _Run:
         logger.info(text)
         show(text)
         if self.learning.save is not None:
-            self._save(self.learning.save)
+            try:
+                self._save(self.learning.save)
+            except OSError as error:  # the images are done, and worth more
+                logger.warning("Minority Prompt: the learned token is lost. %s", error)
+                show(f"{text}\nThe learned token is lost: {error}")
 
     def report(self) -> str:
         """What was learned and what it cost, in words."""

@@ -290,7 +290,7 @@ def _vary(
             encoder, reference, start, settings, on_step, keep_words, None if searched is None else (count, seed)
         )
         if path is not None:
-            files.store(path, {"offsets": variants.offsets, "words_kept": torch.tensor([kept])})
+            files.keep(path, {"offsets": variants.offsets, "words_kept": torch.tensor([kept])})
     return Outcome(
         encoder.name,
         encoder.vector_name,

@@ -286,7 +286,7 @@ def _banks(
             variants = _optimised(encoder, start, rule, on_step)
             course = variants.cosines.cpu()
             bank = Bank(variants.offsets.cpu(), course[-1], course)
-            files.store(path, {"offsets": bank.offsets, "cosines": bank.cosines})
+            files.keep(path, {"offsets": bank.offsets, "cosines": bank.cosines})
         banks.append(bank)
     return banks
 

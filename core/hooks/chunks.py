@@ -21,6 +21,19 @@ Pullback = Callable[[Tensor], Tensor]
 _Result = TypeVar("_Result")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether fewer rows at once may help: PyTorch's own error, an accelerator's of that meaning (which newer versions
+    of ComfyUI know), or that of the CPU."""
+    if "DefaultCPUAllocator" in str(error):
+        return True
+    management: Any = comfy.model_management
+    # Where PyTorch has no such error, ComfyUI's name stands for every error.
+    if management.OOM_EXCEPTION is Exception:
+        return False
+    known = getattr(management, "is_oom", None)
+    return isinstance(error, management.OOM_EXCEPTION) if known is None else bool(known(error))
+
+
 def check_chunk_size(size: int) -> None:
     """Raises ValueError for a number of images at once that is neither -1 (auto) nor 1 or more."""
     require(size == -1 or size >= 1, "chunk_size", size, "1 or more, or -1 (auto)")
@@ -62,11 +75,8 @@ class Chunks:
         while True:
             try:
                 return work()
-            except comfy.model_management.OOM_EXCEPTION:
-                # Where PyTorch has no such error, ComfyUI's name stands for every error.
-                if comfy.model_management.OOM_EXCEPTION is Exception:
-                    raise
-                if self.size == 1 and not last_resort():
+            except Exception as error:
+                if not is_out_of_memory(error) or (self.size == 1 and not last_resort()):
                     raise
             # Outside the handler: the error's traceback would keep the failed try's tensors in memory.
             self.size = math.ceil(self.size / 2)

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from comfy.model_management import OOM_EXCEPTION
 from torch import Tensor
 
-from .chunks import InChunks
+from .chunks import InChunks, is_out_of_memory
 from .gradients import gradients
 
 # What PyTorch says where something passes no gradient on.
@@ -35,14 +34,9 @@ def backward_pass() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise BackwardError(str(error)) from error
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # Where PyTorch has no such error, ComfyUI's name stands for every error.
-    return OOM_EXCEPTION is not Exception and isinstance(error, OOM_EXCEPTION)
 
 
 def is_about_gradients(error: RuntimeError) -> bool:
@@ -66,7 +60,7 @@ def missing_gradient(model: InChunks, rows: Tensor) -> str | None:
             with backward_pass():
                 gradient = pullback(weights)
         except RuntimeError as error:
-            if _is_out_of_memory(error) or not is_about_gradients(error):
+            if is_out_of_memory(error) or not is_about_gradients(error):
                 raise
             return f"PyTorch says: {str(error).splitlines()[0]}"
         length = float(gradient.float().norm())

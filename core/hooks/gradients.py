@@ -29,13 +29,20 @@ def gradients(*modules: nn.Module) -> Iterator[None]:
     that come from outside the context may be used as they are. Without modules only autograd is switched on: enough
     where the forward passes themselves need no gradient.
     """
+    with _gradients(_fixed(modules) if modules else None):
+        yield
+
+
+@contextlib.contextmanager
+def _gradients(fixed: set[int | None] | None) -> Iterator[None]:
+    """fixed: see `_saved_by_value`; None for no models."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if modules:
+        if fixed is not None:
             stack.enter_context(_no_fused_kernels())
             stack.enter_context(_OrdinaryTensors())
-            stack.enter_context(_saved_by_value(modules))
+            stack.enter_context(_saved_by_value(fixed))
         yield
 
 
@@ -47,9 +54,10 @@ def checkpointed(*modules: nn.Module) -> Iterator[None]:
     PyTorch's own checkpointing gives wrong gradients, without a word, for layers that add their residuals in place.
     What is hooked into a layer is called twice for it. On leaving, the models are as they were.
     """
+    fixed = _fixed(modules)  # once: every layer asks for it in the pass back
     with contextlib.ExitStack() as stack:
         for layer in itertools.chain.from_iterable(_layers(module) for module in modules):
-            stack.enter_context(_replaced_forward(layer, modules))
+            stack.enter_context(_replaced_forward(layer, modules, fixed))
         yield
 
 
@@ -68,7 +76,7 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextlib.contextmanager
-def _replaced_forward(layer: nn.Module, modules: tuple[nn.Module, ...]) -> Iterator[None]:
+def _replaced_forward(layer: nn.Module, modules: tuple[nn.Module, ...], fixed: set[int | None]) -> Iterator[None]:
     forward = layer.forward
     rewritten = {id(weight) for module in modules for weight in _rewritten(module)}
     places = [
@@ -98,7 +106,7 @@ def _replaced_forward(layer: nn.Module, modules: tuple[nn.Module, ...]) -> Itera
             shape[:] = [found]
             return tuple(outputs)
 
-        outputs = _Layer.apply(run, modules, *inputs)
+        outputs = _Layer.apply(run, fixed, *inputs)
         return tree_unflatten(list(outputs), shape[0])
 
     own_attribute = "forward" in vars(layer)
@@ -136,8 +144,8 @@ class _Layer(torch.autograd.Function):
     """A layer whose inputs alone are kept."""
 
     @staticmethod
-    def forward(ctx: Any, run: Callable[..., tuple[Tensor, ...]], modules: Any, *inputs: Tensor) -> Any:
-        ctx.run, ctx.modules = run, modules
+    def forward(ctx: Any, run: Callable[..., tuple[Tensor, ...]], fixed: Any, *inputs: Tensor) -> Any:
+        ctx.run, ctx.fixed = run, fixed
         ctx.save_for_backward(*inputs)
         with torch.no_grad():
             return run(*inputs)
@@ -146,7 +154,7 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, *outward: Tensor | None) -> Any:
         inputs = [value.detach().requires_grad_() for value in ctx.saved_tensors]
         # The engine may call from a thread of its own, which is in none of our contexts.
-        with gradients(*ctx.modules):
+        with _gradients(ctx.fixed):
             outputs = ctx.run(*inputs)
             pairs = [(a, b) for a, b in zip(outputs, outward, strict=True) if b is not None and a.requires_grad]
             found = torch.autograd.grad([a for a, _ in pairs], inputs, [b for _, b in pairs], allow_unused=True)
@@ -238,8 +246,9 @@ def _differentiable(func: Callable[..., Any], args: tuple[Any, ...]) -> Callable
 def _ordinary(value: Any) -> Any:
     if isinstance(value, Tensor):
         # Quantised and other wrapped tensors have no memory of their own to share.
-        wrapped = type(value) not in (Tensor, nn.Parameter) or type(value.data) is not Tensor
-        if wrapped or not (_is_inference(value) or (isinstance(value, nn.Parameter) and value.requires_grad)):
+        is_weight = type(value) is nn.Parameter
+        wrapped = type(value.data if is_weight else value) is not Tensor
+        if wrapped or not (_is_inference(value) or (is_weight and value.requires_grad)):
             return value
         with torch.no_grad():
             same_memory = torch.empty(0, dtype=value.dtype, device=value.device)
@@ -260,17 +269,19 @@ def _is_inference(tensor: Tensor) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def _saved_by_value(modules: tuple[nn.Module, ...]) -> Iterator[None]:
-    """Autograd saves copies, so that neither an in-place addition nor a reused buffer can overwrite what it saved.
-
-    The modules' own weights are saved as they are, but for those that hooks write to.
-    """
+def _fixed(modules: tuple[nn.Module, ...]) -> set[int | None]:
+    """Where the weights of these models lie that nothing overwrites: all but those that hooks write to."""
     weights = {_address(parameter) for module in modules for parameter in module.parameters()}
-    weights -= {_address(weight) for module in modules for weight in _rewritten(module)} | {None}
+    return weights - {_address(weight) for module in modules for weight in _rewritten(module)} - {None}
+
+
+@contextlib.contextmanager
+def _saved_by_value(fixed: set[int | None]) -> Iterator[None]:
+    """Autograd saves copies, so that neither an in-place addition nor a reused buffer can overwrite what it saved; but
+    for what is `fixed`, which it saves as it is."""
 
     def pack(tensor: Tensor) -> Tensor:
-        return tensor if _address(tensor) in weights else tensor.clone()
+        return tensor if _address(tensor) in fixed else tensor.clone()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield

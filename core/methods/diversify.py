@@ -43,7 +43,7 @@ class Plan:
 
     kappa: cosine of the prompt's variants to the prompt. window: when they are in force. added_tokens: so many tokens
         behind the prompt are varied, see TPSO.
-    noise_strength, noise_iterations, projection: of Contrastive Noise Optimization.
+    noise_strength, noise_iterations, projection, cells: of Contrastive Noise Optimization.
     unguided_steps: at so many steps from the first on there is no guidance.
     """
 
@@ -53,6 +53,7 @@ class Plan:
     noise_strength: float
     noise_iterations: int
     projection: str
+    cells: int
     unguided_steps: int
 
     def extra_passes(self, situation: Situation) -> float:
@@ -83,6 +84,7 @@ def plan(strength: float, situation: Situation) -> Plan:
         noise_strength=noise if several else 0.0,
         noise_iterations=3 if few else 4,
         projection="norm" if few else "spectrum",
+        cells=0,
         # Rounded down, but for what is lost in the product of two decimal fractions.
         unguided_steps=int(0.2 * amount * situation.steps + 1e-9) if guided else 0,
     )

@@ -33,6 +33,8 @@ STAGES = {
     "turbo_led": "export.export_turbo_led",
     "mmdit_runs": "own_steps.make_mmdit_runs",
     "mmdit_own_steps": "export.export_mmdit_own_steps",
+    "mmdit_runs_again": "own_steps.make_mmdit_runs_again",
+    "mmdit_own_steps_again": "export.export_mmdit_own_steps_again",
     "unet_runs": "own_steps.make_unet_runs",
     "unet_own_steps": "export.export_unet_own_steps",
 }

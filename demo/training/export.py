@@ -118,6 +118,12 @@ def export_mmdit_own_steps(folder: Path) -> None:
     _write(WEIGHTS / MMDIT_FILE, train_mmdit_own_steps(folder).state_dict())
 
 
+def export_mmdit_own_steps_again(folder: Path) -> None:
+    from .own_steps import train_mmdit_own_steps_again
+
+    _write(WEIGHTS / MMDIT_FILE, train_mmdit_own_steps_again(folder).state_dict())
+
+
 def export_unet_own_steps(folder: Path) -> None:
     from .own_steps import train_unet_own_steps
 

@@ -11,6 +11,8 @@ much guidance narrows that, is not to change.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,10 +34,12 @@ from .pairs import Make, made_pairs
 from .places import EvenlyStated, captions_by_turns, continued
 from .redraw import Redrawn
 
-RUNS, STEPS = 1_536, 12  # images sampled, and steps of each
+STEPS = 12  # of each run
+AGAIN = 768  # images sampled once more, by the weights that learned from the first ones
 CFGS = (1.0, 1.0, 1.5, 2.0, 3.0)  # of the runs, by turns
 EMPTY_RUNS, EMPTY = 16, 0.12  # every so many runs, and the share of steps, that read no caption
 NATURAL, UNIFORM = 4_000, 4_000  # drawings of each kind for the other batches
+WHOLE = 0.85  # of a schedule: from there on captions are read with all of their padding
 _CHUNK = 64
 
 
@@ -47,7 +51,8 @@ class Kind(ABC):
     sigmas: list[float]  # of STEPS steps, from the highest to 0
     first: int  # the first step that is learned from
     schedule: Schedule
-    whole: int  # the step from which captions are read with all of their padding
+    runs: int  # images sampled
+    again: Schedule  # with the runs that were made again
     batch: int
     seed: int
 
@@ -76,7 +81,8 @@ class Kind(ABC):
 class Mmdit(Kind):
     name, file, seed = "mmdit", MMDIT_FILE, 160
     sigmas, first = sampling_levels(STEPS), 4
-    schedule, whole, batch = Schedule(700, 6e-4, warmup=30, average=0.995), 590, mmdit.BATCH
+    schedule, batch, runs = Schedule(700, 6e-4, warmup=30, average=0.995), mmdit.BATCH, 1_536
+    again = Schedule(400, 5e-4, warmup=20, average=0.99)
 
     def __init__(self) -> None:
         self._conditionings = Conditionings()
@@ -107,7 +113,8 @@ class Mmdit(Kind):
 class Unet(Kind):
     name, file, seed = "unet", UNET_FILE, 170
     sigmas, first = calculate_sigmas(ModelSamplingDiscrete(), "normal", STEPS).tolist(), 3
-    schedule, whole, batch = Schedule(700, 4e-4, warmup=30, average=0.995), 590, 32
+    schedule, batch, runs = Schedule(700, 4e-4, warmup=30, average=0.995), 32, 1_024
+    again = Schedule(400, 3e-4, warmup=20, average=0.99)
 
     def __init__(self) -> None:
         self._sampling, self._loss = ModelSamplingDiscrete().to(DEVICE), unet.NoiseLoss()
@@ -134,35 +141,50 @@ class Unet(Kind):
         return self._loss(model, clean, captions, rng, lowest=None, layout=True)
 
 
-def captions_of_runs(kind: Kind) -> list[str]:
+def captions_of_runs(seed: int, count: int) -> list[str]:
     """By turns of a scene as the world draws it, now and then none, and with evenly drawn words."""
-    return ["" if k % EMPTY_RUNS == 0 else text for k, text in enumerate(captions_by_turns(kind.seed, RUNS))]
+    return ["" if k % EMPTY_RUNS == 0 else text for k, text in enumerate(captions_by_turns(seed, count))]
 
 
-def make_mmdit_runs(folder: Path) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Runs:
+    """Half-finished latents `[N, STEPS - first, 16, 16, 16]` and what was meant, `[N, 16, 16, 16]`, fp16."""
+
+    captions: list[str]
+    states: Tensor
+    cleans: Tensor
+
+
+def make_mmdit_runs(folder: Path) -> Runs:
     return make_runs(folder, Mmdit())
 
 
-def make_unet_runs(folder: Path) -> tuple[Tensor, Tensor]:
+def make_mmdit_runs_again(folder: Path) -> Runs:
+    return make_runs(folder, Mmdit(), again=True)
+
+
+def make_unet_runs(folder: Path) -> Runs:
     return make_runs(folder, Unet())
 
 
-def make_runs(folder: Path, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Half-finished latents `[RUNS, STEPS - first, 16, 16, 16]` and what was meant, `[RUNS, 16, 16, 16]`, fp16."""
-    captions = captions_of_runs(kind)
+def make_runs(folder: Path, kind: Kind, again: bool = False) -> Runs:
+    """By the weights in the file. again: another set, for after they have learned from the first."""
+    count, seed = (AGAIN, kind.seed + 50) if again else (kind.runs, kind.seed)
+    captions = captions_of_runs(seed, count)
 
     def teacher() -> Make:
         model, conditionings, redrawn = continued(kind.build(), kind.file).eval(), Conditionings(), Redrawn()
 
         def make(noise: Tensor, own: slice) -> dict[str, Tensor]:
-            scales = torch.tensor([CFGS[k % len(CFGS)] for k in range(RUNS)[own]], device=DEVICE)
+            scales = torch.tensor([CFGS[k % len(CFGS)] for k in range(count)[own]], device=DEVICE)
             states, made = followed(kind, model, noise, captions[own], conditionings, scales)
             return {"states": states.half(), "clean": redrawn(made, captions[own]).half()}
 
         return make
 
-    found = made_pairs(folder / f"{kind.name}_own_steps.safetensors", RUNS, _CHUNK, kind.seed + 1, teacher)
-    return found["states"], found["clean"]
+    name = f"{kind.name}_own_steps{'_again' if again else ''}.safetensors"
+    found = made_pairs(folder / name, count, _CHUNK, seed + 1, teacher)
+    return Runs(captions, found["states"], found["clean"])
 
 
 def followed(
@@ -192,30 +214,50 @@ def train_mmdit_own_steps(folder: Path) -> nn.Module:
     return train_own_steps(folder, Mmdit())
 
 
+def train_mmdit_own_steps_again(folder: Path) -> nn.Module:
+    return train_own_steps_again(folder, Mmdit())
+
+
 def train_unet_own_steps(folder: Path) -> nn.Module:
     return train_own_steps(folder, Unet())
 
 
 def train_own_steps(folder: Path, kind: Kind) -> nn.Module:
     torch.manual_seed(kind.seed + 5)
-    states, cleans = make_runs(folder, kind)
-    captions, conditionings = captions_of_runs(kind), Conditionings()
-    drawings = EvenlyStated(folder, NATURAL, UNIFORM)
-    sigmas = torch.tensor(kind.sigmas[kind.first : STEPS], device=DEVICE)
-
-    def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        whole = step > kind.whole
-        if step % 2:
-            return kind.drawing_loss(model, *drawings.batch(rng, kind.batch), rng, whole)
-        chosen, at = rng.integers(RUNS, size=kind.batch), rng.integers(len(sigmas), size=kind.batch)
-        context, pooled = conditionings.encode(["" if rng.random() < EMPTY else captions[k] for k in chosen])
-        state, clean = (part.float().to(DEVICE) for part in (states[chosen, at], cleans[chosen]))
-        found = kind.clean(model, state, sigmas[at], context if whole else context[:, :SHORT], pooled)
-        return (kind.weight(sigmas[at]).view(-1, 1, 1, 1) * (found - clean).square()).mean()
-
+    loss_at = _loss(folder, kind, [make_runs(folder, kind)], kind.schedule)
     model = continued(kind.build(), kind.file)
     for k, name in enumerate(("own_steps", "own_steps_more")):
         model = train(
             f"{kind.name}_{name}", model.requires_grad_(True), loss_at, kind.schedule, folder, kind.seed + 6 + k
         )
     return model
+
+
+def train_own_steps_again(folder: Path, kind: Kind) -> nn.Module:
+    torch.manual_seed(kind.seed + 55)
+    runs = [make_runs(folder, kind), make_runs(folder, kind, again=True)]
+    loss_at = _loss(folder, kind, runs, kind.again)
+    model = continued(kind.build(), kind.file)
+    return train(f"{kind.name}_own_steps_again", model, loss_at, kind.again, folder, kind.seed + 56)
+
+
+def _loss(
+    folder: Path, kind: Kind, runs: list[Runs], schedule: Schedule
+) -> Callable[[nn.Module, int, np.random.Generator], Tensor]:
+    """Of a batch of drawings and, by turns, of one along the runs."""
+    conditionings, drawings = Conditionings(), EvenlyStated(folder, NATURAL, UNIFORM)
+    sigmas = torch.tensor(kind.sigmas[kind.first : STEPS], device=DEVICE)
+    captions = [text for part in runs for text in part.captions]
+    states, cleans = torch.cat([part.states for part in runs]), torch.cat([part.cleans for part in runs])
+
+    def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
+        whole = step >= WHOLE * schedule.steps
+        if step % 2:
+            return kind.drawing_loss(model, *drawings.batch(rng, kind.batch), rng, whole)
+        chosen, at = rng.integers(len(captions), size=kind.batch), rng.integers(len(sigmas), size=kind.batch)
+        context, pooled = conditionings.encode(["" if rng.random() < EMPTY else captions[k] for k in chosen])
+        state, clean = (part.float().to(DEVICE) for part in (states[chosen, at], cleans[chosen]))
+        found = kind.clean(model, state, sigmas[at], context if whole else context[:, :SHORT], pooled)
+        return (kind.weight(sigmas[at]).view(-1, 1, 1, 1) * (found - clean).square()).mean()
+
+    return loss_at

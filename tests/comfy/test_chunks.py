@@ -6,6 +6,7 @@ import comfy.model_management
 import pytest
 import torch
 from comfyui_diversity.core.hooks.chunks import Chunks
+from comfyui_diversity.core.hooks.gradient_check import backward_pass
 from torch import Tensor
 
 pytestmark = pytest.mark.fast
@@ -44,6 +45,33 @@ def test_one_row_that_does_not_fit_is_the_error_itself_unless_something_else_hel
     with pytest.raises(comfy.model_management.OOM_EXCEPTION):
         Chunks(1).retried(failing, lambda: resorts.append(0) or len(resorts) < 3)
     assert len(resorts) == 3
+
+
+def test_real_memory_of_the_cpu() -> None:
+    def work(rows: slice) -> Tensor:
+        part = torch.arange(8)[rows]
+        torch.empty(2 ** (6 * len(part)), dtype=torch.uint8)  # all of them: more than there are addresses
+        return part
+
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"), backward_pass():
+        work(slice(0, 8))
+    chunks = Chunks(8)
+    assert torch.equal(chunks.each(work), torch.arange(8))
+    assert chunks.size == 4
+
+
+@pytest.mark.skipif(not hasattr(comfy.model_management, "is_oom"), reason="this ComfyUI knows no such error")
+def test_an_accelerators_own_error() -> None:
+    values, sizes = torch.arange(4.0), []
+
+    def work(rows: slice) -> Tensor:
+        sizes.append(len(values[rows]))
+        if sizes[-1] > 2:
+            raise comfy.model_management.ACCELERATOR_ERROR("CUDA error: out of memory")  # pyright: ignore
+        return values[rows]
+
+    assert torch.equal(Chunks(4).each(work), values)
+    assert sizes == [4, 2, 2]
 
 
 def test_where_pytorch_has_no_such_error_none_is_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,8 +251,7 @@ def image_by_image(model: Any) -> Any:
 def test_chunks_change_no_bit_when_each_image_is_computed_alike(gradient: str) -> None:
     of = guider("eps", image_by_image(small_model("eps")))
     whole = optimised("eps", gradient, -1, of)
-    for chunk_size in (1, 2):
-        assert torch.equal(optimised("eps", gradient, chunk_size, of), whole)
+    assert torch.equal(optimised("eps", gradient, 2, of), whole)  # two images, then one
 
 
 @pytest.mark.parametrize("gradient", ["stop", "full"])

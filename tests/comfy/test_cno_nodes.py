@@ -7,6 +7,7 @@ from typing import Any
 
 import comfy.sample
 import comfy.samplers
+import comfy_extras.nodes_post_processing  # noqa: F401 - nodes_latent needs it to be imported first (0.33)
 import pytest
 import torch
 from comfy_api.internal import lock_class

@@ -85,7 +85,7 @@ def test_images_find_their_captions(clip: comfy.sd.CLIP, scenes_and_images) -> N
 @pytest.fixture(scope="module")
 def scenes_and_embeddings() -> tuple[list, torch.Tensor]:
     rng = np.random.default_rng(77)
-    scenes = [sample_uniform_scene(rng) for _ in range(100)]
+    scenes = [sample_uniform_scene(rng) for _ in range(40)]
     images = torch.from_numpy(np.stack([draw(scene, rng) for scene in scenes])).float() / 255
     found = loader.load_clip_vision().encode_image(images)["image_embeds"]
     return scenes, torch.nn.functional.normalize(found, dim=1)
@@ -151,7 +151,7 @@ def test_damaged_and_missing_weights_are_named(tmp_path: Path, monkeypatch: pyte
 def test_the_unclip_model_draws_what_an_image_shows() -> None:
     """The embedding of a fresh image, on an empty prompt, leads to the image's attributes again."""
     rng = np.random.default_rng(815)
-    scenes = [sample_uniform_scene(rng) for _ in range(10)]
+    scenes = [sample_uniform_scene(rng) for _ in range(6)]
     images = torch.from_numpy(np.stack([draw(scene, rng) for scene in scenes])).float() / 255
     vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(WEIGHTS / loader.VAE_FILE)))
     model, vision, start = loader.load_unclip(), loader.load_clip_vision(), torch.zeros(1, 16, 16, 16)

@@ -290,7 +290,7 @@ def test_no_clip(sd1: Workflow) -> None:
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
 def test_another_strength(strength: float, sd1: Workflow) -> None:
     for nodes in (sd1.node, lambda strength: DiversifyModel.execute(sd1.model, strength)):
-        with pytest.raises(ValueError, match=r"strength is .*; it must be from 0 to 1"):
+        with pytest.raises(ValueError, match=r"strength is .*; it must be a number from 0 to 1"):
             nodes(strength=strength)
 
 

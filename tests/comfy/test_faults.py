@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import comfy.model_management
 import comfy.sample
 import pytest
 import torch
@@ -131,6 +133,28 @@ def test_an_exception_in_the_model_passes_through_and_leaves_nothing(make: Make,
 
 
 @every_method
+def test_cancel_at_every_stage(make: Make, workflow: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the pack or ComfyUI asks whether Cancel was pressed: first, last, and between."""
+    asked, at = [], -1
+
+    def ask() -> None:
+        asked.append(1)
+        if len(asked) - 1 == at:
+            raise comfy.model_management.InterruptProcessingException
+
+    monkeypatch.setattr(comfy.model_management, "throw_exception_if_processing_interrupted", ask)
+    done = workflow.sample(*made(make, workflow))
+    count = len(asked)
+    for at in sorted({0, count // 3, 2 * count // 3, count - 1}):  # noqa: B007 - read above
+        asked.clear()
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            workflow.sample(*made(make, workflow))
+    at = -1
+    workflow.check_untouched()
+    assert torch.equal(workflow.sample(*made(make, workflow)), done)
+
+
+@every_method
 def test_not_a_number_from_the_model_is_named_or_is_what_stock_gives(make: Make, workflow: Workflow) -> None:
     def broken(executor: Any, *rest: Any, **named: Any) -> Tensor:
         return executor(*rest, **named) * torch.nan
@@ -184,19 +208,29 @@ def test_two_branches_of_one_model_do_not_see_each_other(workflow: Workflow) -> 
 
 
 @pytest.mark.parametrize(
-    "make", [diversify, *(pytest.param(one, marks=pytest.mark.slow) for one in (noise, prompts, minority))]
+    "make", [noise, prompts, *(pytest.param(one, marks=pytest.mark.slow) for one in (diversify, minority))]
 )
-def test_no_tensors_pile_up(make: Make, workflow: Workflow) -> None:
-    """Runs of one graph, and graphs made again."""
+def test_nothing_piles_up_over_100_runs(make: Make, workflow: Workflow, caplog: pytest.LogCaptureFixture) -> None:
+    """Of one graph, and of graphs made again: no tensor, and no other object but ComfyUI's own record of each run."""
+    caplog.set_level(logging.CRITICAL)  # what is logged is kept
 
-    def count() -> int:
+    def count() -> tuple[int, int]:
         gc.collect()
-        return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
+        found = gc.get_objects()
+        return sum(issubclass(type(one), torch.Tensor) for one in found), len(found)
 
-    kept = made(make, workflow)
-    counts = []
-    for _ in range(4):
-        workflow.sample(*kept)
-        workflow.sample(*made(make, workflow))
-        counts.append(count())
-    assert counts[-1] <= counts[1], counts
+    def growth(branch: Callable[[], Made]) -> tuple[int, int]:
+        kept, counts = branch(), {}
+        for k in range(100):
+            own = branch() if k % 10 == 0 else kept
+            workflow.sample(*own, (BATCH, 4, 2, 2), steps=1)
+            del own
+            if k in (19, 99):
+                counts[k] = count()
+        return counts[99][0] - counts[19][0], counts[99][1] - counts[19][1]
+
+    plain = workflow.encode(TEXT)
+    _, stock = growth(lambda: (workflow.model.clone(), plain))
+    tensors, objects = growth(lambda: made(make, workflow))
+    assert tensors <= 0
+    assert objects < stock + 40

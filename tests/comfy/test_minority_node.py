@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,17 @@ def test_a_kept_token_is_an_embedding_for_stock_nodes(graph: Graph, embeddings: 
     names = sorted(path.name for path in (embeddings / "diversity").iterdir())
     assert names == ["rare.safetensors", "rare_1.safetensors", "rare_2.safetensors"]
     graph.node(save_as="rare")  # its own file is no obstacle
+
+
+def test_images_are_not_lost_with_a_token_that_cannot_be_written(
+    graph: Graph, embeddings: Path, full_disk: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, positive = graph.node(save_as="rare", iterations=1)
+    with full_disk(), caplog.at_level(logging.WARNING):
+        images = graph.simple(model, positive)
+    assert "the learned token is lost" in caplog.text
+    assert [path.name for path in embeddings.rglob("*")] == ["diversity"]
+    assert torch.equal(images, graph.simple(model, positive))
 
 
 @pytest.mark.parametrize("name", ["../up", "two words"])

@@ -447,7 +447,7 @@ class PassesBack:
 
 @pytest.mark.parametrize(
     ("spared", "forwards", "backwards"),
-    [({}, [2] * 20, [2] * 20), ({"chunk_size": 1}, [1] * 80, [1] * 40)],
+    [({}, [2] * 20, [2] * 20), pytest.param({"chunk_size": 1}, [1] * 80, [1] * 40, marks=pytest.mark.slow)],
 )
 def test_a_run_of_twenty_steps_with_the_base_models_preset(
     graph: Graph, spared: dict[str, Any], forwards: list[int], backwards: list[int]

@@ -13,7 +13,7 @@ from comfyui_diversity.core.methods.ovi import Settings
 from comfyui_diversity.demo import loader
 from comfyui_diversity.nodes.demo_world import DemoImages
 
-TEXTS = ("a blue balloon", "a small tree on the left")
+TEXTS = ("a small tree on the left",)
 
 
 @pytest.fixture(scope="module")
@@ -37,5 +37,5 @@ def test_cosine_to_the_text(
     with torch.inference_mode():
         texts = torch.cat([text_target(clip, text, tower.width).vectors for text in TEXTS])
         target = Target(texts, "texts")
-        found = invert_text(tower, target, len(TEXTS), 16, 0, Settings(150, 0.05), constraint, 1.0, bank)
+        found = invert_text(tower, target, 1, 16, 0, Settings(150, 0.05), constraint, 1.0, bank)
     assert least <= found.cosines.mean().item() <= most

@@ -153,11 +153,7 @@ def test_without_options_it_is_what_is_recommended() -> None:
     assert _plan("published", None) == Plan(
         Settings(1000, 0.02, patience=0, keep_last=True), 6, 1.0, False, PUBLISHED_CONSTRAINTS
     )
-    clip, vision = small_encoder("sd1"), small_vision()
-    plain = TextToVision.execute(clip, vision, "a red fish", **{**WIDGETS, "variants": 1}).args[0]
-    same, _, _, report = run(clip, vision, variants=1, tokens=16, steps=500, learning_rate=0.02, match_length="on")
-    assert torch.equal(embeddings(plain), embeddings(same))
-    assert "lowest loss" in report
+    assert "lowest loss" in run(steps=20)[-1]
 
 
 def test_published_takes_all_its_steps_and_keeps_the_last() -> None:
@@ -197,7 +193,7 @@ def test_bank_of_batches_and_lists() -> None:
         make_bank([random_images(0)], vision)
 
 
-def test_bank_on_disk(output: Path) -> None:
+def test_bank_on_disk(output: Path, full_disk: Any) -> None:
     bank = make_bank()
     assert SaveImageBank.execute(bank, "my bank").args == (6,)
     assert (output / "diversity" / "banks" / "my bank.safetensors").is_file()
@@ -205,6 +201,9 @@ def test_bank_on_disk(output: Path) -> None:
     again, count = LoadImageBank.execute("my bank").args
     assert torch.equal(again.members, bank.members)
     assert count == 6
+    with full_disk(), pytest.raises(OSError, match=r"my bank\.safetensors could not be written"):
+        SaveImageBank.execute(bank.extended(bank.members), "my bank")
+    assert torch.equal(LoadImageBank.execute("my bank").args[0].members, bank.members)
     SaveImageBank.execute(bank.extended(bank.members), "my bank")
     assert LoadImageBank.fingerprint_inputs("my bank") != before
     assert run(bank=again, constraint="mahalanobis")[3].count("mahalanobis: ") == 2

@@ -239,7 +239,7 @@ def test_which_encoders() -> None:
 # --- the negative ----------------------------------------------------------------------------------------------------
 
 
-def test_the_negatives_variants_are_kept_on_disk(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_negatives_variants_are_kept_on_disk(user: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Any) -> None:
     """Whatever prompt and seed; another similarity makes others."""
     clip = small_encoder("sd1")
     positive, negative, _, plot, report = run(clip, vary_negative=True)
@@ -267,6 +267,10 @@ def test_the_negatives_variants_are_kept_on_disk(user: Path, monkeypatch: pytest
     assert len(list(file.parent.iterdir())) == 2
 
     file.write_bytes(b"broken")
+    with full_disk():
+        assert torch.equal(run(clip, vary_negative=True)[1][0][0], negative[0][0])
+    assert file.read_bytes() == b"broken"
+    assert len(list(file.parent.iterdir())) == 2
     assert torch.equal(run(clip, vary_negative=True)[1][0][0], negative[0][0])
     assert torch.equal(run(clip, vary_negative=True)[0][0][0], positive[0][0])
 

@@ -140,7 +140,7 @@ def test_variants_are_the_releases(kind: str, rate: float, strength: float, step
 
 @pytest.mark.parametrize(("kind", "rows", "group"), [("sd1", 350, 35), ("sd3 clips", 300, 30)])
 def test_the_bank_is_the_releases(
-    kind: str, rows: int, group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, rows: int, group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Any
 ) -> None:
     """Its size, and a smaller one in fewer steps: a draw, and the same bank from the disk."""
     steps = 4
@@ -154,7 +154,11 @@ def test_the_bank_is_the_releases(
     monkeypatch.setattr(driver, "BANK_STEPS", steps)
     preset = replace(preset, rule=replace(preset.rule, steps=steps), bank_rows=rows, bank_group=group)
     with torch.inference_mode():
+        with full_disk():
+            [[lost, _]], _ = driver.draw_negative(clip, "", COUNT, SEED, preset, rule, tmp_path)
+        assert list(tmp_path.iterdir()) == []
         [[cond, _]], outcomes = driver.draw_negative(clip, "", COUNT, SEED, preset, rule, tmp_path)
+        assert torch.equal(lost, cond)
         [[again, _]], loaded = driver.draw_negative(clip, "", COUNT, SEED, preset, rule, tmp_path)
         [[other, _]], _ = driver.draw_negative(clip, "", COUNT, SEED + 1, preset, rule, tmp_path)
     torch.manual_seed(SEED)
@@ -286,7 +290,7 @@ def test_the_report_says_whose_rule_it_was_and_what_is_missing(user: Path, monke
     ("changed", "words"),
     [
         ({"text": " "}, "text is ' '; it must be a prompt with words"),
-        ({"variants": 0}, "variants is 0; it must be 1 to 350"),
+        ({"variants": 0}, "variants is 0; it must be a whole number from 1"),
         ({"variants": 351, "steps": 1}, "variants is 351; it must be 1 to 350"),
         ({"similarity": 0.0}, "kappa is 0.0; it must be above 0"),
         ({"preset": "sd35"}, r"preset is 'sd35'; it must be auto or sd15 .* SD1.5's: SD3.5's rule is for flow"),

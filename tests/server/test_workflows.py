@@ -1,4 +1,5 @@
-"""Every template of the demo world, run by a real server: to the end, reproducibly, and from the cache where it may."""
+"""Every template of the demo world, run by a real server: to the end, and from the cache where it may; one of each
+method and model reproducibly, too, and with all that a user may change."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from devtools.released import MODELS
 from devtools.server import Client, Server
 
 TEMPLATES = sorted({path.stem for path in HERE.workflows.glob("*.json")} - {model.template for model in MODELS})
-RELOADED = ["cno_unet", "diversify_unet", "tpso_mmdit", "minority_distilled", "ovi"]  # each method and each model once
+SAMPLE = ["cno_unet", "diversify_turbo", "tpso_mmdit", "minority_distilled", "ovi"]  # each method and each model once
 BATCH = 2
 SCRATCH = "tests"
 # What takes long and is tested where the methods are. At most so much; -1 is the method's own choice.
@@ -72,6 +73,13 @@ def test_runs_to_the_end(client: Client, prompt: dict[str, Any]) -> None:
     assert all(image.std() > 1 for image in images), "an image of one flat colour"
 
 
+def test_what_a_user_may_change_is_in_the_graph(prompt: dict[str, Any]) -> None:
+    """That it then changes the images is tested below, of a sample: what comes after is ComfyUI's own."""
+    changed = with_values(prompt, {"text": "a small green fish", "cfg": 2.5})
+    assert sum(changed[node] != prompt[node] for node in prompt) >= 2
+
+
+@pytest.mark.parametrize("prompt", SAMPLE, indirect=True)
 def test_the_seed_alone_decides(client: Client, prompt: dict[str, Any]) -> None:
     first, _ = run(client, prompt)
     other, cached = run(client, with_values(prompt, {"seed": 12}))
@@ -83,7 +91,7 @@ def test_the_seed_alone_decides(client: Client, prompt: dict[str, Any]) -> None:
     assert again == first
 
 
-@pytest.mark.parametrize("prompt", RELOADED, indirect=True)
+@pytest.mark.parametrize("prompt", SAMPLE, indirect=True)
 def test_same_after_the_models_are_loaded_again(client: Client, prompt: dict[str, Any]) -> None:
     first, _ = run(client, prompt)
     client.request("/free", {"unload_models": True, "free_memory": True})
@@ -101,6 +109,7 @@ def test_nothing_new_is_not_run(client: Client, prompt: dict[str, Any]) -> None:
     assert again == first
 
 
+@pytest.mark.parametrize("prompt", SAMPLE, indirect=True)
 def test_text_guidance_and_batch_reach_the_model(client: Client, prompt: dict[str, Any]) -> None:
     first, _ = run(client, prompt)
     for change in ({"text": "a small green fish"}, {"cfg": 2.5}, {"steps": 3}):

@@ -27,7 +27,7 @@ import comfy.text_encoders.omnigen2
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from . import encoders, models, released, vision
+from . import encoders, models, newer, released, vision
 from .models import CPU, WIDTH
 
 
@@ -176,11 +176,7 @@ def _omnigen() -> tuple[Any, Any]:
     }
     omnigen = comfy.text_encoders.omnigen2
     encoder = _encoder(omnigen.te(), omnigen.Omnigen2Tokenizer, {"qwen25_3b_model_config": encoders._QWEN})
-    model = released._model("Omnigen2", sizes)
-    for weight in model.model.diffusion_model.parameters():
-        if weight.ndim == 2:
-            weight.mul_(4)  # else its gates let too little of the text through
-    return model, encoder
+    return newer.louder(released._model("Omnigen2", sizes)), encoder
 
 
 def _hidream() -> tuple[Any, Any]:
@@ -356,4 +352,19 @@ WHOLE: dict[str, Whole] = {
     "HunyuanVideo 1.5 (video)": Whole(_hunyuan_video_15, time=2),
     "LTXV (video)": Whole(_ltxv, time=2),
     "Wan 2.1 (video)": Whole(_pair("wan", "t5"), time=2),
+    "Wan 2.2 5B (video)": Whole(newer.wan_22, time=2),
+    "Cosmos 1 (video)": Whole(newer.cosmos, time=2),
+    "CogVideoX (video)": Whole(newer.cogvideox, time=2, missing_in=_OLD),
+    "Kandinsky 5 (video)": Whole(lambda: newer.kandinsky(True), time=2, missing_in=_OLD),
+    "Kandinsky 5": Whole(lambda: newer.kandinsky(False), missing_in=_OLD),
+    "Ovis": Whole(newer.ovis, missing_in=_OLD),
+    "LongCat": Whole(newer.longcat, missing_in=_OLD),
+    "Ernie": Whole(newer.ernie, missing_in=_OLD),
+    "Boogu": Whole(newer.boogu, missing_in=_OLD),
+    "JoyImage": Whole(newer.joyimage, missing_in=_OLD),
+    "MageFlow": Whole(newer.mage_flow, missing_in=_OLD),
+    "Ideogram 4": Whole(newer.ideogram, missing_in=_OLD),
+    "PixelDiT": Whole(newer.pixeldit, side=32, missing_in=_OLD),
+    "NewBie": Whole(newer.newbie, missing_in=_OLD),
+    "HiDream-O1": Whole(newer.hidream_o1, side=64, missing_in=_OLD),
 }

@@ -33,7 +33,7 @@ def share_broken(images: np.ndarray, scorer: Scorer, judge: Judge) -> float:
 
 def test_sound_drawings_pass(scorer: Scorer, judge: Judge) -> None:
     rng = np.random.default_rng(SEED)
-    images = np.stack([draw(sample_uniform_scene(rng), rng) for _ in range(60)])
+    images = np.stack([draw(sample_uniform_scene(rng), rng) for _ in range(30)])
     assert share_broken(images, scorer, judge) == 0
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.image_store import stored
+from benchmarks.results import add_row, read, write
 
 
 def image(value: int) -> np.ndarray:
@@ -30,8 +33,21 @@ def test_what_was_stopped_is_made_again(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         stored(path, "a heart", 2, stopped)
-    assert not path.exists()
+    assert list(tmp_path.iterdir()) == []
     assert np.array_equal(stored(path, "a heart", 2, lambda: image(3)), image(3))
+
+
+def test_results_survive_a_full_disk(tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]) -> None:
+    path = tmp_path / "rows.json"
+    for k in range(2):
+        add_row(path, "python -m benchmarks.x", {"row": f"row {k}", "mean": 0.5})
+    before = path.read_text()
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        write(path, "python -m benchmarks.x", read(path)["rows"][:1])
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        stored(tmp_path / "1.npz", "a heart", 2, lambda: image(7))
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    assert path.read_text() == before
 
 
 def test_other_images_and_damaged_files_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from comfyui_diversity.demo.world.attributes import VALUES, sample_scene, sample
 from comfyui_diversity.demo.world.draw import draw
 from comfyui_diversity.demo.world.prompts import make_prompt
 
-COUNT = 500
+COUNT = 250
 
 
 @pytest.fixture(scope="module")
