@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from playwright.sync_api import Browser, Page, Playwright, Route, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Route, ViewportSize, sync_playwright
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 START_MILLISECONDS = 180_000  # a cold start on a busy two-core machine
@@ -122,7 +122,8 @@ class Frontend:
     """ComfyUI's page of a running server, opened in a browser of its own.
 
     settings: the user's settings that are to differ from those on the server. Raises `FileNotFoundError` when there is
-    no Chromium. `errors` gathers what the page itself complains about.
+    no Chromium. `errors` gathers what the page itself complains about, `console` the errors that it writes to the
+    console.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Frontend:
         self.settings = {"Comfy.TutorialCompleted": True, **(settings or {})}
         self.size = ViewportSize(width=width, height=height)
         self.errors: list[str] = []
+        self.console: list[str] = []
 
     def __enter__(self) -> Frontend:
         chromium = find_chromium()
@@ -145,6 +147,7 @@ class Frontend:
             self.page: Page = self._browser.new_page(viewport=self.size, locale="en-US")
             self.page.set_default_timeout(START_MILLISECONDS)
             self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+            self.page.on("console", self._written)
             self.page.route("**/api/settings", self._settings)
             self.page.goto(self.url)
             self.page.wait_for_function(
@@ -177,6 +180,10 @@ class Frontend:
             "() => app.graph.nodes.map(n => n.type).filter(t => !(t in LiteGraph.registered_node_types))"
         )
 
+    def red_nodes(self) -> list[str]:
+        """Titles of nodes in the open graph with a red border."""
+        return self.page.evaluate("() => app.graph.nodes.filter(n => n.has_errors).map(n => n.title)")
+
     def prompt(self) -> dict[str, Any]:
         """What the front end would send to the server now."""
         # As text, for what JSON leaves out (undefined) would arrive here as None.
@@ -200,6 +207,11 @@ class Frontend:
         self.page.evaluate(_STILL)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=path)
+
+    def _written(self, message: ConsoleMessage) -> None:
+        # The server forbids the page to ask elsewhere; some front ends try nevertheless, for every node.
+        if message.type == "error" and "api.comfy.org" not in message.text:
+            self.console.append(message.text)
 
     def _settings(self, route: Route) -> None:
         if route.request.method == "GET":

@@ -17,7 +17,7 @@ from typing import Any
 
 from .pages import block_names, replace_block, table
 from .places import HERE
-from .released import MODELS, TESTED
+from .released import MODELS, TESTED, time_words
 
 PAGES = HERE.root / "web" / "docs"
 README = HERE.root / "README.md"
@@ -97,15 +97,15 @@ def list_of_models() -> str:
 
     rows = []
     for model in MODELS:
-        chosen = plan(0.5, Situation(model.steps, model.cfg != 1, 4))
+        run = Situation(model.steps, model.cfg != 1, 4)
+        extra = plan(0.5, run).extra_passes(run)
         settings = f"{model.sampler}, {'its own scheduler' if model.scheduler == 'flux2' else model.scheduler}, "
         settings += f"{model.steps} steps, " + (
             f"guidance {model.guidance:g}" if model.guidance else f"CFG {model.cfg:g}"
         )
         tested = [version for version in TESTED if version not in model.missing_in]
-        extra = f"{chosen.noise_iterations} steps ({chosen.noise_iterations / model.steps:.0%})"
-        rows.append([model.title, settings, ", ".join(tested), extra])
-    return table(["Model", "Settings of its template", "Tested on ComfyUI", "Costs"], rows)
+        rows.append([model.title, settings, ", ".join(tested), time_words(extra)])
+    return table(["Model", "Settings of its template", "Tested on ComfyUI", "Sampling time"], rows)
 
 
 def _place(schema: Any) -> tuple[int, str]:

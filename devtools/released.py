@@ -336,6 +336,11 @@ MODELS: tuple[Released, ...] = (
 )
 
 
+def time_words(extra: float) -> str:
+    """What a share of the sampling time that comes on top is called; below 0 it is saved."""
+    return f"{abs(extra):.0%} {'less' if extra < 0 else 'more'}"
+
+
 def place_empty_files(base: Path) -> None:
     """Empty files in the places of the models' files below a base directory: the front end then takes the models for
     installed, and the server accepts their names."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..frontend import Graph, Node
 from ..pack import load_pack
-from ..released import MODELS, Released
+from ..released import MODELS, Released, time_words
 from .before_after import BATCH, STRENGTH, WITHOUT, Sampling, Source, before_after
 
 load_pack()
@@ -26,8 +26,7 @@ stands on the node.
 
 Other images: change **Seed**. Leave Diversify's own seed: the variants of the prompt are then kept.
 
-**What it costs:** about {extra:.0%} more sampling time ({iterations} steps on top of {steps}), and {above}some steps \
-of the text encoder, once for each prompt.
+**What it costs:** sampling takes about {time} time, and {above}the text encoder runs some steps, once for each prompt.
 
 **Enough compared?** Select the nodes in *{without}* and press Ctrl+M: they no longer run.
 
@@ -58,14 +57,14 @@ def shelf(model: Released) -> Graph:
 
 def note(model: Released) -> str:
     """What stands beside the loaders."""
-    chosen = plan(STRENGTH, Situation(model.steps, model.cfg != 1, BATCH))
+    run = Situation(model.steps, model.cfg != 1, BATCH)
+    chosen = plan(STRENGTH, run)
     more = f", guidance {model.guidance:g}" if model.guidance is not None else ""
     needs = f" Needs a ComfyUI newer than {model.missing_in[-1]}." if model.missing_in else ""
     return NOTE.format(
         title=model.title,
         without=WITHOUT,
-        iterations=chosen.noise_iterations,
-        extra=chosen.noise_iterations / model.steps,
+        time=time_words(chosen.extra_passes(run)),
         above="above strength 0.5 " if chosen.kappa == 1 else "",
         steps=model.steps,
         sampler=model.sampler,

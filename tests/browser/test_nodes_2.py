@@ -88,7 +88,9 @@ def test_app_mode(frontend: Frontend) -> None:
         lambda answer: answer.request.method == "POST" and answer.url.endswith("/prompt")
     ) as sent:
         page.get_by_role("button", name="Run", exact=True).click()
-    prompt = sent.value.request.post_data_json["prompt"].values()
+    body = sent.value.request.post_data_json
+    assert body is not None
+    prompt = body["prompt"].values()
     assert [node["inputs"]["value"] for node in prompt if node["class_type"] == "PrimitiveStringMultiline"] == [
         "a small fish"
     ]

@@ -39,6 +39,7 @@ def essence_of_prompt(prompt: Prompt) -> Prompt:
 def opened(request: pytest.FixtureRequest, frontend: Frontend) -> Path:
     """A template, open in the front end."""
     frontend.errors.clear()
+    frontend.console.clear()
     frontend.load(workflow_of(request.param))
     return request.param
 
@@ -48,6 +49,8 @@ def test_template(opened: Path, frontend: Frontend) -> None:
     outdated = f"run `python -m devtools.templates --prompts {opened.stem}`"
     assert essence_of_prompt(frontend.prompt()) == essence_of_prompt(shipped_prompt(opened.stem)), outdated
     frontend.screenshot(SCREENSHOTS / f"{opened.stem}.png")
+    assert frontend.red_nodes() == []
+    assert frontend.console == []
     assert frontend.errors == []
 
 
