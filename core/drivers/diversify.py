@@ -28,7 +28,7 @@ from ..hooks.carried import Beginning, Payload, carrying, payloads, unchanged, w
 from ..hooks.guidance import can_go_unguided, guidance_of, guide_after, is_guided
 from ..hooks.progress import Progress, show
 from ..hooks.sampling import SamplerRun, is_probe, with_noise_change
-from ..methods.cno import Settings
+from ..methods.cno import RECOMMENDED
 from ..methods.diversify import VARIANTS_OF_ONE, Plan, Situation, plan
 from ..require import require
 from .cno import ContrastiveNoise
@@ -271,13 +271,13 @@ class _ModelSide:
             return run.noise, "Noise: as it is, since one image has none to be different from.", nothing
         if chosen.noise_strength == 0:
             return run.noise, "Noise: as it is, by choice.", nothing
-        strength, iterations = chosen.noise_strength, chosen.noise_iterations
+        settings = replace(RECOMMENDED, strength=chosen.noise_strength, cells=chosen.cells)
         try:
-            settings = Settings(strength, iterations, projection=chosen.projection, cells=chosen.cells)
             noise = ContrastiveNoise(settings)(run)
         except ValueError as error:
             return run.noise, f"Noise: as it is. {error}", nothing
-        return noise, f"Noise: moved apart by {strength:.2f} in {iterations} iterations.", chosen
+        how = "its coarse structure alone, " if settings.cells else ""
+        return noise, f"Noise: {how}moved apart by {settings.strength:.2f} in {settings.iterations} iterations.", chosen
 
 
 def _title(strength: float, situation: Situation, guider: comfy.samplers.CFGGuider) -> str:

@@ -18,11 +18,9 @@ from comfyui_diversity.core.drivers import diversify as driver
 from comfyui_diversity.core.drivers.cno import ContrastiveNoise
 from comfyui_diversity.core.drivers.schedule import can_blend, scheduled
 from comfyui_diversity.core.drivers.tpso import plain_conditioning, recommended, unvaried, vary_prompt
-from comfyui_diversity.core.hooks.guidance import guide_after
 from comfyui_diversity.core.hooks.prompt import text_encoders
-from comfyui_diversity.core.hooks.sampling import SamplerRun, with_noise_change
+from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.hooks.text import PromptEncoder
-from comfyui_diversity.core.methods.cno import Settings
 from comfyui_diversity.core.methods.diversify import VARIANTS_OF_ONE, Situation, plan
 from comfyui_diversity.nodes.diversify import Diversify, DiversifyModel
 from small.encoders import small_encoder
@@ -136,25 +134,19 @@ QUICK = ("sd1", "sdxl", "Z-Image")  # with CFG and without, one encoder and two,
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in KINDS])
 def test_it_is_the_methods_one_after_another(kind: str, workflow_of: Callable[[str], Workflow]) -> None:
-    """Image k starts from noise k of Diverse Noise, with variant k of Diverse Prompts; CFG begins late."""
+    """Image k starts from noise k of Diverse Noise, with variant k of Diverse Prompts."""
     own = workflow_of(kind)
-    chosen = plan(STRENGTH, Situation(own.steps, own.cfg > 1, BATCH))
-    found = own.sample(*own.node(seed=5))
+    chosen = plan(1.0, Situation(own.steps, own.cfg > 1, BATCH))
+    found = own.sample(*own.node(1.0, seed=5))
     with torch.inference_mode():
         plain = own.plain()
         recipe = recommended(chosen.kappa, added_tokens=chosen.added_tokens, steps=FEW)
         rows, _ = vary_prompt(own.clip, TEXT, BATCH, 5, recipe)
         between = None if can_blend(rows, plain) else unvaried(own.clip, TEXT, "auto", chosen.added_tokens)
         positive = scheduled(rows, plain, chosen.window, between=between)
-    contrast = ContrastiveNoise(Settings(chosen.noise_strength, chosen.noise_iterations, projection=chosen.projection))
-
-    def change(run: SamplerRun) -> Tensor:
-        guide_after(run.guider, run.sigmas, chosen.unguided_steps)
-        return contrast(run)
-
-    by_hand = own.sample(with_noise_change(own.model, "test", change), positive)
+    contrast = ContrastiveNoise.recommended(strength=chosen.noise_strength, cells=chosen.cells)
+    by_hand = own.sample(with_noise_change(own.model, "test", contrast), positive)
     torch.testing.assert_close(found, by_hand, rtol=1e-5, atol=1e-5)
-    assert (chosen.unguided_steps > 0) == (own.cfg > 1)
     before = own.stock()
     assert all((a - b).norm() > 0.01 * b.norm() for a, b in zip(found, before, strict=True))
     assert not torch.allclose(found[0], found[1], atol=1e-2)
@@ -233,12 +225,12 @@ def test_a_guider_with_a_guidance_of_its_own_keeps_it(sd1: Workflow) -> None:
     guider = Guider_DualCFG(model)
     guider.set_conds(positive, sd1.plain("other"), sd1.plain(NEGATIVE))
     guider.set_cfg(5.0, 2.0)
-    noise = sd1.noise()
+    noise = sd1.noise(1)
     with torch.inference_mode():
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 12)
         guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
     assert "CFG: as it is, since Guider_DualCFG has a guidance of its own." in sd1.report
-    assert f"{BATCH} variants" in sd1.report
+    assert "variant 1 of" in sd1.report
 
 
 # --- what other nodes make of it --------------------------------------------------------------------------------------
