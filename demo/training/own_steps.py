@@ -52,6 +52,7 @@ class Kind(ABC):
     first: int  # the first step that is learned from
     schedule: Schedule
     runs: int  # images sampled
+    rounds: tuple[str, ...]  # of the schedule, one behind the other
     again: Schedule  # with the runs that were made again
     batch: int
     seed: int
@@ -82,7 +83,7 @@ class Mmdit(Kind):
     name, file, seed = "mmdit", MMDIT_FILE, 160
     sigmas, first = sampling_levels(STEPS), 4
     schedule, batch, runs = Schedule(700, 6e-4, warmup=30, average=0.995), mmdit.BATCH, 1_536
-    again = Schedule(400, 5e-4, warmup=20, average=0.99)
+    again, rounds = Schedule(400, 5e-4, warmup=20, average=0.99), ("own_steps", "own_steps_more")
 
     def __init__(self) -> None:
         self._conditionings = Conditionings()
@@ -114,7 +115,7 @@ class Unet(Kind):
     name, file, seed = "unet", UNET_FILE, 170
     sigmas, first = calculate_sigmas(ModelSamplingDiscrete(), "normal", STEPS).tolist(), 3
     schedule, batch, runs = Schedule(700, 4e-4, warmup=30, average=0.995), 32, 1_024
-    again = Schedule(400, 3e-4, warmup=20, average=0.99)
+    again, rounds = Schedule(400, 3e-4, warmup=20, average=0.99), ("own_steps",)
 
     def __init__(self) -> None:
         self._sampling, self._loss = ModelSamplingDiscrete().to(DEVICE), unet.NoiseLoss()
@@ -226,7 +227,7 @@ def train_own_steps(folder: Path, kind: Kind) -> nn.Module:
     torch.manual_seed(kind.seed + 5)
     loss_at = _loss(folder, kind, [make_runs(folder, kind)], kind.schedule)
     model = continued(kind.build(), kind.file)
-    for k, name in enumerate(("own_steps", "own_steps_more")):
+    for k, name in enumerate(kind.rounds):
         model = train(
             f"{kind.name}_{name}", model.requires_grad_(True), loss_at, kind.schedule, folder, kind.seed + 6 + k
         )
