@@ -183,9 +183,10 @@ def _bypass(prompt: Prompt, node_id: str) -> None:
 def _make_quick(prompt: Prompt) -> None:
     sides = [node["inputs"].get(name) for node in prompt.values() for name in ("width", "height")]
     largest = max((side for side in sides if isinstance(side, int)), default=SIDE)
-    for node in prompt.values():
-        if {"x", "y", "width", "height"} <= node["inputs"].keys():
-            _shrink_area(node["inputs"], SIDE / largest)
+    areas = [node["inputs"] for node in prompt.values() if {"x", "y", "width", "height"} <= node["inputs"].keys()]
+    side = 2 * SIDE if areas else SIDE  # ComfyUI has no areas below 64 pixels
+    for area in areas:
+        _shrink_area(area, side / largest, side)
     steps = [node["inputs"].get("steps") for node in prompt.values()]
     longest = max((count for count in steps if isinstance(count, int)), default=STEPS)
     for node_id in list(prompt):
@@ -195,7 +196,7 @@ def _make_quick(prompt: Prompt) -> None:
             if isinstance(inputs[name], str) and len(inputs[name]) > LONGEST:
                 value = inputs[name][:LONGEST]
             elif name in ("width", "height") and prompt[node_id]["class_type"] != "SmallVision" and "x" not in inputs:
-                value = SIDE
+                value = side
             elif name == "megapixels" and prompt[node_id]["class_type"] != "ResolutionSelector":  # gives a size alone
                 value = 0.01
             elif name in ("steps", "batch_size"):
@@ -210,11 +211,11 @@ def _make_quick(prompt: Prompt) -> None:
                 inputs[name] = value  # also where another node gave it
 
 
-def _shrink_area(inputs: dict[str, Any], scale: float) -> None:
-    """An area of the small image, on its grid, and not too small for the model."""
+def _shrink_area(inputs: dict[str, Any], scale: float, side: int) -> None:
+    """An area of an image of this side, on its grid, and not below ComfyUI's least."""
     for place, size in (("x", "width"), ("y", "height")):
-        inputs[size] = min(max(round(inputs[size] * scale / 8) * 8, 32), SIDE)
-        inputs[place] = min(round(inputs[place] * scale / 8) * 8, SIDE - inputs[size])
+        inputs[size] = min(max(round(inputs[size] * scale / 8) * 8, 64), side)
+        inputs[place] = min(round(inputs[place] * scale / 8) * 8, side - inputs[size])
 
 
 # --- this pack's nodes ------------------------------------------------------------------------------------------------
