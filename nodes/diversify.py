@@ -80,7 +80,7 @@ class Diversify(_ReportingNode):
                 _model_output(),
                 io.Conditioning.Output(
                     display_name="positive",
-                    tooltip="The prompt, of which each image of the sampler's batch gets a variant of its own.",
+                    tooltip="The prompt; above strength 0.5, and where one is made at a time, each image gets its own variant.",
                 ),
             ],
         )
