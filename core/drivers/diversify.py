@@ -44,6 +44,7 @@ _CHANGED = (
     "Average, for instance), which its variants would undo. Combine them by Conditioning Combine, or write all in one "
     "text."
 )
+_ONE_IMAGE = "With batch_size 1 each seed of the sampler gets one."
 _DETAIL = "  "  # begins a line that is for the log alone
 _KEPT = 4  # sets of variants: batches of other sizes, other samplers
 
@@ -143,7 +144,7 @@ class _Prompt:
             progress.step(f"Diversify: {encoder}, {count} variants, cosine to the prompt {cosines.mean():.3f}")
 
         try:
-            check_rows(self.plain, rows_at_once)
+            check_rows(self.plain, rows_at_once, _ONE_IMAGE)
             rows, outcomes = vary_prompt(self.clip, self.text, count, self.seed, recipe, on_step=after_step)
         except ValueError as error:
             return str(error)

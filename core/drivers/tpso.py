@@ -54,6 +54,7 @@ NEUTRAL_WORD = "the"
 # left; red: orange).
 NEIGHBOURS = 6
 _PROMPTS_AT_ONCE = 64
+_ONE_BY_ONE = "Set variant in Diverse Prompts Options to make them one after another (1, 2, 3 ...)."
 _TABLE_VALUES = 2**24  # of the vocabulary at once, 64 MiB as float32
 
 OnStep = Callable[[str, Tensor, "Tensor | None"], None]
@@ -206,16 +207,15 @@ def _has_rows(value: Any, count: int) -> bool:
     return isinstance(value, Tensor) and value.ndim > 1 and len(value) == count
 
 
-def check_rows(plain: list, count: int) -> None:
+def check_rows(plain: list, count: int, advice: str = _ONE_BY_ONE) -> None:
     """Raises ValueError for several variants of a prompt, whose CONDITIONING is `plain`, of which the model reads more
-    than embeddings: that cannot have rows."""
+    than embeddings: that cannot have rows. advice: what to do instead."""
     found = [(name, value) for _, extras in plain for name, value in extras.items()]
     names = [name for name, value in found if isinstance(value, Tensor) and value.ndim == 1]
     if count > 1 and names:
         raise ValueError(
             f"This model (Anima) reads the prompt's {names[0]} besides its embeddings, and of one prompt only, so a "
-            f"batch cannot have {count} variants. Set variant in Diverse Prompts Options to make them one after "
-            "another (1, 2, 3 ...)."
+            f"batch cannot have {count} variants. {advice}"
         )
 
 
