@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..frontend import Graph, Node
 from ..pack import load_pack
 from ..released import MODELS, Released, time_words
-from .before_after import BATCH, STRENGTH, WITHOUT, Sampling, Source, before_after
+from .before_after import BATCH, WITHOUT, Sampling, Source, before_after, first_strength
 
 load_pack()
 
@@ -21,8 +21,8 @@ one node more, *Diversify*. Prompt, seed and settings are the same.
 
 1. Press **Run**. Files that are missing are offered for download when the workflow opens.
 2. Compare the images above with those below.
-3. Turn **strength** on *Diversify*: 0 gives the images above again, 0.5 is a start, 1 is the most. What was done \
-stands on the node.
+3. Turn **strength** on *Diversify*: 0 gives the images above again, {strength:g} is a start, 1 is the most. What was \
+done stands on the node.
 
 Other images: change **Seed**. Leave Diversify's own seed: the variants of the prompt are then kept.
 
@@ -58,7 +58,8 @@ def shelf(model: Released) -> Graph:
 def note(model: Released) -> str:
     """What stands beside the loaders."""
     run = Situation(model.steps, model.cfg != 1, BATCH)
-    chosen = plan(STRENGTH, run)
+    strength = first_strength(model.steps, model.cfg)
+    chosen = plan(strength, run)
     more = f", guidance {model.guidance:g}" if model.guidance is not None else ""
     needs = f" Needs a ComfyUI newer than {model.missing_in[-1]}." if model.missing_in else ""
     return NOTE.format(
@@ -66,6 +67,7 @@ def note(model: Released) -> str:
         without=WITHOUT,
         time=time_words(chosen.extra_passes(run)),
         above="above strength 0.5 " if chosen.kappa == 1 else "",
+        strength=strength,
         steps=model.steps,
         sampler=model.sampler,
         scheduler=model.scheduler,
