@@ -23,8 +23,8 @@ Type another prompt, such as *a small fish* or *a tree at night*.""",
     "distilled": """**On a fast model:** four steps at cfg 1, as Lightning, Turbo and schnell run. Fast models are the \
 ones that people find monotonous.
 
-Press **Run** and compare, then turn **strength**. *Diversify* sees that there are few steps and no cfg, and does \
-other things than in *diversify_mmdit*: the node tells which.""",
+Press **Run** and compare, then turn **strength**. *Diversify* sees that there are few steps and no cfg, and \
+goes more gently than in *diversify_mmdit*: the node tells how far.""",
 }
 
 
