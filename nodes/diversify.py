@@ -80,7 +80,10 @@ class Diversify(_ReportingNode):
                 _model_output(),
                 io.Conditioning.Output(
                     display_name="positive",
-                    tooltip="The prompt; above strength 0.5, and where one is made at a time, each image gets its own variant.",
+                    tooltip=(
+                        "The prompt; above strength 0.5, and where one is made at a time, each image gets its own "
+                        "variant."
+                    ),
                 ),
             ],
         )
