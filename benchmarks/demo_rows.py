@@ -45,11 +45,11 @@ class Run:
 
 
 RUNS: tuple[Run, ...] = (
-    *(Run("baseline_unet", "unet", "baseline", cfg, 20, every=2 if cfg == 6 else 1) for cfg in (1, 3, 6)),
+    *(Run("baseline_unet", "unet", "baseline", cfg, 20, every=2 if cfg == 6 else 1) for cfg in (1, 2, 6)),
     *(Run("baseline_mmdit", "mmdit", "baseline", cfg, 20, every=2 if cfg == 6 else 1) for cfg in (1, 2, 6)),
     Run("baseline_distilled", "distilled", "baseline", 1, 4),
     Run("baseline_turbo", "turbo", "baseline", 1, 8),
-    Run("diversify_unet", "unet", "diversify", 3, 20),
+    Run("diversify_unet", "unet", "diversify", 2, 20),
     Run("diversify_mmdit", "mmdit", "diversify", 2, 20),
     Run("diversify_distilled", "distilled", "diversify", 1, 4),
     Run("cno_mmdit", "mmdit", "cno", 2, 20),

@@ -21,7 +21,7 @@ PARTS: dict[str, Rival] = {**RIVALS, **OURS, **BESIDE}
 CHOSEN = COMMITTED / "frontier_settings.json"
 CFGS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0)
 # Before a search has chosen: by quality-weighted Vendi on earlier prompts.
-BEST_CFG = {"unet": 3.0, "mmdit": 2.0, "distilled": 1.0, "turbo": 1.0, "turbo_base": 2.0}
+BEST_CFG = {"unet": 2.0, "mmdit": 2.0, "distilled": 1.0, "turbo": 1.0, "turbo_base": 2.0}
 MODELS = tuple(BEST_CFG)
 SWEEP = (0.5, 1.0, 2.0)  # times the chosen value of the main knob
 Parts = tuple[tuple[str, Mapping[str, Any]], ...]

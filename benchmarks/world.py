@@ -39,7 +39,7 @@ class Recipe:
 
 
 RECIPES = {
-    "unet": Recipe(3.0, 20, "normal"),
+    "unet": Recipe(2.0, 20, "normal"),
     "mmdit": Recipe(2.0, 20, "simple"),
     "distilled": Recipe(1.0, 4, "simple"),
     "unclip": Recipe(3.0, 20, "normal"),

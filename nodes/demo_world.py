@@ -43,7 +43,7 @@ class LoadDemoWorld(io.ComfyNode):
                     default="unet",
                     optional=True,
                     tooltip=(
-                        "unet: a noise-predicting UNet of SD1.5's kind with a CLIP; cfg 3, 20 steps. turbo: a "
+                        "unet: a noise-predicting UNet of SD1.5's kind with a CLIP; cfg 2, 20 steps. turbo: a "
                         "transformer of Z-Image Turbo's kind with a language model as its text encoder; cfg 1, 8 "
                         "steps, res_multistep, simple, behind ModelSamplingAuraFlow with shift 3. turbo_base: what "
                         "turbo was made from; cfg 4, 20 steps."

@@ -15,7 +15,7 @@ IMAGES = 10
 # The demo models' own settings: file for stock loaders (None: Load Demo World gives the model), sampler, scheduler,
 # CFG, steps.
 MODELS: dict[str, tuple[str | None, str, str, float, int]] = {
-    "unet": (None, "euler", "normal", 3.0, 20),
+    "unet": (None, "euler", "normal", 2.0, 20),
     "mmdit": ("diversity_demo_mmdit.safetensors", "euler", "simple", 2.0, 20),
     "distilled": ("diversity_demo_distilled.safetensors", "euler", "simple", 1.0, 4),
     "turbo": (None, "res_multistep", "simple", 1.0, 8),

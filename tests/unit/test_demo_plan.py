@@ -47,14 +47,14 @@ def test_rows_with_fewer_prompts_are_not_on_the_overview() -> None:
 
 def test_the_baselines_are_there() -> None:
     rows = {(row.model, row.cfg, row.steps) for row in RUNS if row.method == "baseline"}
-    assert {("unet", cfg, 20) for cfg in (1, 3, 6)} | {("mmdit", cfg, 20) for cfg in (1, 2, 6)} <= rows
+    assert {("unet", cfg, 20) for cfg in (1, 2, 6)} | {("mmdit", cfg, 20) for cfg in (1, 2, 6)} <= rows
     assert ("distilled", 1) in {(model, cfg) for model, cfg, _ in rows}
 
 
 def test_every_row_says_what_it_is_there_for() -> None:
     roles = {f"{row.model}/{row.name}": row.role for row in RUNS}
     assert roles["mmdit/baseline_cfg1"] == "baseline"
-    assert roles["unclip/baseline_cfg3_real"] == roles["unclip/baseline_cfg3_text"] == "rival"
+    assert roles["unclip/baseline_cfg2_real"] == roles["unclip/baseline_cfg2_text"] == "rival"
     assert {row.role for row in RUNS if row.method != "baseline"} == {"method"}
 
 
@@ -64,8 +64,8 @@ def test_every_row_has_its_template() -> None:
 
 
 def test_part_of_it_goes_elsewhere() -> None:
-    plan = make_plan(["--only", "unet/baseline_cfg3"])
-    assert [row.name for row in plan.runs] == ["baseline_cfg3"]
+    plan = make_plan(["--only", "unet/baseline_cfg2"])
+    assert [row.name for row in plan.runs] == ["baseline_cfg2"]
     assert plan.output == OUTPUT / "partial"
     quick = make_plan(["--quick"])
     assert 0 < len(quick.prompts) < len(DEMO_PROMPTS)
@@ -80,9 +80,9 @@ def test_refuses_to_do_nothing() -> None:
 
 
 def test_refuses_two_rows_of_one_name() -> None:
-    plan = make_plan(["--only", "unet/baseline_cfg3"])
+    plan = make_plan(["--only", "unet/baseline_cfg2"])
     twice = dataclasses.replace(plan, runs=[plan.runs[0], dataclasses.replace(plan.runs[0], steps=5)])
-    with pytest.raises(ValueError, match="twice there is unet/baseline_cfg3"):
+    with pytest.raises(ValueError, match="twice there is unet/baseline_cfg2"):
         run(twice, Console(quiet=True))
 
 
