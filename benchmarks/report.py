@@ -64,7 +64,9 @@ def _models(pattern: str) -> tuple[str, ...]:
 
 _JUDGED = ("adherence", "fidelity", "good share", "Vendi", "quality Vendi", "rare share", "divergence", "KID")
 TABLES = {
-    "cfg tune": Table(("cfg_curve_mmdit_tune", "cfg_curve_distilled_tune", "cfg_curve_turbo_tune"), _JUDGED),
+    "cfg tune": Table(
+        ("cfg_curve_unet_tune", "cfg_curve_mmdit_tune", "cfg_curve_distilled_tune", "cfg_curve_turbo_tune"), _JUDGED
+    ),
     "cno report": Table(_models("cno_settings_{}_report_300"), ships=("shipped",), data=True),
     "cno tune 240": Table(_models("cno_settings_{}_tune_240"), SHORT, ships=("shipped",)),
     "cno tune unet": Table(("cno_settings_unet_tune_60",), (*SHORT, "colours (eff.)", "rare share")),
