@@ -99,7 +99,7 @@ def run_tests(_: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _side_by_side() -> list[str]:
     """pytest's arguments for three processes, each with a ComfyUI server and files of its own, if there are two cores:
     while one waits for a browser or a server, the others compute."""
-    return ["-n", "3", "--dist", "loadfile"] if (os.cpu_count() or 1) > 1 else []
+    return ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"] if (os.cpu_count() or 1) > 1 else []
 
 
 def run_training(_: argparse.Namespace, arguments: Sequence[str]) -> int:

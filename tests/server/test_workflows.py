@@ -16,7 +16,7 @@ from devtools.released import MODELS
 from devtools.server import Client, Server
 
 TEMPLATES = sorted({path.stem for path in HERE.workflows.glob("*.json")} - {model.template for model in MODELS})
-SAMPLE = ["cno_unet", "diversify_turbo", "tpso_mmdit", "minority_distilled", "ovi"]  # each method and each model once
+SAMPLE = ["tpso_turbo", "diversify_unet", "cno_mmdit", "minority_distilled", "ovi"]  # each method and each model once
 BATCH = 2
 SCRATCH = "tests"
 # What takes long and is tested where the methods are. At most so much; -1 is the method's own choice.

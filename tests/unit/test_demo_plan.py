@@ -54,7 +54,7 @@ def test_the_baselines_are_there() -> None:
 def test_every_row_says_what_it_is_there_for() -> None:
     roles = {f"{row.model}/{row.name}": row.role for row in RUNS}
     assert roles["mmdit/baseline_cfg1"] == "baseline"
-    assert roles["unclip/baseline_cfg2_real"] == roles["unclip/baseline_cfg2_text"] == "rival"
+    assert roles["unclip/baseline_cfg3_real"] == roles["unclip/baseline_cfg3_text"] == "rival"
     assert {row.role for row in RUNS if row.method != "baseline"} == {"method"}
 
 
