@@ -79,7 +79,6 @@ RECOMMENDED: dict[str, Parts] = {
     "Diverse Noise, shipped": (("Diverse Noise", {}),),
     "Minority Prompt, shipped": (("Minority Prompt", {}),),
 }
-DIVERSIFY = (0.25, 0.5, 1.0)  # strengths, of one curve
 # Names of parts, each at its chosen settings.
 TOGETHER: dict[str, Sequence[str]] = {
     "Prompts + Noise": ("Diverse Prompts", "Diverse Noise"),
@@ -127,8 +126,7 @@ def rows_of(model: str, full: bool = True) -> list[Row]:
             found += curve(model, "rival", name, parts, rival.knob, cfg, rival.free)
     for name, parts in {**RECOMMENDED, **PUBLISHED}.items():
         found.append(Row(model, "method", name, cfg, parts, False))
-    for strength in DIVERSIFY:
-        found.append(Row(model, "method", "Diversify", cfg, (("Diversify", {"strength": strength}),), False))
+    found += curve(model, "method", "Diversify", (("Diversify", {"strength": 0.5}),), BESIDE["Diversify"].knob, cfg)
     for name, ours in OURS.items():
         if model in ours.models:
             found += curve(model, "method", name, ((name, chosen(model, name)),), ours.knob, cfg)
@@ -155,12 +153,8 @@ def rows_of(model: str, full: bool = True) -> list[Row]:
 
 
 def quick(rows: Sequence[Row]) -> list[Row]:
-    """Of every curve the row at the chosen settings, which is the one in its middle; all of Diversify."""
+    """Of every curve the row at the chosen settings, which is the one in its middle; of CFG the baseline and two."""
     curves: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         curves.setdefault((row.role, row.name), []).append(row)
-    return [
-        row
-        for (_, name), found in curves.items()
-        for row in (found if name == "Diversify" else [found[len(found) // 2]])
-    ]
+    return [found[len(found) // 2] for found in curves.values()]

@@ -35,7 +35,8 @@ from .places import EvenlyStated, captions_by_turns, continued
 from .redraw import Redrawn
 
 STEPS = 12  # of each run
-AGAIN = 768  # images sampled once more, by the weights that learned from the first ones
+# Once more, by the weights that learned from the first ones: images sampled, and how they are learned from.
+AGAIN, AGAIN_SCHEDULE = 768, Schedule(400, 5e-4, warmup=20, average=0.99)
 CFGS = (1.0, 1.0, 1.5, 2.0, 3.0)  # of the runs, by turns
 EMPTY_RUNS, EMPTY = 16, 0.12  # every so many runs, and the share of steps, that read no caption
 NATURAL, UNIFORM = 4_000, 4_000  # drawings of each kind for the other batches
@@ -53,7 +54,6 @@ class Kind(ABC):
     schedule: Schedule
     runs: int  # images sampled
     rounds: tuple[str, ...]  # of the schedule, one behind the other
-    again: Schedule  # with the runs that were made again
     batch: int
     seed: int
 
@@ -83,7 +83,7 @@ class Mmdit(Kind):
     name, file, seed = "mmdit", MMDIT_FILE, 160
     sigmas, first = sampling_levels(STEPS), 4
     schedule, batch, runs = Schedule(700, 6e-4, warmup=30, average=0.995), mmdit.BATCH, 1_536
-    again, rounds = Schedule(400, 5e-4, warmup=20, average=0.99), ("own_steps", "own_steps_more")
+    rounds = ("own_steps", "own_steps_more")
 
     def __init__(self) -> None:
         self._conditionings = Conditionings()
@@ -115,7 +115,7 @@ class Unet(Kind):
     name, file, seed = "unet", UNET_FILE, 170
     sigmas, first = calculate_sigmas(ModelSamplingDiscrete(), "normal", STEPS).tolist(), 3
     schedule, batch, runs = Schedule(700, 4e-4, warmup=30, average=0.995), 32, 1_024
-    again, rounds = Schedule(400, 3e-4, warmup=20, average=0.99), ("own_steps",)
+    rounds = ("own_steps",)
 
     def __init__(self) -> None:
         self._sampling, self._loss = ModelSamplingDiscrete().to(DEVICE), unet.NoiseLoss()
@@ -215,10 +215,6 @@ def train_mmdit_own_steps(folder: Path) -> nn.Module:
     return train_own_steps(folder, Mmdit())
 
 
-def train_mmdit_own_steps_again(folder: Path) -> nn.Module:
-    return train_own_steps_again(folder, Mmdit())
-
-
 def train_unet_own_steps(folder: Path) -> nn.Module:
     return train_own_steps(folder, Unet())
 
@@ -234,12 +230,13 @@ def train_own_steps(folder: Path, kind: Kind) -> nn.Module:
     return model
 
 
-def train_own_steps_again(folder: Path, kind: Kind) -> nn.Module:
+def train_mmdit_own_steps_again(folder: Path) -> nn.Module:
+    kind = Mmdit()
     torch.manual_seed(kind.seed + 55)
     runs = [make_runs(folder, kind), make_runs(folder, kind, again=True)]
-    loss_at = _loss(folder, kind, runs, kind.again)
+    loss_at = _loss(folder, kind, runs, AGAIN_SCHEDULE)
     model = continued(kind.build(), kind.file)
-    return train(f"{kind.name}_own_steps_again", model, loss_at, kind.again, folder, kind.seed + 56)
+    return train(f"{kind.name}_own_steps_again", model, loss_at, AGAIN_SCHEDULE, folder, kind.seed + 56)
 
 
 def _loss(

@@ -50,7 +50,9 @@ def quick_workflow() -> dict[str, Any]:
 def test_nodes_2(frontend: Frontend) -> None:
     page = frontend.page
     frontend.errors.clear()
-    frontend.load(quick_workflow())
+    workflow = quick_workflow()
+    strength = next(node for node in workflow["nodes"] if node["type"] == "DiversityDiversify")["widgets_values"][-1]
+    frontend.load(workflow)
     frontend.screenshot(SCREENSHOTS / "graph.png")
     for title, least, most, seen in page.evaluate(_WIDGETS):
         assert least <= seen <= most, title
@@ -59,7 +61,7 @@ def test_nodes_2(frontend: Frontend) -> None:
     for title in ("Without Diversify", "With Diversify"):
         expect(drawn(page, title).locator("img").first).to_be_visible(timeout=PATIENCE)
     if modern(page):  # that of 0.3.75 shows no node's report in this mode, which it calls experimental
-        report = drawn(page, "Diversify").get_by_text(f"Diversify 0.5: {IMAGES} images, 4 steps, no CFG.")
+        report = drawn(page, "Diversify").get_by_text(f"Diversify {strength:g}: {IMAGES} images, 4 steps, no CFG.")
         expect(report).to_be_visible(timeout=PATIENCE)
         assert "Sampling takes" in report.inner_text()
         inside, around = report.bounding_box(), drawn(page, "Diversify").bounding_box()

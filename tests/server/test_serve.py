@@ -53,7 +53,7 @@ ONLY_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a chi
 @pytest.mark.parametrize(
     ("command", "ending", "sign", "code"),
     [
-        (SERVE, "SIGTERM", "Starting ComfyUI", 143),
+        (SERVE, "SIGTERM", "ComfyUI is ready", 143),
         (SERVE, "SIGHUP", "Starting ComfyUI", 129),  # a closed terminal
         (DEMO, "SIGTERM", "Starting ComfyUI", 143),
         (("-m", "benchmarks.demo", *DEMO[2:]), "SIGINT", "Starting ComfyUI", 130),  # Ctrl-C reaches it, not only dev.py

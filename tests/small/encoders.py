@@ -6,6 +6,7 @@ Call `devtools.pack.load_comfyui()` before importing this module.
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -127,3 +128,24 @@ def _randomise(network: nn.Module, seed: int) -> None:
                 continue
             else:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.08)
+
+
+def spiece(pad: int = 0, eos: int = 1, bos: int = 2) -> torch.Tensor:
+    """A tokenizer file of SentencePiece, in which nearly every letter is a token; its special tokens are Gemma's."""
+    import sentencepiece
+
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a red fish in deep water at night", "a wooden boat, cool and blurred"] * 4),
+        model_writer=written,
+        vocab_size=320,
+        model_type="unigram",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        pad_id=pad,
+        eos_id=eos,
+        bos_id=bos,
+        unk_id=3,
+        minloglevel=2,
+    )
+    return torch.frombuffer(bytearray(written.getvalue()), dtype=torch.uint8)

@@ -5,7 +5,6 @@ Call `devtools.pack.load_comfyui()` before importing this module.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -63,15 +62,12 @@ def _released(title: str, **own: Any) -> Whole:
     return Whole(released._WHOLE[title][0], **own)
 
 
-def _encoder(model: Any, tokenizer: Any, sizes: dict[str, Any], data: dict[str, Any] | None = None) -> Any:
-    clip = encoders.empty_encoder(model, tokenizer, sizes, data)
-    return released._checked(clip)
-
-
 def _cascade() -> tuple[Any, Any]:
     clip = comfy.sdxl_clip
     sizes = {"clip_g_model_config": {**encoders._CLIP_G, "hidden_size": WIDTH}}
-    return vision.small_cascade(EMBEDDING), _encoder(clip.StableCascadeClipModel, clip.StableCascadeTokenizer, sizes)
+    return vision.small_cascade(EMBEDDING), released._encoder(
+        clip.StableCascadeClipModel, clip.StableCascadeTokenizer, sizes
+    )
 
 
 def _refiner() -> tuple[Any, Any]:
@@ -83,7 +79,7 @@ def _refiner() -> tuple[Any, Any]:
     model = comfy.model_base.SDXLRefiner(config, device=CPU)
     models._randomise(model.diffusion_model, 0)
     sizes = {"clip_g_model_config": encoders._CLIP_G}
-    encoder = _encoder(clip.SDXLRefinerClipModel, clip.SDXLTokenizer, sizes)
+    encoder = released._encoder(clip.SDXLRefinerClipModel, clip.SDXLTokenizer, sizes)
     return ModelPatcher(model, load_device=CPU, offload_device=CPU), encoder
 
 
@@ -123,44 +119,10 @@ def _radiance() -> tuple[Any, Any]:
     return released._model("ChromaRadiance", sizes), encoders.small_encoder("t5")
 
 
-def _spiece(pad: int = 0, eos: int = 1, bos: int = 2) -> torch.Tensor:
-    """A tokenizer file of SentencePiece, in which nearly every letter is a token; its special tokens are Gemma's."""
-    import sentencepiece
-
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a red fish in deep water at night", "a wooden boat, cool and blurred"] * 4),
-        model_writer=written,
-        vocab_size=320,
-        model_type="unigram",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        pad_id=pad,
-        eos_id=eos,
-        bos_id=bos,
-        unk_id=3,
-        minloglevel=2,
-    )
-    return torch.frombuffer(bytearray(written.getvalue()), dtype=torch.uint8)
-
-
 def _lumina() -> tuple[Any, Any]:
-    sizes = {
-        "image_model": "lumina2",
-        "patch_size": 2,
-        "in_channels": 16,
-        "dim": 256,
-        "cap_feat_dim": WIDTH,
-        "n_layers": 2,
-        "qk_norm": True,
-        "n_heads": 2,
-        "n_kv_heads": 1,
-        "axes_dims": [32, 48, 48],
-        "axes_lens": [300, 512, 512],
-    }
-    lumina, data = comfy.text_encoders.lumina2, {"spiece_model": _spiece()}
-    encoder = _encoder(lumina.te(), lumina.LuminaTokenizer, {"gemma2_2b_model_config": encoders._QWEN}, data)
-    return released._model("Lumina2", sizes), encoder
+    lumina, data = comfy.text_encoders.lumina2, {"spiece_model": encoders.spiece()}
+    encoder = released._encoder(lumina.te(), lumina.LuminaTokenizer, {"gemma2_2b_model_config": encoders._QWEN}, data)
+    return released._model("Lumina2", {**released.LUMINA, "n_kv_heads": 1}), encoder
 
 
 def _omnigen() -> tuple[Any, Any]:
@@ -175,7 +137,7 @@ def _omnigen() -> tuple[Any, Any]:
         "text_feat_dim": WIDTH,
     }
     omnigen = comfy.text_encoders.omnigen2
-    encoder = _encoder(omnigen.te(), omnigen.Omnigen2Tokenizer, {"qwen25_3b_model_config": encoders._QWEN})
+    encoder = released._encoder(omnigen.te(), omnigen.Omnigen2Tokenizer, {"qwen25_3b_model_config": encoders._QWEN})
     return newer.louder(released._model("Omnigen2", sizes)), encoder
 
 
@@ -199,7 +161,7 @@ def _hidream() -> tuple[Any, Any]:
         "text_emb_dim": 64 + 96,
     }
     hidream = comfy.text_encoders.hidream
-    encoder = _encoder(
+    encoder = released._encoder(
         hidream.hidream_clip(),
         hidream.HiDreamTokenizer,
         {
@@ -237,11 +199,11 @@ def _hunyuan_dit() -> tuple[Any, Any]:
         "text_states_dim_t5": WIDTH,
     }
     hydit = comfy.text_encoders.hydit
-    encoder = _encoder(
+    encoder = released._encoder(
         hydit.HyditModel,
         hydit.HyditTokenizer,
         {"hydit_clip_model_config": encoders._CLIP_L, "mt5xl_model_config": encoders._T5},
-        {"mt5xl.spiece_model": _spiece()},
+        {"mt5xl.spiece_model": encoders.spiece()},
     )
     return released._model("HunyuanDiT", sizes), encoder
 
@@ -278,21 +240,21 @@ def _hunyuan(config: str, patch: list[int], axes: list[int], pooled: int | None,
 def _hunyuan_video() -> tuple[Any, Any]:
     text = comfy.text_encoders.hunyuan_video
     sizes = {"clip_l_model_config": encoders._CLIP_L, "llama_model_config": released._qwen(4), "vocab_size": 128512}
-    encoder = _encoder(text.hunyuan_video_clip(), text.HunyuanVideoTokenizer, sizes)
+    encoder = released._encoder(text.hunyuan_video_clip(), text.HunyuanVideoTokenizer, sizes)
     return _hunyuan("HunyuanVideo", [1, 2, 2], [8, 12, 12], WIDTH, guidance_embed=True), encoder
 
 
 def _hunyuan_image() -> tuple[Any, Any]:
     text = comfy.text_encoders.hunyuan_image
     sizes = {"qwen25_7b_model_config": released._qwen(4)}
-    encoder = _encoder(text.te(byt5=False), text.HunyuanImageTokenizer, sizes)
+    encoder = released._encoder(text.te(byt5=False), text.HunyuanImageTokenizer, sizes)
     return _hunyuan("HunyuanImage21", [1, 1], [16, 16], None, channels=64), encoder
 
 
 def _hunyuan_video_15() -> tuple[Any, Any]:
     text = comfy.text_encoders.hunyuan_video
     sizes = {"qwen25_7b_model_config": released._qwen(4)}
-    encoder = _encoder(comfy.text_encoders.hunyuan_image.te(byt5=False), text.HunyuanVideo15Tokenizer, sizes)
+    encoder = released._encoder(comfy.text_encoders.hunyuan_image.te(byt5=False), text.HunyuanVideo15Tokenizer, sizes)
     own = {"channels": 65, "out_channels": 32, "use_cond_type_embedding": True, "vision_in_dim": WIDTH}
     return _hunyuan("HunyuanVideo15", [1, 1, 1], [8, 12, 12], None, **own), encoder
 
@@ -307,14 +269,16 @@ def _ltxv() -> tuple[Any, Any]:
         "num_layers": 2,
     }
     lt = comfy.text_encoders.lt
-    encoder = _encoder(comfy.text_encoders.genmo.mochi_te(), lt.LTXVT5Tokenizer, {"t5xxl_model_config": encoders._T5})
+    encoder = released._encoder(
+        comfy.text_encoders.genmo.mochi_te(), lt.LTXVT5Tokenizer, {"t5xxl_model_config": encoders._T5}
+    )
     return released._model("LTXV", sizes), encoder
 
 
 def _cosmos_2() -> tuple[Any, Any]:
     sizes = released._cosmos_sizes("cosmos_predict2")
     text = comfy.text_encoders.cosmos
-    encoder = _encoder(text.te(), text.CosmosT5Tokenizer, {"t5xxl_model_config": encoders._T5})
+    encoder = released._encoder(text.te(), text.CosmosT5Tokenizer, {"t5xxl_model_config": encoders._T5})
     return released._model("CosmosT2IPredict2", sizes), encoder
 
 

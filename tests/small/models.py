@@ -203,25 +203,27 @@ def _auraflow() -> comfy.model_base.BaseModel:
     return _supported(comfy.supported_models.AuraFlow, sizes)
 
 
+WAN: dict[str, Any] = {
+    "image_model": "wan2.1",
+    "model_type": "t2v",
+    "dim": 128,
+    "in_dim": 16,
+    "out_dim": 16,
+    "text_dim": WIDTH,
+    "num_heads": 1,
+    "ffn_dim": 256,
+    "num_layers": 2,
+    "patch_size": (1, 2, 2),
+    "freq_dim": 256,
+    "window_size": (-1, -1),
+    "qk_norm": True,
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+}
+
+
 def _wan() -> comfy.model_base.BaseModel:
-    sizes = {
-        "image_model": "wan2.1",
-        "model_type": "t2v",
-        "dim": 128,
-        "in_dim": 16,
-        "out_dim": 16,
-        "text_dim": WIDTH,
-        "num_heads": 1,
-        "ffn_dim": 256,
-        "num_layers": 2,
-        "patch_size": (1, 2, 2),
-        "freq_dim": 256,
-        "window_size": (-1, -1),
-        "qk_norm": True,
-        "cross_attn_norm": True,
-        "eps": 1e-6,
-    }
-    return _supported(comfy.supported_models.WAN21_T2V, sizes)
+    return _supported(comfy.supported_models.WAN21_T2V, WAN)
 
 
 _BUILDERS = {

@@ -12,7 +12,6 @@ from typing import Any
 from unittest import mock
 
 import comfy.supported_models
-import torch
 from comfy.ldm.flux.model import FluxParams
 from comfy.model_patcher import ModelPatcher
 
@@ -24,22 +23,12 @@ def _text(module: str) -> Any:
     return importlib.import_module(f"comfy.text_encoders.{module}")
 
 
-def _encoder(model: Any, tokenizer: Any, sizes: dict[str, Any], data: dict[str, Any] | None = None) -> Any:
-    return released._checked(encoders.empty_encoder(model, tokenizer, sizes, data))
-
-
 def louder(model: ModelPatcher) -> ModelPatcher:
     """A model whose gates would let too little of the text through, with larger weights."""
     for weight in model.model.diffusion_model.parameters():
         if weight.ndim == 2:
             weight.mul_(4)
     return model
-
-
-def _spiece(**special: int) -> torch.Tensor:
-    from .families import _spiece
-
-    return _spiece(**special)
 
 
 def _flux(config: str, **own: Any) -> Any:
@@ -69,13 +58,13 @@ def _flux(config: str, **own: Any) -> Any:
 
 def ovis() -> tuple[Any, Any]:
     text = _text("ovis")
-    encoder = _encoder(text.te(), text.OvisTokenizer, {"qwen3_2b_model_config": encoders._QWEN})
+    encoder = released._encoder(text.te(), text.OvisTokenizer, {"qwen3_2b_model_config": encoders._QWEN})
     return _flux("FluxSchnell", yak_mlp=True, txt_norm=True), encoder
 
 
 def longcat() -> tuple[Any, Any]:
     text = _text("longcat_image")
-    encoder = _encoder(text.te(), text.LongCatImageTokenizer, {"qwen25_7b_model_config": encoders._QWEN})
+    encoder = released._encoder(text.te(), text.LongCatImageTokenizer, {"qwen25_7b_model_config": encoders._QWEN})
     return _flux("LongCatImage"), encoder
 
 
@@ -97,7 +86,7 @@ def kandinsky(video: bool) -> tuple[Any, Any]:
     # The CLIP beside the language model is made with the same options.
     qwen = {"qwen25_7b_model_config": encoders._QWEN}
     with mock.patch.object(text.sd1_clip, "SDClipModel", _small_clip(text.sd1_clip.SDClipModel)):
-        encoder = _encoder(text.te(), tokenizer, qwen)
+        encoder = released._encoder(text.te(), tokenizer, qwen)
     return released._model("Kandinsky5" if video else "Kandinsky5Image", sizes), encoder
 
 
@@ -121,7 +110,7 @@ def ernie() -> tuple[Any, Any]:
     }
     text = _text("ernie")
     qwen = {"ministral3_3b_model_config": encoders._QWEN}
-    encoder = _encoder(text.te(), text.ErnieTokenizer, qwen, released._tekken())
+    encoder = released._encoder(text.te(), text.ErnieTokenizer, qwen, released._tekken())
     return released._model("ErnieImage", sizes), encoder
 
 
@@ -138,7 +127,7 @@ def boogu() -> tuple[Any, Any]:
         "instruction_feat_dim": WIDTH,
     }
     text = _text("boogu")
-    encoder = _encoder(text.te(), text.BooguTokenizer, {"qwen3vl_8b_model_config": encoders._QWEN})
+    encoder = released._encoder(text.te(), text.BooguTokenizer, {"qwen3vl_8b_model_config": encoders._QWEN})
     return louder(released._model("Boogu", sizes)), encoder
 
 
@@ -153,7 +142,7 @@ def joyimage() -> tuple[Any, Any]:
         "text_dim": WIDTH,
     }
     text = _text("joyimage")
-    encoder = _encoder(text.te(), text.JoyImageTokenizer, {"qwen3vl_8b_model_config": encoders._QWEN})
+    encoder = released._encoder(text.te(), text.JoyImageTokenizer, {"qwen3vl_8b_model_config": encoders._QWEN})
     return released._model("JoyImage", sizes), encoder
 
 
@@ -168,7 +157,7 @@ def mage_flow() -> tuple[Any, Any]:
         "axes_dims_rope": (8, 12, 12),
     }
     text = _text("mage_flow")
-    encoder = _encoder(text.te(), text.MageFlowTokenizer, {"qwen3vl_4b_model_config": encoders._QWEN})
+    encoder = released._encoder(text.te(), text.MageFlowTokenizer, {"qwen3vl_4b_model_config": encoders._QWEN})
     return released._model("MageFlow", sizes), encoder
 
 
@@ -191,7 +180,7 @@ def ideogram() -> tuple[Any, Any]:
     # The thirteen layers that it reads of thirty-six: here there are no others.
     with mock.patch.object(text, "IDEOGRAM4_TAP_LAYERS", list(range(taps))):
         qwen = {"qwen3vl_8b_model_config": released._qwen(taps)}
-        encoder = _encoder(text.te(), text.Ideogram4Tokenizer, qwen)
+        encoder = released._encoder(text.te(), text.Ideogram4Tokenizer, qwen)
     return ModelPatcher(network, load_device=CPU, offload_device=CPU), encoder
 
 
@@ -207,32 +196,21 @@ def pixeldit() -> tuple[Any, Any]:
         "pixel_depth": 1,
         "txt_embed_dim": WIDTH,
     }
-    text, data = _text("pixeldit"), {"spiece_model": _spiece()}
+    text, data = _text("pixeldit"), {"spiece_model": encoders.spiece()}
     gemma = {"gemma2_2b_model_config": encoders._QWEN}
-    encoder = _encoder(text.pixeldit_te(), text.PixelDiTGemma2Tokenizer, gemma, data)
+    encoder = released._encoder(text.pixeldit_te(), text.PixelDiTGemma2Tokenizer, gemma, data)
     return louder(released._model("PixelDiTT2I", sizes)), encoder
 
 
 def newbie() -> tuple[Any, Any]:
-    sizes = {
-        "image_model": "lumina2",
-        "patch_size": 2,
-        "in_channels": 16,
-        "dim": 256,
-        "cap_feat_dim": WIDTH,
-        "n_layers": 2,
-        "qk_norm": True,
-        "n_heads": 2,
-        "n_kv_heads": 1,
-        "axes_dims": [32, 48, 48],
-        "axes_lens": [300, 512, 512],
-        "clip_text_dim": WIDTH,
-    }
+    sizes = {**released.LUMINA, "n_kv_heads": 1, "clip_text_dim": WIDTH}
     # Its two encoders have no names of their own, so both are of these sizes.
     both = {"hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 8, "intermediate_size": 128}
     text = _text("newbie")
-    data = {"gemma_spiece_model": _spiece(), "jina_spiece_model": _spiece(pad=1, eos=2, bos=0)}
-    return released._model("Lumina2", sizes), _encoder(text.te(), text.NewBieTokenizer, {"_model_config": both}, data)
+    data = {"gemma_spiece_model": encoders.spiece(), "jina_spiece_model": encoders.spiece(pad=1, eos=2, bos=0)}
+    return released._model("Lumina2", sizes), released._encoder(
+        text.te(), text.NewBieTokenizer, {"_model_config": both}, data
+    )
 
 
 def hidream_o1() -> tuple[Any, Any]:
@@ -247,27 +225,11 @@ def hidream_o1() -> tuple[Any, Any]:
     vision = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "depth": 1, "deepstack_visual_indexes": ()}
     sizes = {"image_model": "hidream_o1", "text_config_overrides": language, "vision_config_overrides": vision}
     text = _text("hidream_o1")
-    return released._model("HiDreamO1", sizes), _encoder(text.HiDreamO1TE, text.HiDreamO1Tokenizer, {})
+    return released._model("HiDreamO1", sizes), released._encoder(text.HiDreamO1TE, text.HiDreamO1Tokenizer, {})
 
 
 def wan_22() -> tuple[Any, Any]:
-    sizes = {
-        "image_model": "wan2.1",
-        "model_type": "t2v",
-        "dim": 128,
-        "in_dim": 48,
-        "out_dim": 48,
-        "text_dim": WIDTH,
-        "num_heads": 1,
-        "ffn_dim": 256,
-        "num_layers": 2,
-        "patch_size": (1, 2, 2),
-        "freq_dim": 256,
-        "window_size": (-1, -1),
-        "qk_norm": True,
-        "cross_attn_norm": True,
-        "eps": 1e-6,
-    }
+    sizes = {**models.WAN, "in_dim": 48, "out_dim": 48}
     return released._model("WAN22_T2V", sizes), encoders.small_encoder("t5")
 
 
@@ -304,4 +266,4 @@ def cogvideox() -> tuple[Any, Any]:
 
 
 def _t5(model: Any, tokenizer: Any) -> Any:
-    return _encoder(model, tokenizer, {"t5xxl_model_config": encoders._T5})
+    return released._encoder(model, tokenizer, {"t5xxl_model_config": encoders._T5})

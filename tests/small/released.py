@@ -52,6 +52,21 @@ class SmallDecoder:
         return images.repeat_interleave(self.factor, 1).repeat_interleave(self.factor, 2)
 
 
+# Of Lumina 2's class, which Z-Image and NewBie have, too.
+LUMINA: dict[str, Any] = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 256,  # the least that its time embedding fits
+    "cap_feat_dim": WIDTH,
+    "n_layers": 2,
+    "qk_norm": True,
+    "n_heads": 2,
+    "axes_dims": [32, 48, 48],
+    "axes_lens": [300, 512, 512],
+}
+
+
 def _checked(clip: Any) -> Any:
     """Its weights drawn, its vision tower (hundreds of millions of weights that no text reaches) gone."""
     for module in list(clip.cond_stage_model.modules()):
@@ -59,6 +74,11 @@ def _checked(clip: Any) -> Any:
             module.visual = nn.Module()
     encoders._randomise(clip.cond_stage_model, 0)
     return clip
+
+
+def _encoder(model: Any, tokenizer: Any, sizes: dict[str, Any], data: dict[str, Any] | None = None) -> Any:
+    """A CLIP, see `encoders.empty_encoder`, with random weights."""
+    return _checked(encoders.empty_encoder(model, tokenizer, sizes, data))
 
 
 def _model(config: str, sizes: dict[str, Any]) -> ModelPatcher:
@@ -170,17 +190,8 @@ def _qwen_image() -> tuple[Any, Any]:
 
 def _z_image() -> tuple[Any, Any]:
     sizes = {
-        "image_model": "lumina2",
-        "patch_size": 2,
-        "in_channels": 16,
-        "dim": 256,  # the least that its time embedding fits
-        "cap_feat_dim": WIDTH,
-        "n_layers": 2,
-        "qk_norm": True,
-        "n_heads": 2,
+        **LUMINA,
         "n_kv_heads": 2,
-        "axes_dims": [32, 48, 48],
-        "axes_lens": [300, 512, 512],
         "rope_theta": 256.0,
         "ffn_dim_multiplier": 8 / 3,
         "z_image_modulation": True,
