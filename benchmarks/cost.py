@@ -266,7 +266,7 @@ def prompts(variants: int, words: Sequence[int], steps: int, table: PrintedTable
         with torch.inference_mode(False):
             [encoder] = prompt_encoders(clip, clip.tokenize(text_of(count)))
             rate = RECOMMENDED_RATE * encoder.deviation
-            settings = PromptSettings(0.0, steps=steps, learning_rate=rate, spread=True)  # out of reach: all steps
+            settings = PromptSettings(0.0, steps=steps, learning_rate=rate)  # out of reach: all steps
             start: Tensor = initial_offsets(variants, encoder.positions, encoder.width, 0)
             seconds = []
             for method in (one_by_one, here):

@@ -19,7 +19,7 @@ from . import world  # noqa: F401 # isort: skip - this makes ComfyUI and the pac
 
 import numpy as np
 import torch
-from comfyui_diversity.core.hooks.text import PromptEncoder, clip_vector, prompt_encoders, surrogate_vector
+from comfyui_diversity.core.hooks.text import PromptEncoder, clip_vector, mean_output, prompt_encoders
 from comfyui_diversity.demo import loader
 from comfyui_diversity.demo.world.attributes import VALUES, Scene, sample_uniform_scene
 from comfyui_diversity.demo.world.captions import OPTIONAL, caption
@@ -43,7 +43,7 @@ def _pooled(encoder: PromptEncoder, projected: bool) -> Tensor:
 
 def _surrogate(encoder: PromptEncoder) -> Tensor:
     [section] = encoder.sections
-    return surrogate_vector(encoder.module, section.embeds[None], section)[0]
+    return mean_output(encoder.module, section.embeds[None], section, section.first, section.last)[0]
 
 
 VECTORS: dict[str, Vector] = {

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 from unittest import mock
 
 from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this makes ComfyUI and the pack importable
@@ -23,10 +22,9 @@ from comfyui_diversity.core.drivers.cno import ContrastiveNoise
 from comfyui_diversity.core.drivers.minority import Learning
 from comfyui_diversity.core.drivers.schedule import can_blend, scheduled
 from comfyui_diversity.core.drivers.tpso import Recipe, native_kappa, recommended, unvaried, vary_prompt
-from comfyui_diversity.core.hooks import text as hooks_text
 from comfyui_diversity.core.hooks.prompt import Section
 from comfyui_diversity.core.hooks.sampling import with_noise_change
-from comfyui_diversity.core.hooks.text import PromptEncoder, prompt_encoders, surrogate_vector
+from comfyui_diversity.core.hooks.text import PromptEncoder, mean_output, prompt_encoders
 from comfyui_diversity.core.methods.cno import RECOMMENDED as NOISE
 from comfyui_diversity.core.methods.schedule import Window
 from comfyui_diversity.core.methods.tpso import Settings
@@ -87,7 +85,7 @@ def variants_of(world: World, text: str, seed: int, recipe: Recipe, ratio: float
 
 def tpso(kappa: float, ratio: float, added: int = 0, tries: int = Settings.steps, keep: bool = False) -> Make:
     """Images from prompt variants, one each; `added` is of tokens, `keep` of words."""
-    recipe = Recipe(Settings(kappa, steps=tries, spread=True), added, keep)
+    recipe = Recipe(Settings(kappa, steps=tries), added, keep)
 
     @torch.inference_mode()
     def make(world: World, text: str, seed: int) -> Tensor:
@@ -96,14 +94,11 @@ def tpso(kappa: float, ratio: float, added: int = 0, tries: int = Settings.steps
     return make
 
 
-def read_behind(make: Make) -> Make:
-    """The same with another vector of a prompt: the mean over what follows its words, the end of the chat template."""
-
-    def behind(module: Any, embeds: Tensor, section: Section) -> Tensor:
-        return surrogate_vector(module, embeds, replace(section, first=section.last, last=len(section.embeds)))
+def read_words(make: Make) -> Make:
+    """The same with another vector of a prompt: the mean over its own words."""
 
     def made(world: World, text: str, seed: int) -> Tensor:
-        with mock.patch.object(hooks_text, "surrogate_vector", behind):
+        with mock.patch.object(Section, "summary", property(lambda section: (section.first, section.last))):
             return make(world, text, seed)
 
     return made
@@ -156,7 +151,7 @@ ROWS: dict[str, Make] = {
         )
     },
     **{
-        f"read behind, {row}": read_behind(make)
+        f"read words, {row}": read_words(make)
         for row, make in {
             "words, kappa 0.8, ratio 0.4": tpso(0.8, 0.4, tries=60),
             "added 4, kappa 0.8, ratio 0.2": tpso(0.8, 0.2, added=4, tries=60),
@@ -183,15 +178,15 @@ def _mean_over(first: int | None, last: int | None) -> Vector:
         count = len(section.embeds)
         begin = section.first if first is None else first % count
         end = section.last if last is None else count + last
-        return surrogate_vector(encoder.module, section.embeds[None], replace(section, first=begin, last=end))[0]
+        return mean_output(encoder.module, section.embeds[None], section, begin, end)[0]
 
     return vector
 
 
 VECTORS: dict[str, Vector] = {
-    "mean over the words (the pack's)": _mean_over(None, None),
+    "mean over the words": _mean_over(None, None),
     "mean over words and template": _mean_over(0, 0),
-    "mean over what follows the words": lambda encoder: _mean_over(encoder.sections[0].last, 0)(encoder),
+    "mean over what follows the words (the pack's)": lambda encoder: _mean_over(encoder.sections[0].last, 0)(encoder),
     "last token": _mean_over(-1, 0),
 }
 

@@ -5,7 +5,7 @@ Its penultimate features also serve the diversity metrics, so that diversity is 
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +64,9 @@ class Scorer:
         self._classifier = classifier.eval()
 
     @classmethod
+    @cache
     def load(cls, path: Path = WEIGHTS) -> Scorer:
-        """Raises ValueError for a file that is damaged or has other weights."""
+        """The same object each time. Raises ValueError for a file that is damaged or has other weights."""
         classifier = AttributeClassifier()
         try:
             classifier.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})

@@ -78,14 +78,14 @@ def run_bench(_: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def run_tests(_: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Lint, types, tests; stops at the first of them that fails. The last lines are pytest's own.
+    """Lint and tests, of which one checks the types; stops at the first that fails. The last lines are pytest's own.
 
     `--fast`: lint, the unit tests, and of the others those that are marked so.
     """
     set_up(HERE)
     programs = [["pytest", *arguments]]
     if not arguments:
-        programs = [["ruff", "check"], ["basedpyright", "--level", "error"], ["pytest", *_side_by_side()]]
+        programs = [["ruff", "check"], ["pytest", *_side_by_side()]]
     elif "--fast" in arguments:
         chosen = [argument for argument in arguments if argument != "--fast"]
         programs = [["ruff", "check"], ["pytest", *_side_by_side(), "-m", "fast", *chosen]]

@@ -17,7 +17,8 @@ from torch import Tensor
 from .. import files
 from ..hooks.gradients import gradients
 from ..hooks.text import (
-    SURROGATE,
+    BEHIND,
+    MEAN,
     PromptEncoder,
     clip_kind,
     encode_variants,
@@ -104,7 +105,8 @@ _NOT_FLOW = {"sd15": "SD1.5", "sd21": "SD2", "sdxl": "SDXL"}
 _VECTORS = {
     "unprojected pooled": "no text projection is loaded, which the release has from CLIP's own files; similarity is "
     "that of the unprojected vector.",
-    SURROGATE: "not a CLIP, so that the paper has no rule for it; similarity is that of the mean of its output.",
+    MEAN: "not a CLIP, so that the paper has no rule for it; similarity is that of the mean of its output.",
+    BEHIND: "a language model, for which the paper has no rule; similarity is that of its output behind the words.",
 }
 
 

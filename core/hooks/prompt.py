@@ -24,7 +24,8 @@ EncodeRow = Callable[[str, SDClipModel, Sequence[list[Any]], int], tuple[Any, ..
 class Section:
     """One chunk of a prompt in one encoder: `embeds` `[T, D]`, the prompt's own positions, and the end (CLIP: EOS).
 
-    Of its own positions the first `fixed` stay as they are, and the others are varied.
+    Of its own positions the first `fixed` stay as they are, and the others are varied. behind: of a language model,
+    where what its template writes behind the words ends, exclusive; None in encoders that have an end token.
     """
 
     embeds: Tensor
@@ -33,6 +34,7 @@ class Section:
     last: int  # exclusive
     end: int
     fixed: int = 0
+    behind: int | None = None
 
     @property
     def start(self) -> int:
@@ -43,6 +45,14 @@ class Section:
     def positions(self) -> int:
         """How many are varied."""
         return self.last - self.start
+
+    @property
+    def summary(self) -> tuple[int, int]:
+        """The positions, the last one exclusive, whose output has read all words: of an encoder that reads both ways
+        the words; of a language model, which reads from left to right, what follows them, else the last of them."""
+        if self.behind is None:
+            return self.first, self.last
+        return (self.last, self.behind) if self.behind > self.last else (self.last - 1, self.last)
 
 
 def text_encoders(clip: Any) -> dict[str, SDClipModel]:
@@ -141,7 +151,7 @@ def _section(
             f"The text contains {templates[0].marks[mark]}, a mark of the chat template that ComfyUI writes around a "
             "prompt, so that it cannot be told which words are the prompt's own. Write the prompt alone."
         )
-    return Section(embeds, mask, padding + first, padding + last, len(embeds) - 1)
+    return Section(embeds, mask, padding + first, padding + last, len(embeds) - 1, behind=padding + len(own))
 
 
 def _check_end(module: SDClipModel, row: list[Any]) -> None:

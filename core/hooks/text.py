@@ -36,7 +36,9 @@ from .prompt import (
 )
 
 KINDS = ("auto", "clip", "all")
-SURROGATE = "mean of the output, common mean removed"  # the vector of encoders that are not CLIP
+# The vectors of encoders that are not CLIP: those that read both ways, and language models.
+MEAN = "mean of the output, common mean removed"
+BEHIND = "output behind the words, common mean removed"
 
 # Short prompts that have nothing to do with one another: what "unrelated" means in a space of prompt vectors.
 UNRELATED = (
@@ -59,9 +61,10 @@ class PromptEncoder(InChunks):
     """One text encoder with one prompt: offsets on the prompt's token embeddings to prompt vectors `[N, E]`.
 
     CLIP's vector is the pooled output of the final layer norm, projected where the projection is trained (see
-    `projection_is_real`). Other encoders (T5, Qwen, Gemma, Llama ...) have none and use a surrogate: the mean of the
-    output over the prompt's positions, minus the same mean over unrelated prompts, since all of these outputs have
-    nearly the same direction. For a prompt of several chunks the unit vectors of its chunks are concatenated.
+    `projection_is_real`). Other encoders have none and use a surrogate: the mean of the output over the prompt's
+    positions (T5), or over what follows them (Qwen, Gemma, Llama ...: see `Section.summary`), minus the same mean over
+    unrelated prompts, since all of these outputs have nearly the same direction. For a prompt of several chunks the
+    unit vectors of its chunks are concatenated.
 
     plain: a tokenized prompt of which `tokens` is a continuation; then only what was added is varied.
     layer: of CLIP, the layer whose output goes through the final layer norm and is pooled; None is the last one.
@@ -125,7 +128,7 @@ class PromptEncoder(InChunks):
     @cached_property
     def vector_name(self) -> str:
         if not self.is_clip:
-            return SURROGATE
+            return MEAN if self.sections[0].behind is None else BEHIND
         return "projected pooled" if self.projected else "unprojected pooled"
 
     @cached_property
@@ -163,7 +166,7 @@ class PromptEncoder(InChunks):
     def _section_vector(self, embeds: Tensor, section: Section) -> Tensor:
         if self.is_clip:
             return clip_vector(self.module, embeds[:, : section.end + 1], self.projected, self.layer)
-        raw = surrogate_vector(self.module, embeds, section)
+        raw = mean_output(self.module, embeds, section, *section.summary)
         return raw - self._common_mean.to(raw)
 
     @cached_property
@@ -183,7 +186,7 @@ class PromptEncoder(InChunks):
                         found.append(
                             clip_vector(self.module, embeds[:, : section.end + 1], self.projected)[0]
                             if self.is_clip
-                            else surrogate_vector(self.module, embeds, section)[0]
+                            else mean_output(self.module, embeds, section, *section.summary)[0]
                         )
         return found
 
@@ -274,8 +277,8 @@ def is_trained(weight: Tensor | None) -> bool:
     return bool((matrix != 0).float().mean() > 0.5)
 
 
-def surrogate_vector(module: SDClipModel, embeds: Tensor, section: Section) -> Tensor:
-    """Mean of the encoder's output over the prompt's own positions, `[N, D]`."""
+def mean_output(module: SDClipModel, embeds: Tensor, section: Section, first: int, last: int) -> Tensor:
+    """Mean `[N, D]` of the encoder's output over positions from `first` to `last`, exclusive. section: for the mask."""
     mask = section.mask.expand(len(embeds), -1) if module.enable_attention_masks else None
     layer = module.layer if isinstance(module.layer, list) or module.layer == "all" else module.layer_idx
     outputs = module.transformer(
@@ -291,7 +294,7 @@ def surrogate_vector(module: SDClipModel, embeds: Tensor, section: Section) -> T
     z = (outputs[0] if module.layer == "last" else outputs[1]).float()
     if z.ndim == 4:  # several layers, [N, layers, T, D]
         z = z.mean(1)
-    return z[:, section.first : section.last].mean(1)
+    return z[:, first:last].mean(1)
 
 
 def prompt_encoders(clip: Any, tokens: Tokens, which: str = "auto", plain: Tokens | None = None) -> list[PromptEncoder]:

@@ -207,30 +207,36 @@ def test_two_branches_of_one_model_do_not_see_each_other(workflow: Workflow) -> 
     workflow.check_untouched()
 
 
+def growth(workflow: Workflow, branch: Callable[[], Made]) -> tuple[int, int]:
+    """How many tensors, and objects of any kind, are there more after 100 runs than after 20."""
+    kept, counts = branch(), []
+    for k in range(100):
+        own = branch() if k % 10 == 0 else kept
+        workflow.sample(*own, (BATCH, 4, 2, 2), steps=1)
+        del own
+        if k in (19, 99):
+            gc.collect()
+            found = gc.get_objects()
+            counts.append((sum(issubclass(type(one), torch.Tensor) for one in found), len(found)))
+    (tensors, objects), (more, most) = counts
+    return more - tensors, most - objects
+
+
+@pytest.fixture(scope="module")
+def stock_growth(workflow: Workflow) -> int:
+    """In objects: ComfyUI's own record of each run."""
+    plain = workflow.encode(TEXT)
+    return growth(workflow, lambda: (workflow.model.clone(), plain))[1]
+
+
 @pytest.mark.parametrize(
     "make", [noise, prompts, *(pytest.param(one, marks=pytest.mark.slow) for one in (diversify, minority))]
 )
-def test_nothing_piles_up_over_100_runs(make: Make, workflow: Workflow, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_piles_up_over_100_runs(
+    make: Make, workflow: Workflow, stock_growth: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """Of one graph, and of graphs made again: no tensor, and no other object but ComfyUI's own record of each run."""
     caplog.set_level(logging.CRITICAL)  # what is logged is kept
-
-    def count() -> tuple[int, int]:
-        gc.collect()
-        found = gc.get_objects()
-        return sum(issubclass(type(one), torch.Tensor) for one in found), len(found)
-
-    def growth(branch: Callable[[], Made]) -> tuple[int, int]:
-        kept, counts = branch(), {}
-        for k in range(100):
-            own = branch() if k % 10 == 0 else kept
-            workflow.sample(*own, (BATCH, 4, 2, 2), steps=1)
-            del own
-            if k in (19, 99):
-                counts[k] = count()
-        return counts[99][0] - counts[19][0], counts[99][1] - counts[19][1]
-
-    plain = workflow.encode(TEXT)
-    _, stock = growth(lambda: (workflow.model.clone(), plain))
-    tensors, objects = growth(lambda: made(make, workflow))
+    tensors, objects = growth(workflow, lambda: made(make, workflow))
     assert tensors <= 0
-    assert objects < stock + 40
+    assert objects < stock_growth + 40

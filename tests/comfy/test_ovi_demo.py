@@ -20,7 +20,7 @@ TEXTS = ("a small tree on the left",)
 def world() -> tuple[Any, VisionTower, ImageBank]:
     with torch.inference_mode():
         tower = VisionTower(loader.load_clip_vision())
-        [images] = DemoImages.execute("", 400, 7).args
+        [images] = DemoImages.execute("", 200, 7).args
         bank = ImageBank(tower.encode_images(images, True), tower.negative.image_embeds[0].float().cpu())
         return loader.load_clip(), tower, bank
 

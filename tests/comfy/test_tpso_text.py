@@ -9,8 +9,9 @@ from comfyui_diversity.core.drivers.tpso import recommended, vary_prompt
 from comfyui_diversity.core.hooks import text as hook
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.prompt import text_encoders
-from comfyui_diversity.core.hooks.text import encode_variants, projection_is_real, prompt_encoders
+from comfyui_diversity.core.hooks.text import encode_variants, mean_output, projection_is_real, prompt_encoders
 from small.encoders import small_encoder
+from small.families import WHOLE, small_whole
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -214,3 +215,24 @@ def test_only_the_prompts_own_words_are_varied():
     sdxl = small_encoder("sdxl")
     for encoder in prompt_encoders(sdxl, sdxl.tokenize("a fish")):
         assert encoder.positions == 2
+
+
+@pytest.mark.parametrize("kind", ["t5", "qwen3", "Lumina 2"])
+def test_what_stands_for_a_prompt_has_read_all_of_its_words(kind: str):
+    """A language model's states in front of a word do not depend on it; those of encoders with an end token do."""
+    clip = small_whole(kind)[1] if kind in WHOLE else small_encoder(kind)
+    with torch.inference_mode():
+        [encoder] = prompt_encoders(clip, clip.tokenize("a red fish in deep water"))
+    [section] = encoder.sections
+    moved = section.embeds.clone()
+    moved[section.last - 1] += 1.0
+
+    @torch.no_grad()
+    def output(embeds: Tensor, first: int, last: int) -> Tensor:
+        return mean_output(encoder.module, embeds[None], section, first, last)
+
+    before = [output(embeds, section.first, section.last - 1) for embeds in (section.embeds, moved)]
+    assert torch.equal(*before) == (section.behind is not None)
+    assert (output(section.embeds, *section.summary) - output(moved, *section.summary)).abs().max() > 1e-3
+    plain, vector = encoder.reference(), output(section.embeds, *section.summary)[0]
+    assert torch.allclose(vector - plain, encoder._common_mean, atol=1e-5)

@@ -10,6 +10,7 @@ import comfy.utils
 import numpy as np
 import pytest
 import torch
+from comfyui_diversity.core.hooks.text import prompt_encoders
 from comfyui_diversity.demo import loader
 from comfyui_diversity.demo.scorer import Scorer, satisfies
 from comfyui_diversity.demo.turbo import load_turbo, load_turbo_clip
@@ -17,6 +18,8 @@ from comfyui_diversity.demo.world.attributes import VALUES, sample_uniform_scene
 from comfyui_diversity.demo.world.captions import OPTIONAL, caption
 from comfyui_diversity.demo.world.prompts import TUNE_PROMPTS
 from torch.nn import functional as F
+
+from benchmarks.tpso_cosines import make_case
 
 FLOOR = 0.6  # of the images that show what their prompt states; one in ten to one in twenty by chance
 
@@ -48,6 +51,23 @@ def test_every_attribute_can_be_read_off_the_last_token_linearly(clip: comfy.sd.
         reader = torch.linalg.solve(ridge, inputs[fit].T @ target[fit])
         right = ((inputs[held_out] @ reader).argmax(1) == truth[held_out]).float().mean()
         assert right >= 0.95, name
+
+
+@torch.inference_mode()
+def test_a_paraphrase_is_nearer_than_a_prompt_with_another_word(clip: comfy.sd.CLIP) -> None:
+    """By the vector that Diverse Prompts takes for a language model's."""
+    rng = np.random.default_rng(4)
+    for case in (make_case(rng) for _ in range(2)):
+        [own] = prompt_encoders(clip, clip.tokenize(case.text))
+        nearness = {
+            kind: F.cosine_similarity(prompt_encoders(clip, clip.tokenize(text))[0].reference(), own.reference(), dim=0)
+            for kind, text in case.others.items()
+        }
+        assert max(nearness, key=lambda kind: nearness[kind]) == "paraphrase"
+        assert min(nearness, key=lambda kind: nearness[kind]) == "unrelated"
+        [section] = own.sections
+        tail = [token for token, _ in clip.tokenize(case.text)["qwen3_4b"][0]][slice(*section.summary)]
+        assert clip.tokenizer.qwen3_4b.tokenizer.decode(tail) == "<|im_end|>\n<|im_start|>assistant\n"
 
 
 @torch.inference_mode()
