@@ -80,9 +80,7 @@ class Diversify(_ReportingNode):
                 _model_output(),
                 io.Conditioning.Output(
                     display_name="positive",
-                    tooltip=(
-                        "The prompt. Above strength 0.5, and for one image at a time, each image gets its own variant."
-                    ),
+                    tooltip="The prompt. A single image, and above strength 0.5 each of a batch, gets a variant of its own.",
                 ),
             ],
         )

@@ -200,7 +200,7 @@ class _Carried(Payload):
         """The entry with a variant for each image, and what is to be said of it. Raises _CannotVary."""
         chosen, batch = self.choose(self.strength, situation), situation.batch
         if chosen.kappa >= 1:
-            return entry, "Prompt: as it is, by choice."
+            return entry, "Prompt: as it is, since noise does more here."
         count = VARIANTS_OF_ONE if batch == 1 else batch
         variants, new = self.prompt.variants(chosen.kappa, chosen.added_tokens, count, batch)
         rows, which = variants.rows, seed % count

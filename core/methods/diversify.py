@@ -65,7 +65,9 @@ def plan(strength: float, situation: Situation) -> Plan:
     require(0 <= strength <= 1, "strength", strength, "from 0 to 1")
     few, several = situation.few_steps, situation.batch > 1
     # Of unit vectors from the prompt's axis: the sine of their angle to it.
-    distance = 0.5 * max(strength - 0.5, 0.0) if several else 0.25 * strength
+    distance = 0.25 * strength
+    if several:  # with few steps a batch has none: at strength 1 they would break as many images again as its noise
+        distance = 0.0 if few else 0.5 * max(strength - 0.5, 0.0)
     # Models of few steps keep what they are given in all detail, and show it: there little does much.
     noise = 0.25 * strength**2 if few else 0.5 * strength
     return Plan(

@@ -31,11 +31,11 @@ def test_more_strength_does_more(a: float, b: float, run: Situation) -> None:
 
 
 @pytest.mark.parametrize("run", [run for run in RUNS if run.batch > 1])
-def test_noise_comes_first_and_variants_above_a_half(run: Situation) -> None:
+def test_noise_comes_first_and_variants_above_a_half_with_many_steps(run: Situation) -> None:
     for strength in (0.1, 0.5):
         distance, noise, _ = amounts(plan(strength, run))
         assert (distance, noise > 0) == (0, True)
-    assert amounts(plan(0.6, run))[0] > 0
+    assert [amounts(plan(strength, run))[0] > 0 for strength in (0.6, 1.0)] == [not run.few_steps] * 2
 
 
 @pytest.mark.parametrize("run", [run for run in RUNS if run.batch == 1])
