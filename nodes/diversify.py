@@ -80,7 +80,7 @@ class Diversify(_ReportingNode):
                 _model_output(),
                 io.Conditioning.Output(
                     display_name="positive",
-                    tooltip="The prompt. A single image, and above strength 0.5 each of a batch, gets a variant of its own.",
+                    tooltip="The prompt. A single image, and above strength 0.5 each of a batch, gets its own variant.",
                 ),
             ],
         )
