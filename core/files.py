@@ -29,14 +29,24 @@ def key(tensors: Iterable[Tensor], *settings: object) -> str:
 
 
 def load(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
-    """The tensors of a file; None when it is missing, unreadable, or does not hold exactly these names and shapes."""
+    """The tensors of a file; None when it is missing, and, with a warning, when it is damaged: unreadable, with other
+    names or shapes than these, or with values that are not finite."""
     if not path.is_file():
         return None
     try:
         found = load_file(path)
-    except (SafetensorError, OSError):
-        return None
-    return found if {name: tuple(tensor.shape) for name, tensor in found.items()} == shapes else None
+    except (SafetensorError, OSError) as error:
+        return _damaged(path, str(error))
+    held = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    if held != shapes:
+        return _damaged(path, f"it holds {held} in place of {shapes}")
+    if not all(bool(tensor.float().isfinite().all()) for tensor in found.values()):
+        return _damaged(path, "it has values that are not finite")
+    return found
+
+
+def _damaged(path: Path, why: str) -> None:
+    logger.warning("%s is damaged (%s). It is made again.", path, why)
 
 
 def store(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -132,6 +132,8 @@ def _embeddings(output: Any) -> Tensor:
             f"A clip_vision_output has embeddings of shape {shape}; they must be [images, width]. SigLIP's are of "
             "each patch, which unCLIP models do not read."
         )
+    if not bool(found.isfinite().all()):
+        raise ValueError("A clip_vision_output has embeddings that are not finite (NaN or infinite). Make it again.")
     return found
 
 

@@ -131,11 +131,16 @@ class StoredNoise:
 
 
 def stored_noise(kept: Tensor, like: Tensor) -> Tensor:
-    """A copy of the kept noise on the device and of the type of `like`. Raises ValueError when the shapes differ."""
+    """A copy of the kept noise on the device and of the type of `like`. Raises ValueError when the shapes differ, and
+    for values that are not finite."""
     if kept.shape != like.shape:
         raise ValueError(
             f"The kept noise has shape {list(kept.shape)}, but the sampler needs {list(like.shape)}: the latent must "
             "have the size, channels and number of images that the noise was made for (Latent From Batch picks some)."
+        )
+    if not bool(kept.isfinite().all()):
+        raise ValueError(
+            "The kept noise has values that are not finite (NaN or infinite): it is damaged. Make it again."
         )
     return kept.to(device=like.device, dtype=like.dtype, copy=True)
 

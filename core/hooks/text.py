@@ -112,6 +112,19 @@ class PromptEncoder(InChunks):
         return sum(section.positions for section in self.sections)
 
     @property
+    def words_read(self) -> int:
+        """How many positions are the prompt's own, varied or not."""
+        return sum(section.last - section.first for section in self.all_sections)
+
+    @property
+    def no_room(self) -> str:
+        """What to say where the tokenizer cut off all that was added to the prompt."""
+        return (
+            f"The prompt is too long for one word more: ComfyUI cuts it for the text encoder {self.name}, which reads "
+            f"its first {self.words_read} tokens."
+        )
+
+    @property
     def width(self) -> int:
         return self.sections[0].embeds.shape[1]
 
@@ -315,7 +328,10 @@ def prompt_encoders(clip: Any, tokens: Tokens, which: str = "auto", plain: Token
         which == "auto" and mixed and not hidden_states_are_read(clip, [encoder.name for encoder in clips], outputs)
     )
     chosen = encoders if everything else clips
+    full = [encoder for encoder in chosen if plain is not None and not encoder.sections and encoder.words_read]
     chosen = [encoder for encoder in chosen if encoder.sections]
+    if full and not chosen:
+        raise ValueError(f"{full[0].no_room} Shorten the prompt, or set added_tokens to 0: that varies what is read.")
     if not chosen:
         names = ", ".join(text_encoders(clip)) or "none"
         raise ValueError(

@@ -79,10 +79,12 @@ class LearnableToken:
         tokens = clip.tokenize((f"{bare} {added}" if position == "end" else f"{added} {bare}").strip())
         shorter = clip.tokenize(bare)
         with gradients(), torch.no_grad():
-            self._parts = {
-                encoder.name: _part(encoder, tokens, shorter, position, added)
-                for encoder in prompt_encoders(self._clip, tokens, which)
-            }
+            encoders = prompt_encoders(self._clip, tokens, which)
+            # Some tokenizers cut long prompts: an encoder that would not read the token goes without.
+            with_room = [one for one in encoders if _more(one, shorter) or not _tokens_of(one, clip, added)]
+            if not with_room:
+                raise ValueError(f"{encoders[0].no_room} Shorten the prompt.")
+            self._parts = {one.name: _part(one, tokens, shorter, position, added) for one in with_room}
         self._tokens = {**clip.tokenize(text), **{part.key: tokens[part.key] for part in self._parts.values()}}
         self._unchanged: dict[tuple[str, int], Any] = {}
 
@@ -215,10 +217,20 @@ def _table(module: Any) -> Tensor:
         return torch.cat([layer(some, out_dtype=torch.float32).cpu() for some in rows.split(4096)])
 
 
+def _more(encoder: PromptEncoder, shorter: dict[str, Any]) -> int:
+    """How many tokens the encoder's prompt has more than a shorter one."""
+    return encoder.words_read - sum(section.positions for section in encoder.read(shorter))
+
+
+def _tokens_of(encoder: PromptEncoder, clip: Any, word: str) -> int:
+    """How many tokens a word has in an encoder, alone."""
+    return sum(section.positions for section in encoder.read(clip.tokenize(word)))
+
+
 def _part(encoder: PromptEncoder, tokens: dict[str, Any], shorter: dict[str, Any], position: str, word: str) -> _Part:
     own = [(k, at) for k, section in enumerate(encoder.all_sections) for at in range(section.first, section.last)]
     # What the longer prompt has more of; a word may be of several tokens, and of another number in each encoder.
-    count = len(own) - sum(section.positions for section in encoder.read(shorter))
+    count = _more(encoder, shorter)
     if count <= 0:
         raise ValueError(f"initial_word is {word!r}, which has no token in {encoder.name}. Choose another word.")
     chosen = slice(len(own) - count, len(own)) if position == "end" else slice(0, count)

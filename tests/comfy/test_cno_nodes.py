@@ -251,6 +251,18 @@ def test_kept_noise_of_another_shape_is_refused() -> None:
         graph.advanced(KeptNoiseForCustomSampler.execute(cut(graph.optimised(), 0, 3), SEED).args[0])
 
 
+def test_kept_noise_that_is_not_finite_is_refused() -> None:
+    graph = Graph("eps")
+    kept = graph.optimised()
+    kept["samples"][1, 0, 0, 0] = float("nan")
+    for sample in (
+        lambda: graph.simple(UseKeptNoise.execute(graph.model, kept).args[0]),
+        lambda: graph.advanced(KeptNoiseForCustomSampler.execute(kept, SEED).args[0]),
+    ):
+        with pytest.raises(ValueError, match="The kept noise has values that are not finite"):
+            sample()
+
+
 def test_an_empty_latent_gets_the_models_channels() -> None:
     """The stock empty latent has four channels, whatever the model."""
     graph = Graph("sd3")

@@ -172,6 +172,10 @@ def test_what_is_refused() -> None:
         attach(text, [output(), output(width=32)])
     with pytest.raises(ValueError, match="noise_augmentation is 2"):
         attach(text, [output()], noise=2.0)
+    broken = output()
+    broken["image_embeds"] = torch.full((1, WIDTH), float("inf"))
+    with pytest.raises(ValueError, match="embeddings that are not finite"):
+        attach(text, [output(), broken])
     siglip = output()
     siglip["image_embeds"] = torch.zeros(1, 9, WIDTH)
     with pytest.raises(ValueError, match=r"shape \[1, 9, 64\]"):

@@ -23,7 +23,7 @@ from comfyui_diversity.demo import loader
 from comfyui_diversity.nodes._inputs import Options, read_options
 from comfyui_diversity.nodes.schedule import ScheduleConditioning
 from comfyui_diversity.nodes.tpso import DiversePrompts, DiversePromptsOptions
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from small.encoders import small_encoder
 from small.models import random_latent, small_model
 from torch import Tensor
@@ -264,6 +264,9 @@ def test_the_negatives_variants_are_kept_on_disk(user: Path, monkeypatch: pytest
     run(clip, vary_negative=True, similarity=0.7)
     assert len(list(file.parent.iterdir())) == 2
 
+    save_file({name: value * float("nan") for name, value in load_file(file).items()}, file)
+    assert torch.equal(run(clip, vary_negative=True)[1][0][0], negative[0][0])
+    assert bool(load_file(file)["offsets"].isfinite().all())
     file.write_bytes(b"broken")
     with full_disk():
         assert torch.equal(run(clip, vary_negative=True)[1][0][0], negative[0][0])

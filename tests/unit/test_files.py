@@ -62,13 +62,31 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         files.store(path, {"rows": torch.ones(2)})
 
 
-def test_a_file_of_another_shape_or_none_is_not_loaded(tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_is_not_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert files.load(tmp_path / "bank.safetensors", SHAPES) is None
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("held", "why"),
+    [
+        ({"rows": torch.ones(2)}, r"holds .*\(2,\).* in place of .*\(64, 64\)"),
+        ({"others": torch.ones(64, 64)}, "holds .*others"),
+        ({"rows": torch.full((64, 64), float("nan"))}, "not finite"),
+        ({"rows": torch.ones(64, 64).index_fill(0, torch.tensor([5]), float("-inf"))}, "not finite"),
+        (b"torn", "header"),
+    ],
+)
+def test_a_damaged_file_is_named_and_not_loaded(
+    held: dict[str, torch.Tensor] | bytes, why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "bank.safetensors"
+    if isinstance(held, bytes):
+        path.write_bytes(held)
+    else:
+        files.store(path, held)
     assert files.load(path, SHAPES) is None
-    files.store(path, {"rows": torch.ones(2)})
-    assert files.load(path, SHAPES) is None
-    path.write_bytes(b"torn")
-    assert files.load(path, SHAPES) is None
+    assert re.search(f"{re.escape(str(path))} is damaged \\(.*{why}.*\\). It is made again.", caplog.text)
 
 
 def test_a_name_depends_on_tensors_and_settings() -> None:
