@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import cfg_curve
 from benchmarks.results import COMMITTED, read
+from devtools.places import HERE
 
 ROWS_OF = ("cno_settings", "tpso_settings", "minority_settings", "ovi_images", "ovi_settings", "rarest_first")
 
@@ -20,6 +21,12 @@ def test_every_committed_row_is_one_of_the_benchmark(name: str) -> None:
     files = list(COMMITTED.glob(f"{name}_*.json"))
     assert files
     assert {row["row"] for file in files for row in read(file)["rows"]} <= known
+
+
+@pytest.mark.parametrize("path", sorted((HERE.root / "benchmarks").rglob("*.py")), ids=lambda path: path.stem)
+def test_it_can_be_started(path: Path) -> None:
+    """Rows are made while a benchmark is imported."""
+    importlib.import_module(".".join(path.relative_to(HERE.root).with_suffix("").parts).removesuffix(".__init__"))
 
 
 def test_the_cfg_curve_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from small.encoders import small_encoder
 from small.models import small_model
 
+from benchmarks import cost
 from benchmarks.cost import STEPS, Architecture, Bench, inactive, text_of
+from benchmarks.results import PrintedTable, read
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +38,10 @@ def test_the_same_run_costs_the_same(bench: Bench) -> None:
 def test_prompts_have_the_words_that_were_asked_for() -> None:
     assert text_of(12).split()[:2] == ["a", "small"]
     assert len(text_of(12).split()) == 12
+
+
+def test_variants_all_at_once_beside_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "full_clip_l", lambda: small_encoder("sd1"))
+    cost.prompts(2, (3,), 1, PrintedTable(tmp_path / "cost_prompts.json", "", cost.PROMPTS_HEAD))
+    [row] = read(tmp_path / "cost_prompts.json")["rows"]
+    assert row["row"] == "CLIP-L, 3 words, 2 variants"
