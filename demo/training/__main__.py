@@ -31,6 +31,8 @@ STAGES = {
     "turbo_crisp_pairs": "turbo_crisp.make_pairs",
     "turbo_crisp": "export.export_turbo_crisp",
     "turbo_led": "export.export_turbo_led",
+    "turbo_rare_pairs": "turbo_rare.make_pairs",
+    "turbo_rare": "export.export_turbo_rare",
     "mmdit_runs": "own_steps.make_mmdit_runs",
     "mmdit_own_steps": "export.export_mmdit_own_steps",
     "mmdit_runs_again": "own_steps.make_mmdit_runs_again",

@@ -178,6 +178,12 @@ def export_turbo_led(folder: Path) -> None:
     _write(WEIGHTS / TURBO_FILE, pack(train_turbo_led(folder).state_dict()))
 
 
+def export_turbo_rare(folder: Path) -> None:
+    from .turbo_rare import train_turbo_rare
+
+    _write(WEIGHTS / TURBO_FILE, pack(train_turbo_rare(folder).state_dict()))
+
+
 def _write(path: Path, weights: dict[str, Tensor], extra: dict[str, Tensor] | None = None) -> None:
     """Save, floating point as fp16, and renew the manifest that set-up checks the files against."""
     halves = {
