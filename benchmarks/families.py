@@ -17,7 +17,7 @@ import sys
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,24 +86,24 @@ def _hook_lora(world: World, positive: list) -> list:
     return comfy.hooks.set_hooks_for_conditioning(positive, hook_lora(world.model, 0))
 
 
-_BASIC, _LANGUAGE = ("SD1.5", "FLUX.1 dev"), ("SD1.5", "Z-Image")
-_COMMON = ("GGUF", "fp8 scaled")  # what most people have
+# One family of each kind is run in other set-ups: a UNet with CLIP, transformers with T5 or with a language model.
+_KINDS = ("SD1.5", "FLUX.1 dev", "Z-Image")
+_LANGUAGE = ("Qwen-Image", "Krea 2", "FLUX.2 Klein")  # in a template; twelve layers are read; three
+_COMMON = ("GGUF", "fp8 scaled", "int8")  # what most people have
 SETUPS: dict[str, Setup] = {
     PLAIN: Setup(),
-    "CFG 1": Setup(cfg=1.0, only=_BASIC),
-    "one image": Setup(batch=1, only=_BASIC),
-    "area and mask": Setup(attach=_area_and_mask, only=_BASIC),
+    "CFG 1": Setup(cfg=1.0, only=_KINDS),
+    "one image": Setup(batch=1, only=_KINDS),
+    "area and mask": Setup(attach=_area_and_mask, only=_KINDS),
     "two ControlNets": Setup(attach=_two_controlnets, only=("SD1.5",)),
-    "LoRA by a hook": Setup(attach=_hook_lora, only=_BASIC),
-    **{f"encoder {form}": Setup(encoder=form, only=("SD1.5",)) for form in ("fp16", "bf16")},
-    **{f"encoder {form}": Setup(encoder=form, only=("SD1.5", "FLUX.1 dev", "Z-Image")) for form in _COMMON},
-    "encoder int8": Setup(encoder="int8", only=_LANGUAGE),
-    "encoder w4a8": Setup(encoder="w4a8", only=("SD1.5",)),
-    **{f"model {form}": Setup(model=form, only=("SD1.5",)) for form in ("fp16", "bf16", "int8")},
-    **{f"model {form}": Setup(model=form, only=_BASIC) for form in _COMMON},
+    "LoRA by a hook": Setup(attach=_hook_lora, only=_KINDS),
+    **{f"encoder {form}": Setup(encoder=form, only=("SD1.5", "Z-Image")) for form in ("fp16", "bf16")},
+    **{f"encoder {form}": Setup(encoder=form, only=(*_KINDS, *_LANGUAGE)) for form in _COMMON},
+    "encoder w4a8": Setup(encoder="w4a8", only=("SD1.5", "Z-Image")),
+    **{f"model {form}": Setup(model=form, only=("SD1.5", "Z-Image")) for form in ("fp16", "bf16")},
+    **{f"model {form}": Setup(model=form, only=(*_KINDS, "Qwen-Image")) for form in _COMMON},
+    "model w4a8": Setup(model="w4a8", only=_KINDS),
 }
-# One family of each kind is run in other set-ups: its encoder of tests/small.
-KINDS = {"SD1.5": "sd1", "FLUX.1 dev": "flux", "Z-Image": "qwen3"}
 
 
 class NotThere(Exception):
@@ -120,14 +120,16 @@ class World:
         self.setup = SETUPS[setup]
         if release(HERE.comfyui()) in WHOLE[family].missing_in:
             raise NotThere(f"ComfyUI {release(HERE.comfyui())} does not know this family")
-        with _dtype(self.setup.model):
+        with _dtype(self.setup.model), _encoders(self.setup.encoder):
             self.model, self.clip = small_whole(family)
         if self.setup.model == "GGUF":
             _packed(self.model.model.diffusion_model)
         elif self.setup.model in FORMATS:
             self.model = _quantised(self.setup.model, lambda form: _quantised_model(family, form))
-        if self.setup.encoder:
-            self.clip = _encoder(KINDS[family], self.setup.encoder)
+        if self.setup.encoder == "GGUF":
+            _packed(self.clip.cond_stage_model)
+        elif self.setup.encoder in FORMATS:
+            _quantised(self.setup.encoder, lambda form: _quantise(self.clip.cond_stage_model, form))
         self.shape = latent_shape(family, self.model)
         self.steps_done = 0
         self.negative, self.positive = self.encode(""), self.encode(TEXT)
@@ -239,17 +241,18 @@ def _packed(network: Any) -> None:
     pack(network)
 
 
-def _encoder(kind: str, form: str) -> Any:
-    from small.encoders import small_encoder
-    from small.quantised import quantised_encoder
+def _encoders(form: str) -> AbstractContextManager[None]:
+    """Text encoders made inside are kept so, or can be quantised so."""
+    from small.quantised import encoders_kept
 
-    if form in FORMATS:
-        return _quantised(form, lambda name: quantised_encoder(kind, name))
-    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
-    clip = small_encoder(kind, options={"dtype": dtypes[form]} if form in dtypes else None)
-    if form == "GGUF":
-        _packed(clip.cond_stage_model)
-    return clip
+    return encoders_kept(FORMATS.get(form, form))
+
+
+def _quantise(network: Any, form: str) -> None:
+    from small.quantised import quantise
+
+    if quantise(network, form) == 0:
+        raise AssertionError(f"No layer was quantised to {form}.")
 
 
 def _checksum(weight: Tensor) -> int:
@@ -454,7 +457,7 @@ def rows() -> list[tuple[str, str]]:
 
     other = [
         (family, name)
-        for family in KINDS
+        for family in (*_KINDS, *_LANGUAGE)
         for name, setup in SETUPS.items()
         if name != PLAIN and (not setup.only or family in setup.only)
     ]

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from comfy_api.latest import io
 from comfy_execution.validation import validate_node_input
 
-from ..core.hooks.prompt import text_encoders
+from ..core.hooks.prompt import NO_ENCODER, text_encoders
 from ..core.require import require
 
 RECOMMENDED, PUBLISHED = MODES = ("recommended", "published")
@@ -133,10 +133,7 @@ def check_clip(clip: Any) -> None:
     if clip is None:
         raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
     if not text_encoders(clip):
-        raise ValueError(
-            "clip has no text encoder: this model reads the prompt's tokens itself (HiDream-O1 does), or its encoder is"
-            " of another kind. Diverse Noise and Diversify (Model Only) work without one."
-        )
+        raise ValueError(NO_ENCODER)
 
 
 def make_options(method: str, values: dict[str, Any]) -> io.NodeOutput:

@@ -15,6 +15,10 @@ from comfy.sd1_clip import SDClipModel
 from torch import Tensor
 
 Tokens = dict[str, Any]
+NO_ENCODER = (
+    "clip has no text encoder: this model reads the prompt's tokens itself (HiDream-O1 does), or its encoder is of "
+    "another kind. Diverse Noise and Diversify (Model Only) work without one."
+)
 
 # Name of an encoder, the encoder, its tokenized sections, the row: what `SDClipModel.encode` returns for that row.
 EncodeRow = Callable[[str, SDClipModel, Sequence[list[Any]], int], tuple[Any, ...]]

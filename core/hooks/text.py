@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from .chunks import InChunks
 from .gradients import gradients
 from .prompt import (
+    NO_ENCODER,
     Section,
     Template,
     Tokens,
@@ -320,6 +321,8 @@ def prompt_encoders(clip: Any, tokens: Tokens, which: str = "auto", plain: Token
     """
     if which not in KINDS:
         raise ValueError(f"encoders is {which!r}; it must be one of {', '.join(KINDS)}.")
+    if not text_encoders(clip):
+        raise ValueError(NO_ENCODER)
     keys, outputs = encode_blank(clip)
     encoders = [PromptEncoder(clip, name, key, tokens, plain) for name, key in keys.items()]
     clips = [encoder for encoder in encoders if encoder.is_clip]
@@ -333,7 +336,7 @@ def prompt_encoders(clip: Any, tokens: Tokens, which: str = "auto", plain: Token
     if full and not chosen:
         raise ValueError(f"{full[0].no_room} Shorten the prompt, or set added_tokens to 0: that varies what is read.")
     if not chosen:
-        names = ", ".join(text_encoders(clip)) or "none"
+        names = ", ".join(text_encoders(clip))
         raise ValueError(
             f"encoders is {which!r}, but none of this CLIP's text encoders ({names}) has words "
             "of this prompt to vary. Write a prompt, or choose other encoders."

@@ -103,7 +103,7 @@ def empty_encoder(model: Any, tokenizer: Any, sizes: dict[str, dict], data: dict
     """A CLIP whose weights are uninitialised memory; `data` is what its tokenizer reads from a model's file."""
     target = comfy.supported_models_base.ClipTarget(tokenizer, model)
     with mock.patch.object(PreTrainedTokenizerBase, "from_pretrained", classmethod(_vocabulary)):
-        return comfy.sd.CLIP(target, tokenizer_data=data or {}, model_options={**sizes, "dtype": torch.float32})
+        return comfy.sd.CLIP(target, tokenizer_data=data or {}, model_options={"dtype": torch.float32, **sizes})
 
 
 _from_pretrained: Any = vars(PreTrainedTokenizerBase)["from_pretrained"].__func__

@@ -315,6 +315,7 @@ WHOLE: dict[str, Whole] = {
     "HunyuanVideo (video)": Whole(_hunyuan_video, time=2),
     "HunyuanVideo 1.5 (video)": Whole(_hunyuan_video_15, time=2),
     "LTXV (video)": Whole(_ltxv, time=2),
+    "Mochi (video)": Whole(newer.mochi, time=2),
     "Wan 2.1 (video)": Whole(_pair("wan", "t5"), time=2),
     "Wan 2.2 5B (video)": Whole(newer.wan_22, time=2),
     "Cosmos 1 (video)": Whole(newer.cosmos, time=2),

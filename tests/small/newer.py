@@ -228,6 +228,31 @@ def hidream_o1() -> tuple[Any, Any]:
     return released._model("HiDreamO1", sizes), released._encoder(text.HiDreamO1TE, text.HiDreamO1Tokenizer, {})
 
 
+def mochi() -> tuple[Any, Any]:
+    sizes = {
+        "image_model": "mochi_preview",
+        "depth": 2,
+        "patch_size": 2,
+        "num_heads": 2,
+        "hidden_size_x": 64,
+        "hidden_size_y": 32,
+        "mlp_ratio_x": 192.0,  # ComfyUI fixes the product
+        "mlp_ratio_y": 4.0,
+        "learn_sigma": False,
+        "in_channels": 12,
+        "qk_norm": True,
+        "qkv_bias": False,
+        "out_bias": True,
+        "attn_drop": 0.0,
+        "posenc_preserve_area": True,
+        "timestep_scale": 1000.0,
+        "use_t5": True,
+        "t5_feat_dim": WIDTH,
+    }
+    text = _text("genmo")
+    return louder(released._model("GenmoMochi", sizes)), _t5(text.mochi_te(), text.MochiT5Tokenizer)
+
+
 def wan_22() -> tuple[Any, Any]:
     sizes = {**models.WAN, "in_dim": 48, "out_dim": 48}
     return released._model("WAN22_T2V", sizes), encoders.small_encoder("t5")

@@ -5,8 +5,10 @@ Call `devtools.pack.load_comfyui()` before importing this module. What the Comfy
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import comfy.ops
 import comfy.quant_ops
@@ -15,6 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.supported_models_base import BASE
 from torch import Tensor, nn
 
+from . import encoders
 from .encoders import small_encoder
 
 # fp8 scaled, int8, four bits with eight-bit activations, four-bit floats: names of ComfyUI's.
@@ -29,6 +32,22 @@ def quantised_encoder(kind: str, form: str) -> Any:
     clip = small_encoder(kind, options={"custom_operations": _operations(full_precision_mm=True)})
     quantise(clip.cond_stage_model, form)
     return clip
+
+
+@contextmanager
+def encoders_kept(form: str) -> Iterator[None]:
+    """Text encoders of any family made inside are of "fp16" or "bf16", or ready for one of `FORMATS`."""
+    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    options = {"dtype": dtypes[form]} if form in dtypes else {}
+    if form in FORMATS:
+        options = {"custom_operations": _operations(full_precision_mm=True)}
+    real = encoders.empty_encoder
+
+    def made(model: Any, tokenizer: Any, sizes: dict[str, Any], data: dict[str, Any] | None = None) -> Any:
+        return real(model, tokenizer, {**sizes, **options}, data)
+
+    with mock.patch.object(encoders, "empty_encoder", made):
+        yield
 
 
 def quantised_model(make: Callable[[], ModelPatcher], form: str) -> ModelPatcher:
@@ -65,11 +84,13 @@ def quantise(network: nn.Module, form: str, full_precision: bool = False) -> int
     """
     layout, count = _ALGORITHMS[form]["comfy_tensor_layout"], 0
     # Of the released files' 256; the layers here are of 64.
-    sizes = {"convrot_groupsize": 64} if form == "asym_w4a8_int8" else {"scale": "recalculate"}
+    sizes: dict[str, Any] = {"convrot_groupsize": 64} if form == "asym_w4a8_int8" else {"scale": "recalculate"}
     with torch.inference_mode():
         for module in network.modules():
             if hasattr(module, "_full_precision_mm") and isinstance(getattr(module, "weight", None), nn.Parameter):
                 if module.weight.ndim != 2 or not hasattr(module, "in_features"):
+                    continue
+                if module.in_features % sizes.get("convrot_groupsize", 1):  # too narrow: left as it is
                     continue
                 weight = comfy.quant_ops.QuantizedTensor.from_float(module.weight.data, layout, **sizes)
                 module.weight = nn.Parameter(weight, requires_grad=False)
