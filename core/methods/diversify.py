@@ -69,7 +69,7 @@ def plan(strength: float, situation: Situation) -> Plan:
     if several:  # with few steps a batch has none: at strength 1 they would break as many images again as its noise
         distance = 0.0 if few else 0.5 * max(strength - 0.5, 0.0)
     # Models of few steps keep what they are given in all detail, and show it: there little does much.
-    noise = 0.25 * strength**2 if few else 0.5 * strength
+    noise = 0.15 * strength**1.25 if few else 0.5 * strength
     return Plan(
         kappa=math.sqrt(1 - distance**2),
         window=Window(RATIO),
