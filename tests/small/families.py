@@ -330,6 +330,7 @@ WHOLE: dict[str, Whole] = {
     "MageFlow": Whole(newer.mage_flow, missing_in=_OLD),
     "Ideogram 4": Whole(newer.ideogram, missing_in=_OLD),
     "PixelDiT": Whole(newer.pixeldit, side=32, missing_in=_OLD),
+    "Lens": Whole(newer.lens, missing_in=_OLD),
     "NewBie": Whole(newer.newbie, missing_in=_OLD),
     "HiDream-O1": Whole(newer.hidream_o1, side=64, missing_in=_OLD),
 }

@@ -12,10 +12,11 @@ from typing import Any
 from unittest import mock
 
 import comfy.supported_models
+import torch
 from comfy.ldm.flux.model import FluxParams
 from comfy.model_patcher import ModelPatcher
 
-from . import encoders, models, released
+from . import encoders, models, quantised, released
 from .models import CPU, WIDTH
 
 
@@ -226,6 +227,44 @@ def hidream_o1() -> tuple[Any, Any]:
     sizes = {"image_model": "hidream_o1", "text_config_overrides": language, "vision_config_overrides": vision}
     text = _text("hidream_o1")
     return released._model("HiDreamO1", sizes), released._encoder(text.HiDreamO1TE, text.HiDreamO1Tokenizer, {})
+
+
+def lens() -> tuple[Any, Any]:
+    """Its text encoder is none of ComfyUI's usual kind."""
+    sizes = {
+        "image_model": "lens",
+        "num_layers": 2,
+        "attention_head_dim": 32,
+        "num_attention_heads": 2,
+        "enc_hidden_dim": WIDTH,
+        "axes_dims_rope": (8, 12, 12),
+        "selected_layer_index": (0, 1),
+    }
+    language = {
+        "vocab_size": 300,
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+    }
+    text = _text("gpt_oss")
+    options = {"gpt_oss_config": language, "selected_layers": (0, 1), "custom_operations": quantised.plain_operations()}
+    encoder = released._encoder(text.lens_te(), text.LensTokenizer, options, {"tokenizer_json": _bytes_as_tokens()})
+    return louder(released._model("Lens", sizes)), encoder
+
+
+def _bytes_as_tokens() -> torch.Tensor:
+    """A tokenizer file in which every byte is a token."""
+    import tokenizers
+
+    letters = {letter: k for k, letter in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(letters, []))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return torch.frombuffer(bytearray(made.to_str().encode()), dtype=torch.uint8)
 
 
 def mochi() -> tuple[Any, Any]:

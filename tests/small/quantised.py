@@ -74,7 +74,22 @@ def _operations(**options: Any) -> Any:
             weight = torch.empty(self.out_features, self.in_features, **self.factory_kwargs)
             self.weight = nn.Parameter(weight, requires_grad=False)
 
-    return type("Operations", (stock,), {"Linear": Linear})
+    experts = {"MoEExperts": _experts(stock)} if hasattr(stock, "MoEExperts") else {}
+    return type("Operations", (stock,), {"Linear": Linear, **experts})
+
+
+def _experts(stock: Any) -> Any:
+    class MoEExperts(stock.MoEExperts):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self.weight = nn.Parameter(torch.empty(self._orig_shape), requires_grad=False)
+
+    return MoEExperts
+
+
+def plain_operations() -> Any:
+    """For classes that exist with these operations alone; nothing is quantised."""
+    return _operations(full_precision_mm=True)
 
 
 def quantise(network: nn.Module, form: str, full_precision: bool = False) -> int:
