@@ -99,7 +99,7 @@ def small_encoder(
     return clip
 
 
-def empty_encoder(model: Any, tokenizer: Any, sizes: dict[str, dict], data: dict[str, Any] | None = None) -> Any:
+def empty_encoder(model: Any, tokenizer: Any, sizes: dict[str, Any], data: dict[str, Any] | None = None) -> Any:
     """A CLIP whose weights are uninitialised memory; `data` is what its tokenizer reads from a model's file."""
     target = comfy.supported_models_base.ClipTarget(tokenizer, model)
     with mock.patch.object(PreTrainedTokenizerBase, "from_pretrained", classmethod(_vocabulary)):
