@@ -245,7 +245,22 @@ def vary_prompt(
     offsets = {outcome.encoder: outcome.variants.offsets for outcome in outcomes}
     chunk = min(encoder.chunk or count for encoder in encoders)
     with torch.no_grad():
-        return encode_variants(clip, tokens, offsets, encoders, chunk), outcomes
+        rows = encode_variants(clip, tokens, offsets, encoders, chunk)
+    if any(outcome.variants.offsets.any() for outcome in outcomes) and not _differ(
+        rows if count > 1 else [*rows, *unvaried(clip, text, which, recipe.added_tokens)]
+    ):
+        raise ValueError(
+            f"encoders is {which!r}, but the model reads nothing of what was varied there. Shorten the prompt, set "
+            "added_tokens to 0, or set encoders to all."
+        )
+    return rows, outcomes
+
+
+def _differ(conditionings: list) -> bool:
+    """Whether any row differs from the first one in what a model reads."""
+    conds = torch.cat([cond for cond, _ in conditionings])
+    pooled = [extras["pooled_output"] for _, extras in conditionings if extras.get("pooled_output") is not None]
+    return any(not torch.equal(part, part[:1].expand_as(part)) for part in (conds, *[torch.cat(pooled)] * bool(pooled)))
 
 
 def unvaried(clip: Any, text: str, which: str, added_tokens: int) -> list:

@@ -41,8 +41,9 @@ class NoGradientError(ValueError):
     def __init__(self) -> None:
         super().__init__(
             "The gradient of the token is zero: nothing says which way to move it. Either the objective cannot tell "
-            "images apart, or the mask lets nothing change, or a part of the model (compiled, quantised, or with an "
-            "attention of its own) passes no gradient on: switch that off."
+            "images apart, or the mask lets nothing change, or the model reads nothing of it (beyond a CLIP's first 77 "
+            "tokens, where it reads the pooled vector alone: set encoders to all), or a part of the model (compiled, "
+            "quantised, or with an attention of its own) passes no gradient on: switch that off."
         )
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from comfyui_diversity.core.drivers.tpso import recommended, unvaried, vary_prompt
 from comfyui_diversity.core.hooks.tokens import LearnableToken
+from small.encoders import small_encoder
 from small.families import WHOLE, small_whole
 
 from devtools.comfy_source import release
@@ -55,3 +56,14 @@ def test_an_encoder_that_is_full_goes_without_the_token() -> None:
     assert {"t5xxl", "llama"} - set(token.encoders) == {"t5xxl"}
     _, outcomes = vary_prompt(clip, text, 2, 0, recommended(steps=1), "all")
     assert {"t5xxl", "llama"} - {one.encoder for one in outcomes} == {"t5xxl"}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("count", [1, 2])
+def test_tokens_of_which_the_model_reads_nothing(count: int) -> None:
+    """FLUX reads of CLIP the pooled vector of the first 77 tokens alone."""
+    clip, text = small_encoder("flux"), " ".join(["fish"] * 90)
+    with pytest.raises(ValueError, match="encoders is 'clip', but the model reads nothing of what was varied there"):
+        vary_prompt(clip, text, count, 0, recommended(steps=3), "clip")
+    vary_prompt(clip, text, count, 0, recommended(steps=3, added_tokens=0), "clip")
+    vary_prompt(clip, text, count, 0, recommended(steps=3))
