@@ -258,9 +258,9 @@ def vary_prompt(
 
 def _differ(conditionings: list) -> bool:
     """Whether any row differs from the first one in what a model reads."""
-    conds = torch.cat([cond for cond, _ in conditionings])
     pooled = [extras["pooled_output"] for _, extras in conditionings if extras.get("pooled_output") is not None]
-    return any(not torch.equal(part, part[:1].expand_as(part)) for part in (conds, *[torch.cat(pooled)] * bool(pooled)))
+    parts = [torch.cat(values) for values in ([cond for cond, _ in conditionings], pooled) if values]
+    return any(not torch.equal(part, part[:1].expand_as(part)) for part in parts)
 
 
 def unvaried(clip: Any, text: str, which: str, added_tokens: int) -> list:
