@@ -276,7 +276,7 @@ def _options(module: str, name: str, **chosen: Any) -> Any:
 def _diversify(world: World) -> Tensor:
     driver = importlib.import_module("comfyui_diversity.core.drivers.diversify")
     with mock.patch.object(driver, "recommended", partial(driver.recommended, steps=FEW)):
-        return world.sample(*_node("diversify", "Diversify").execute(world.model, world.clip, TEXT, 0, 0.5).args)
+        return world.sample(*_node("diversify", "Diversify").execute(world.model, world.clip, TEXT, 0, 1.0).args)
 
 
 def _diversify_model(world: World) -> Tensor:
