@@ -258,9 +258,11 @@ def vary_prompt(
 
 def _differ(conditionings: list) -> bool:
     """Whether any row differs from the first one in what a model reads."""
-    pooled = [extras["pooled_output"] for _, extras in conditionings if extras.get("pooled_output") is not None]
-    parts = [torch.cat(values) for values in ([cond for cond, _ in conditionings], pooled) if values]
-    return any(not torch.equal(part, part[:1].expand_as(part)) for part in parts)
+    parts = [[cond for cond, _ in conditionings]]
+    for name, value in conditionings[0][1].items():
+        if _has_rows(value, len(conditionings[0][0])):
+            parts.append([extras[name] for _, extras in conditionings])
+    return any(not torch.equal(row, rows[0][:1]) for rows in parts for value in rows for row in value.split(1))
 
 
 def unvaried(clip: Any, text: str, which: str, added_tokens: int) -> list:
