@@ -88,7 +88,7 @@ def _hook_lora(world: World, positive: list) -> list:
 
 # One family of each kind is run in other set-ups: a UNet with CLIP, transformers with T5 or with a language model.
 _KINDS = ("SD1.5", "FLUX.1 dev", "Z-Image")
-_LANGUAGE = ("Qwen-Image", "Krea 2", "FLUX.2 Klein")  # in a template; twelve layers are read; three
+_LANGUAGE = ("Qwen-Image", "Krea 2", "FLUX.2 Klein")  # of the last two, twelve and three layers are read
 _COMMON = ("GGUF", "fp8 scaled", "int8")  # what most people have
 SETUPS: dict[str, Setup] = {
     PLAIN: Setup(),

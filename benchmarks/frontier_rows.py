@@ -153,7 +153,7 @@ def rows_of(model: str, full: bool = True) -> list[Row]:
 
 
 def quick(rows: Sequence[Row]) -> list[Row]:
-    """Of every curve the row at the chosen settings, which is the one in its middle; of CFG the baseline and two."""
+    """Of every curve the row at the chosen settings, which is the one in its middle."""
     curves: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         curves.setdefault((row.role, row.name), []).append(row)

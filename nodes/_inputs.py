@@ -133,7 +133,7 @@ def check_clip(clip: Any) -> None:
     if clip is None:
         raise ValueError("clip is empty: the checkpoint holds no text encoder. Use one from Load CLIP.")
     if not text_encoders(clip):
-        raise ValueError(NO_ENCODER)
+        raise ValueError(f"{NO_ENCODER} Diverse Noise and Diversify (Model Only) work without one.")
 
 
 def make_options(method: str, values: dict[str, Any]) -> io.NodeOutput:

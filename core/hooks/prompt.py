@@ -17,7 +17,7 @@ from torch import Tensor
 Tokens = dict[str, Any]
 NO_ENCODER = (
     "clip has no text encoder that can be varied: this model reads the prompt's tokens itself (HiDream-O1), or its "
-    "encoder is not of ComfyUI's usual kind (Lens). Diverse Noise and Diversify (Model Only) work without one."
+    "encoder is not of ComfyUI's usual kind (Lens)."
 )
 
 # Name of an encoder, the encoder, its tokenized sections, the row: what `SDClipModel.encode` returns for that row.
