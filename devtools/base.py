@@ -57,7 +57,7 @@ def _junction(source: Path, target: Path) -> bool:
     import _winapi
 
     try:
-        _winapi.CreateJunction(str(source), str(target))
+        _winapi.CreateJunction(str(source), str(target))  # pyrefly: ignore[missing-attribute]
     except OSError:
         return False
     return True
@@ -67,6 +67,7 @@ def _is_junction(path: Path) -> bool:
     if sys.platform != "win32":
         return False
     try:
-        return path.lstat().st_reparse_tag == 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT; Path.is_junction needs 3.12
+        # IO_REPARSE_TAG_MOUNT_POINT; Path.is_junction needs 3.12
+        return path.lstat().st_reparse_tag == 0xA0000003  # pyrefly: ignore[missing-attribute]
     except OSError:
         return False

@@ -96,7 +96,7 @@ def checked(execute: _Execute) -> _Execute:
         check_values(cls.define_schema(), values)
         return execute(cls, *arguments, **named)
 
-    return after_checks  # pyright: ignore[reportReturnType]
+    return after_checks  # pyrefly: ignore[bad-return] - its parameters are those of execute
 
 
 def check_values(schema: io.Schema, values: Mapping[str, Any]) -> None:
@@ -171,7 +171,7 @@ def advanced(widget: _Input) -> _Input:
     """The same input, shown only when a user asks for advanced ones."""
     # Older versions of ComfyUI pass the flag on to the front end but have no parameter for it.
     if hasattr(widget, "advanced"):
-        widget.advanced = True  # pyright: ignore[reportAttributeAccessIssue]
+        widget.advanced = True
     else:
         widget.extra_dict = {**(widget.extra_dict or {}), "advanced": True}
     return widget

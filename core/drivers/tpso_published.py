@@ -140,7 +140,7 @@ def rule_of(
 ) -> Rule:
     """The preset's rule with other values; None is the preset's own. Raises ValueError as `Rule` does."""
     given = {"diversity": diversity, "steps": steps, "learning_rate": learning_rate}
-    own = {name: value for name, value in given.items() if value is not None}
+    own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return replace(preset.rule, kappa=kappa, tolerance=tolerance, **own)
 
 
@@ -276,7 +276,10 @@ def _banks(
     count, paths = preset.bank_rows, [folder / f"{_key(encoder, preset, rule)}.safetensors" for encoder in encoders]
     found: list[Bank | None] = []
     for encoder, path in zip(encoders, paths, strict=True):
-        shapes = {"offsets": (count, encoder.positions, encoder.width), "cosines": (count,)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "offsets": (count, encoder.positions, encoder.width),
+            "cosines": (count,),
+        }
         stored = files.load(path, shapes)
         found.append(None if stored is None else Bank(stored["offsets"], stored["cosines"]))
     if all(bank is not None for bank in found):

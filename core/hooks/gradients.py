@@ -219,7 +219,7 @@ class _OrdinaryTensors(TorchFunctionMode):
         return given if given is not None and result is args[0] else result
 
 
-_SET_DATA = torch.Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
+_SET_DATA = torch.Tensor.data.__set__  # pyrefly: ignore[missing-attribute]
 
 
 def _set_data(weight: nn.Parameter, value: Tensor) -> None:
@@ -292,7 +292,7 @@ def _address(tensor: Tensor) -> int | None:
     another kind that has none."""
     try:
         while hasattr(tensor, "__tensor_flatten__"):
-            inner, _ = tensor.__tensor_flatten__()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+            inner, _ = tensor.__tensor_flatten__()
             tensor = getattr(tensor, inner[0])
         return tensor.untyped_storage().data_ptr()
     except RuntimeError:

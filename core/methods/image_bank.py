@@ -140,8 +140,7 @@ class ImageBank:
                 'the constraint "nearest neighbour".'
             )
         rest = shrinkage * scale
-        found = (axes, (1 - shrinkage) * eigenvalues + rest, rest)
-        return tuple(value.to(self.members) for value in found)  # pyright: ignore[reportReturnType]
+        return axes.to(self.members), ((1 - shrinkage) * eigenvalues + rest).to(self.members), rest.to(self.members)
 
     @cached_property
     def _decomposed(self) -> tuple[Tensor, Tensor, float]:

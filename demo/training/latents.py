@@ -98,7 +98,7 @@ class Captioned:
         chosen = rng.integers(len(self._natural), size=natural)
         latents = [self._natural[chosen]]
         captions = ["" if rng.random() < 0.1 else random_caption(self._natural_scenes[k], rng) for k in chosen]
-        kinds = rng.permuted([None, None, *OPTIONAL] * count)[: count - natural] if rare_words else []
+        kinds = rng.permuted(np.array([None, None, *OPTIONAL] * count, object))[: count - natural] if rare_words else []
         for left_out in kinds:
             k = rng.choice(len(self._uniform), p=self._chances[left_out])
             latents.append(self._uniform[k : k + 1])

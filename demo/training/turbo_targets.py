@@ -73,7 +73,8 @@ def make_targets(folder: Path) -> Targets:
         os.replace(partial, path)
     runs = torch.cat(kept["runs"]).long().tolist()
     texts = ["" if run < 0 else captions[run] for run in runs]
-    return Targets(*(torch.cat(kept[name]) for name in ("states", "sigmas", "velocities")), texts)
+    states, sigmas, velocities = (torch.cat(kept[name]) for name in ("states", "sigmas", "velocities"))
+    return Targets(states, sigmas, velocities, texts)
 
 
 def _teacher() -> nn.Module:

@@ -171,7 +171,7 @@ def _text_to_image(model: Released, description: str) -> Blueprint:
         "batch_size": ("latent", "batch_size"),
     }
     own |= {name: (key, name) for key, name in names.items()}
-    inputs = {name: (one,) for name, one in own.items()}
+    inputs: dict[str, tuple[tuple[str, str], ...]] = {name: (one,) for name, one in own.items()}
     return Blueprint(description, nodes, inputs, {"IMAGE": ("decode", 0)})
 
 

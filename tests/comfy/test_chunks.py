@@ -67,7 +67,7 @@ def test_an_accelerators_own_error() -> None:
     def work(rows: slice) -> Tensor:
         sizes.append(len(values[rows]))
         if sizes[-1] > 2:
-            raise comfy.model_management.ACCELERATOR_ERROR("CUDA error: out of memory")  # pyright: ignore
+            raise comfy.model_management.ACCELERATOR_ERROR("CUDA error: out of memory")
         return values[rows]
 
     assert torch.equal(Chunks(4).each(work), values)

@@ -60,7 +60,7 @@ class Workflow:
     @torch.inference_mode()
     def node(self, strength: float = STRENGTH, seed: int = 0, text: str = TEXT, model: Any = None) -> tuple[Any, list]:
         chosen = self.model if model is None else model
-        return Diversify.execute(chosen, self.clip, text, seed, strength).args  # pyright: ignore[reportReturnType]
+        return Diversify.execute(chosen, self.clip, text, seed, strength).args
 
     def noise(self, batch: int = BATCH, seed: int = 0) -> Tensor:
         return torch.randn(batch, *self.latent, generator=torch.Generator().manual_seed(seed))
@@ -307,7 +307,7 @@ def test_an_output_that_is_not_connected_is_named(llm: Workflow) -> None:
 
 def test_an_encoder_without_gradients_is_searched(sd1: Workflow, rounded: Any) -> None:  # noqa: F811
     with torch.inference_mode():
-        model, positive = Diversify.execute(sd1.model, rounded, TEXT, 0, STRENGTH).args  # pyright: ignore[reportGeneralTypeIssues]
+        model, positive = Diversify.execute(sd1.model, rounded, TEXT, 0, STRENGTH).args
     images = sd1.sample(model, positive)
     assert "found by search without gradients" in sd1.report
     assert f"{BATCH} variants" in sd1.report

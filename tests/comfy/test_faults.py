@@ -65,7 +65,7 @@ def workflow() -> Iterator[Workflow]:
 
 
 def diversify(own: Workflow, model: Any, text: str, batch: int) -> Made:
-    return Diversify.execute(model, own.clip, text, 0, 0.5).args  # pyright: ignore[reportReturnType]
+    return Diversify.execute(model, own.clip, text, 0, 0.5).args
 
 
 def noise(own: Workflow, model: Any, text: str, batch: int) -> Made:
@@ -75,13 +75,13 @@ def noise(own: Workflow, model: Any, text: str, batch: int) -> Made:
 def prompts(own: Workflow, model: Any, text: str, batch: int) -> Made:
     options = DiversePromptsOptions.execute(**{**read_options(DiversePromptsOptions, None), "steps": 2}).args[0]
     found = DiversePrompts.execute(own.clip, text, "", batch, 0.8, 0.4, 0, "recommended", options)
-    return model, found.args[0]  # pyright: ignore[reportReturnType]
+    return model, found.args[0]
 
 
 def minority(own: Workflow, model: Any, text: str, batch: int) -> Made:
     options = MinorityPromptOptions.execute(**{**read_options(MinorityPromptOptions, None), "iterations": 1}).args[0]
     given = (model, own.clip, text, "base model", 1.0, "cool", "minority", "recommended")
-    return MinorityPrompt.execute(*given, options=options).args  # pyright: ignore[reportReturnType]
+    return MinorityPrompt.execute(*given, options=options).args
 
 
 Make = Callable[[Workflow, Any, str, int], Made]

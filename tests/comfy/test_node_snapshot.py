@@ -87,7 +87,7 @@ def test_saved_workflows_keep_working() -> None:
 
 
 def test_changes_are_noticed_and_additions_pass() -> None:
-    old = {
+    old: Snapshot = {
         "Node": {
             "widgets": [
                 {"name": "a", "required": True, "type": "INT", "default": 1, "min": 0, "max": 9},

@@ -77,4 +77,4 @@ def test_by_the_api(node: Any, widget: Any, known: dict[str, Any], monkeypatch: 
 def known() -> dict[str, Any]:
     import nodes
 
-    return nodes.NODE_CLASS_MAPPINGS  # pyright: ignore[reportAttributeAccessIssue] - ComfyUI's
+    return nodes.NODE_CLASS_MAPPINGS  # pyrefly: ignore[missing-attribute] - ComfyUI's nodes

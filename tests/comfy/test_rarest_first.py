@@ -109,7 +109,12 @@ def test_each_image_is_measured_under_its_own_row_of_the_conditioning(model: Any
 
 
 def test_images_places_and_masks_follow_the_values(model: Any) -> None:
-    latent = {**images(), "batch_index": [5, 6, 7, 8], "noise_mask": torch.rand(COUNT, 1, 16, 16), "kept": "as it is"}
+    latent: dict[str, Any] = {
+        **images(),
+        "batch_index": [5, 6, 7, 8],
+        "noise_mask": torch.rand(COUNT, 1, 16, 16),
+        "kept": "as it is",
+    }
     order = values_of(model, latent).argsort(descending=True).tolist()
     assert order != sorted(order)
     found, report = rarest(model, latent)

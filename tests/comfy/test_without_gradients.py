@@ -179,15 +179,15 @@ def test_layers_that_fail_in_their_backward_pass(reacting: Graph) -> None:
 
     class Refusing(torch.autograd.Function):
         @staticmethod
-        def forward(_context: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        def forward(_context: Any, x: Tensor) -> Tensor:
             return x.clone()
 
         @staticmethod
-        def backward(_context: Any, *_: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        def backward(ctx: Any, *grad_outputs: Any) -> Tensor:
             raise RuntimeError("GEMM expects RHS W.T")
 
     def refusing(executor: Any, *rest: Any, **named: Any) -> Tensor:
-        return Refusing.apply(executor(*rest, **named))  # pyright: ignore[reportReturnType]
+        return Refusing.apply(executor(*rest, **named))
 
     other = reacting.model.clone()
     other.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "refusing", refusing)

@@ -38,7 +38,7 @@ from small.released import SmallDecoder, small_decoder, small_released  # noqa: 
 
 from devtools.released import MODELS, Released  # noqa: E402
 
-_BY_FILE: dict[str, Released] = {(model.checkpoint or model.unet).name: model for model in MODELS}  # pyright: ignore
+_BY_FILE: dict[str, Released] = {(model.checkpoint or model.unet).name: model for model in MODELS}  # pyrefly: ignore
 _BY_ENCODERS = {(model.clip_type, *(file.name for file in model.encoders)): model for model in MODELS}
 _BY_DECODER = {model.vae.name: model for model in MODELS if model.vae}
 
@@ -50,7 +50,7 @@ def _whole(title: str) -> tuple[Any, Any, SmallDecoder]:
 
 def _replace(name: str, small: Callable[..., tuple | None]) -> None:
     """A stock loader that first asks `small`, which gives its outputs or None."""
-    known: dict[str, type] = nodes.NODE_CLASS_MAPPINGS  # pyright: ignore[reportAttributeAccessIssue]
+    known: dict[str, type] = nodes.NODE_CLASS_MAPPINGS  # pyrefly: ignore[missing-attribute]
     stock: Any = known[name]
 
     class Loader(stock):
