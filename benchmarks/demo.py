@@ -1,4 +1,4 @@
-"""Runs every row of `demo_rows.RUNS` through a real ComfyUI server, measures the images, and shows them.
+"""Runs every row of `demo_rows.RUNS` through real ComfyUI servers, measures the images, and shows them.
 
 Writes below demo/output: images and a contact sheet per row, an overview per model, figures.json with one row each.
 """
@@ -30,6 +30,7 @@ from devtools.setup import ensure_writable
 from devtools.signals import end_in_order
 
 from .demo_rows import RUNS, Run
+from .demo_servers import remove_output, servers, side_by_side
 from .demo_sheet import Block, caption, contact_sheet, table
 from .measure import Group, Judged, figures, judge
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from comfyui_diversity.demo.world.prompts import Prompt
 
 OUTPUT = HERE.root / "demo" / "output"
-IMAGES = 10
+IMAGES = 5
 FIRST_SEED = 1000  # prompt k has seed FIRST_SEED + k in every row
 SCRATCH = "diversity_demo"  # the folder below ComfyUI's output that the images pass through
 QUICK_EVERY = 4
@@ -79,13 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = make_plan(arguments)
         rows = run(plan, console)
     except KeyboardInterrupt:
-        console.print("\nInterrupted; the server is stopped.")
+        console.print("\nInterrupted; the servers are stopped.")
         return 130
     except (RowError, ValueError, OSError, ServerError, SetupError) as error:
         console.print("\n[bold red]The demo failed.[/]", highlight=False)
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        if isinstance(error, RowError):
-            console.print(f"ComfyUI's own words are in {Server().log_path}.", highlight=False, soft_wrap=True)
         return 1
     console.print(table(rows))
     console.print(
@@ -120,61 +119,58 @@ def make_plan(arguments: Sequence[str] | None = None) -> Plan:
 
 
 def run(plan: Plan, console: Console) -> list[dict[str, Any]]:
-    """Carries a plan out on a server of its own; returns the rows that it wrote to figures.json."""
+    """Carries a plan out on servers of its own; returns the rows that it wrote to figures.json."""
     names = [f"{row.model}/{row.name}" for row in plan.runs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"Rows must differ in model, method, CFG or variant; twice there is {', '.join(twice)}.")
     ensure_writable(plan.output)
     console.print("Starting ComfyUI ...")
-    with Server() as server:
-        return carry_out(plan, server, console)
+    with servers(len(plan.runs)) as running:
+        return carry_out(plan, running, console)
 
 
-def carry_out(plan: Plan, server: Server, console: Console) -> list[dict[str, Any]]:
-    """Carries a plan out on a running server; returns the rows that it wrote to figures.json."""
-    from comfyui_diversity.demo.scorer import Scorer  # takes seconds (torch); the server comes first
+def carry_out(plan: Plan, running: Sequence[Server], console: Console) -> list[dict[str, Any]]:
+    """Carries a plan out on running servers; returns the rows that it wrote to figures.json."""
+    from comfyui_diversity.demo.scorer import Scorer  # takes seconds (torch); the servers come first
 
     scorer = Scorer.load()
     groups: dict[Run, list[Group]] = {}
     judged: dict[Run, list[Judged]] = {}
     rows: dict[Run, dict[str, Any]] = {}
     plan.output.mkdir(parents=True, exist_ok=True)
-    client = server.client
     with _progress(console) as progress:
         task = progress.add_task("", total=plan.images)
+
+        def finish(client: Client, row: Run, queued: tuple[list[str], str], check: Callable[[], None]) -> None:
+            def advance() -> None:
+                check()
+                progress.update(task, description=row.title, advance=IMAGES)
+
+            groups[row], seconds = _collected(row, plan, client, *queued, advance)
+            judged[row] = judge(groups[row], scorer)
+            rows[row] = _figures(row, groups[row], judged[row], seconds, scorer)
+            _write_row(plan, row, _block(row.title, rows[row], groups[row], judged[row]), groups[row])
+            console.print(f"{row.title:<44} {seconds:4.0f} s", highlight=False)
+
         try:
-            waiting = [_queued(plan.runs[0], plan, client)]
-            for k, row in enumerate(plan.runs):
-                progress.update(task, description=row.title)
-                # The next row is queued before this one is done, so that the server never waits.
-                waiting += [_queued(following, plan, client) for following in plan.runs[k + 1 : k + 2]]
-                ids, save = waiting[k]
-                groups[row], seconds = _collected(row, plan, client, ids, save, lambda: progress.advance(task, IMAGES))
-                judged[row] = judge(groups[row], scorer)
-                rows[row] = _figures(row, groups[row], judged[row], seconds, scorer)
-                _write_row(plan, row, _block(row.title, rows[row], groups[row], judged[row]), groups[row])
-                console.print(f"{row.title:<44} {seconds:4.0f} s", highlight=False)
-        except RowError:
-            with contextlib.suppress(ServerError, OSError):  # it may be gone; the row's error says why
-                client.clear()
-            raise
+            side_by_side(plan.runs, running, lambda client, row: _queued(row, plan, client), finish)
         finally:
-            shutil.rmtree(server.base / "output" / SCRATCH, ignore_errors=True)
+            remove_output(running, SCRATCH)
     for model in dict.fromkeys(row.model for row in plan.runs):
         blocks = {
             row: _block(row.title.split("  ·  ", 1)[1], rows[row], groups[row], judged[row])
-            for row in rows
+            for row in plan.runs
             if row.model == model
         }
         overview(plan, blocks).save(plan.output / model / "overview.jpg", quality=92)
-    found = list(rows.values())
+    found = [rows[row] for row in plan.runs]
     (plan.output / "figures.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
 
 
 def _queued(row: Run, plan: Plan, client: Client) -> tuple[list[str], str]:
     """Puts all prompts of a row into the server's queue; their ids, and the node that saves their images."""
-    with _told(row):
+    with _told(row, client):
         whole = with_settings(shipped_prompt(row.template), row.settings)
         save = only_node(whole, ("SaveImage",))
         prompt = only_for(whole, save)  # plots, and the images without Diversify, would be made for nobody
@@ -194,7 +190,7 @@ def _collected(
 ) -> tuple[list[Group], float]:
     """Waits for a row's prompts; the images, and the seconds that the server worked on them."""
     groups, seconds = [], 0.0
-    with _told(row):
+    with _told(row, client):
         for (wanted, _), prompt_id in zip(plan.prompts_of(row), ids, strict=True):
             result = client.wait(prompt_id)
             images = np.stack([decode(image) for image in client.images(result, save)])
@@ -207,14 +203,17 @@ def _collected(
 
 
 @contextlib.contextmanager
-def _told(row: Run) -> Iterator[None]:
+def _told(row: Run, client: Client) -> Iterator[None]:
     """Errors say which row they are of."""
     try:
         yield
     except (ValueError, OSError, PromptError, ServerError) as error:
         # ComfyUI's traceback is in its log; the first lines say what is wrong.
         reason = "\n".join(str(error).splitlines()[:4])
-        raise RowError(f"Row {row.model}/{row.name} (workflows/{row.template}.json): {reason}") from error
+        told = f"Row {row.model}/{row.name} (workflows/{row.template}.json): {reason}"
+        if client.server is not None:
+            told += f"\nComfyUI's own words are in {client.server.log_path}."
+        raise RowError(told) from error
 
 
 def _figures(

@@ -54,7 +54,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 @pytest.fixture(scope="module")
 def rows(plan: Plan, server: Server) -> list[dict]:
-    return carry_out(plan, server, QUIET)
+    return carry_out(plan, [server], QUIET)
 
 
 def test_figures(plan: Plan, rows: list[dict]) -> None:
@@ -103,10 +103,10 @@ def test_nothing_is_left_in_the_servers_output(plan: Plan, rows: list[dict], ser
 def test_a_failing_row_is_named(plan: Plan, server: Server) -> None:
     bad = dataclasses.replace(plan, runs=[dataclasses.replace(plan.runs[0], settings={"VAELoader.vae_name": "gone"})])
     with pytest.raises(RowError, match=r"Row unet/baseline_cfg1 \(workflows/baseline_unet.json\): .*refused.*\n.*gone"):
-        carry_out(bad, server, QUIET)
+        carry_out(bad, [server], QUIET)
     bad = dataclasses.replace(plan, runs=[dataclasses.replace(plan.runs[0], template="no_such_template")])
     with pytest.raises(RowError, match="no_such_template"):
-        carry_out(bad, server, QUIET)
+        carry_out(bad, [server], QUIET)
 
 
 def demo(*arguments: str) -> subprocess.Popen[str]:
