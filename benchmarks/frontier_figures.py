@@ -6,34 +6,32 @@ neighbours on a curve lies what a setting between theirs would give, taken as a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from .intervals import statistic_interval
+from .intervals import interval, resampled
 
 # The fixed corner of the hypervolume: every second image good, and no diversity.
 REFERENCE = (0.5, 1.0)
 POINTS_LESS = 0.01  # "at the baseline's quality less one point"
 _LEAST_GAIN = 0.01  # a rival that gains nothing would make any ratio infinite
+REPLICATES = 500  # of the bootstrap over prompts
 Row = Mapping[str, Any]
+Point = tuple[float, float]  # good share and Vendi
+Points = Sequence[Point]  # of one row: of all prompts, then of each replicate
 
 
-def values(row: Row, name: str, prompts: np.ndarray | None = None) -> float:
-    """The mean over prompts, or over those of a replicate."""
-    own = np.asarray(row["per_prompt"][name])
-    return float((own if prompts is None else own[prompts]).mean())
+def points_of(row: Row, samples: np.ndarray) -> Points:
+    """samples: `[replicates, prompts]`, which prompts each mean is over."""
+    good, vendi = (np.asarray(row["per_prompt"][name])[samples].mean(1).tolist() for name in ("good_share", "vendi"))
+    return list(zip(good, vendi, strict=True))
 
 
-def point(row: Row, prompts: np.ndarray | None = None) -> tuple[float, float]:
-    """Good share and Vendi."""
-    return values(row, "good_share", prompts), values(row, "vendi", prompts)
-
-
-def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float] = REFERENCE) -> float:
+def hypervolume(points: Sequence[Point], reference: Point = REFERENCE) -> float:
     """Area that is dominated by points (good share, Vendi) and lies above the reference."""
     area, best = 0.0, reference[1]
     for good, vendi in sorted(points, reverse=True):
@@ -43,7 +41,7 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
     return area
 
 
-def best_at(points: Sequence[tuple[float, float]], quality: float) -> float:
+def best_at(points: Sequence[Point], quality: float) -> float:
     """The greatest Vendi on the line through the points, in the order of their Vendi, with a good share of at least
     `quality`; minus infinity where there is none."""
     ordered = sorted(points, key=lambda one: one[1])
@@ -56,30 +54,31 @@ def best_at(points: Sequence[tuple[float, float]], quality: float) -> float:
 
 @dataclass(frozen=True)
 class Family:
-    """Curves of one kind: `name` to rows, without the baseline."""
+    """Curves of one kind: `name` to the points of its rows, without the baseline."""
 
-    curves: Mapping[str, Sequence[Row]]
+    curves: Mapping[str, Sequence[Points]]
 
-    def best(self, base: Row, prompts: np.ndarray | None = None) -> tuple[float, str]:
-        """The greatest Vendi at the baseline's quality less one point, and whose it is; the baseline's own at least."""
-        start = point(base, prompts)
+    def best(self, start: Point, replicate: int) -> tuple[float, str]:
+        """The greatest Vendi at the baseline's quality less one point, and whose it is; the baseline's own at least.
+
+        start: the baseline's point.
+        """
         quality = start[0] - POINTS_LESS
         found = {
-            name: best_at([start, *(point(row, prompts) for row in rows)], quality)
-            for name, rows in self.curves.items()
+            name: best_at([start, *(row[replicate] for row in rows)], quality) for name, rows in self.curves.items()
         }
         name = max(found, key=lambda one: found[one], default="none")
         return (max(found[name], start[1]), name) if found else (start[1], name)
 
-    def points(self, prompts: np.ndarray | None = None) -> list[tuple[float, float]]:
-        return [point(row, prompts) for rows in self.curves.values() for row in rows]
+    def points(self, replicate: int) -> list[Point]:
+        return [row[replicate] for rows in self.curves.values() for row in rows]
 
 
-def family(rows: Sequence[Row], role: str, free_only: bool = False) -> Family:
-    curves: dict[str, list[Row]] = {}
+def family(rows: Sequence[Row], samples: np.ndarray, role: str, free_only: bool = False) -> Family:
+    curves: dict[str, list[Points]] = {}
     for row in rows:
         if row["role"] == role and (row["free"] or not free_only):
-            curves.setdefault(row["name"], []).append(row)
+            curves.setdefault(row["name"], []).append(points_of(row, samples))
     return Family(curves)
 
 
@@ -93,34 +92,32 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     if len(bases) != 1:
         raise ValueError(f"The rows have {len(bases)} baselines; a model must have 1.")
     [base] = bases
-    families = {
-        "free": family(rows, "rival", True), "rivals": family(rows, "rival"), "ours": family(rows, "method")
-    }  # fmt: skip
     count = len(base["per_prompt"]["vendi"])
-
-    def gain(name: str, prompts: np.ndarray | None = None) -> float:
-        return families[name].best(base, prompts)[0] - point(base, prompts)[1]
-
-    def ratio(other: str, prompts: np.ndarray | None = None) -> float:
-        return gain("ours", prompts) / max(gain(other, prompts), _LEAST_GAIN)
-
-    def difference(other: str, prompts: np.ndarray | None = None) -> float:
-        return gain("ours", prompts) - gain(other, prompts)
-
+    samples = np.concatenate([np.arange(count)[None], resampled(count, REPLICATES)])
+    start = points_of(base, samples)
     found: dict[str, Any] = {"model": base["model"], "prompts": count, "images": base["images"], "cfg": base["cfg"]}
-    found["baseline"] = point(base)
+    found["baseline"] = start[0]
+
+    def over_replicates(statistic: Callable[[int], float]) -> np.ndarray:
+        return np.array([statistic(k) for k in range(len(samples))])
+
+    gains: dict[str, np.ndarray] = {}
+    families = {
+        "free": family(rows, samples, "rival", True),
+        "rivals": family(rows, samples, "rival"),
+        "ours": family(rows, samples, "method"),
+    }
     for name, one in families.items():
-        found[name] = {"name": one.best(base)[1], "gain": gain(name)}
-        found[name]["gain_interval"] = statistic_interval(lambda chosen, name=name: gain(name, chosen), count)
-        found[name]["hypervolume"] = hypervolume([point(base), *one.points()])
-        found[name]["hypervolume_interval"] = statistic_interval(
-            lambda chosen, one=one: hypervolume([point(base, chosen), *one.points(chosen)]), count
-        )
+        gains[name] = over_replicates(lambda k, one=one: one.best(start[k], k)[0] - start[k][1])
+        volumes = over_replicates(lambda k, one=one: hypervolume([start[k], *one.points(k)]))
+        found[name] = {"name": one.best(start[0], 0)[1]}
+        found[name] |= _with_interval("gain", gains[name]) | _with_interval("hypervolume", volumes)
     for name in ("free", "rivals"):
-        found[f"ratio_{name}"] = ratio(name)
-        found[f"ratio_{name}_interval"] = statistic_interval(lambda chosen, name=name: ratio(name, chosen), count)
-        found[f"difference_{name}"] = difference(name)
-        found[f"difference_{name}_interval"] = statistic_interval(
-            lambda chosen, name=name: difference(name, chosen), count
-        )
+        found |= _with_interval(f"ratio_{name}", gains["ours"] / np.maximum(gains[name], _LEAST_GAIN))
+        found |= _with_interval(f"difference_{name}", gains["ours"] - gains[name])
     return found
+
+
+def _with_interval(name: str, figures: np.ndarray) -> dict[str, Any]:
+    """A figure and its interval. figures: of all prompts, then of each replicate."""
+    return {name: float(figures[0]), f"{name}_interval": interval(figures[1:])}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 REPLICATES, LEVEL = 2000, 0.95
@@ -23,10 +21,3 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def mean_interval(values: np.ndarray, replicates: int = REPLICATES) -> tuple[float, float]:
     """Of the mean of one value a prompt, `[prompts]`."""
     return interval(np.asarray(values)[resampled(len(values), replicates)].mean(1))
-
-
-def statistic_interval(
-    statistic: Callable[[np.ndarray], float], prompts: int, replicates: int = 500
-) -> tuple[float, float]:
-    """Of any statistic that takes the indices of the prompts."""
-    return interval(np.array([statistic(chosen) for chosen in resampled(prompts, replicates)]))
