@@ -336,10 +336,10 @@ def test_inpainting_keeps_the_rest_and_learns_from_the_masked_part(graph: Graph)
 # --- chunks -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("family", "objective"), [("eps", "minority"), ("sdxl", "both")])
-def test_chunks_change_nothing_but_rounding(family: str, objective: str) -> None:
-    graph = Graph(family)
-    options = {"objective": OBJECTIVES[objective], "sampling": {"batch": 3}, "learning_rate": 0.1}
+def test_chunks_change_nothing_but_rounding() -> None:
+    """Of hidden states and a pooled vector, under both objectives at once."""
+    graph = Graph("sdxl")
+    options = {"objective": OBJECTIVES["both"], "sampling": {"batch": 3}, "learning_rate": 0.1}
     whole, part = graph.learned(**options), graph.learned(**options, chunk_size=2)
     assert (part - whole).norm() < 2e-2 * whole.norm()
 
@@ -556,9 +556,7 @@ def weights_of(graph: Graph) -> list[tuple[str, Tensor]]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("end", "spared"), [("success", {}), ("error", {"checkpointing": True}), ("cancel", {"chunk_size": 1})]
-)
+@pytest.mark.parametrize(("end", "spared"), [("error", {"checkpointing": True}), ("cancel", {"chunk_size": 1})])
 def test_shared_weights_are_left_as_they_were(end: str, spared: dict[str, Any]) -> None:
     graph, calls = Graph(), []
     before = [(name, weight.clone()) for name, weight in weights_of(graph)]
@@ -574,9 +572,7 @@ def test_shared_weights_are_left_as_they_were(end: str, spared: dict[str, Any]) 
 
     model = graph.model.clone()
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "disturb", disturb)
-    if end == "success":
-        graph.learned(model, **spared)
-    elif end == "error":
+    if end == "error":
         with pytest.raises(RuntimeError, match="a broken cable"):
             graph.learned(model, **spared)
     else:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 
 import psutil
 import pytest
@@ -18,12 +19,28 @@ from devtools.server import LOCALHOST, Client, free_port, port_is_free
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
 
 
+@contextlib.contextmanager
+def started(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """A program whose output is read. Ended where the test fails: it would be waited for."""
+    with subprocess.Popen(
+        command,
+        cwd=HERE.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # tests that run under nohup have their programs ignore a closed terminal
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_serve_opens_a_server_until_ctrl_c():
     port = free_port()
     command = [sys.executable, "dev.py", "serve", "--port", str(port)]
-    with subprocess.Popen(
-        command, cwd=HERE.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with started(command) as process:
         assert process.stdout is not None
         said = ""
         for line in process.stdout:  # ends when the server does not start
@@ -62,9 +79,7 @@ ONLY_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a chi
 )
 def test_nothing_is_left_behind(command: tuple[str, ...], ending: str, sign: str, code: int) -> None:
     port = ["--port", str(free_port())] if command == SERVE else []
-    with subprocess.Popen(
-        [sys.executable, *command, *port], cwd=HERE.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with started([sys.executable, *command, *port]) as process:
         assert process.stdout is not None
         said = ""
         for line in process.stdout:
