@@ -33,6 +33,8 @@ STAGES = {
     "turbo_led": "export.export_turbo_led",
     "turbo_rare_pairs": "turbo_rare.make_pairs",
     "turbo_rare": "export.export_turbo_rare",
+    "turbo_rare_pairs_again": "turbo_rare.make_pairs_again",
+    "turbo_rare_again": "export.export_turbo_rare_again",
     "mmdit_runs": "own_steps.make_mmdit_runs",
     "mmdit_own_steps": "export.export_mmdit_own_steps",
     "mmdit_runs_again": "own_steps.make_mmdit_runs_again",

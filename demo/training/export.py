@@ -184,6 +184,12 @@ def export_turbo_rare(folder: Path) -> None:
     _write(WEIGHTS / TURBO_FILE, pack(train_turbo_rare(folder).state_dict()))
 
 
+def export_turbo_rare_again(folder: Path) -> None:
+    from .turbo_rare import train_turbo_rare_again
+
+    _write(WEIGHTS / TURBO_FILE, pack(train_turbo_rare_again(folder).state_dict()))
+
+
 def _write(path: Path, weights: dict[str, Tensor], extra: dict[str, Tensor] | None = None) -> None:
     """Save, floating point as fp16, and renew the manifest that set-up checks the files against."""
     halves = {

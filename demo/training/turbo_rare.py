@@ -3,11 +3,13 @@
 Its pairs state rare words half of the time at most, and the model that led it draws some of these badly itself (a teal
 star, a small house on grey). So here it samples captions whose words are evenly drawn, the world draws every image
 again with what its caption states, and these pairs are learned beside the earlier ones, half of the time from where its
-own steps lead.
+own steps lead. What it then still draws badly is looked for once more, with new captions, and counts for more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -30,17 +32,41 @@ from .turbo_distil import captions_of_pairs
 
 PAIRS, STEPS = 1_536, 8
 SCHEDULE = Schedule(1_300, 2e-3, warmup=50, average=0.995)
+AGAIN_SCHEDULE = Schedule(1_500, 1.5e-3, warmup=50, average=0.995)
+WORST, TIMES = PAIRS // 3, 3  # of the second pairs, those that the model drew worst, and how often each counts
+_SEEDS, _AGAIN_SEEDS = (151, 152), (251, 252)  # of captions and noises
 _CHUNK = 32
 
 
-def captions_of_rare() -> list[str]:
+@dataclass(frozen=True)
+class Rare:
+    """Captions of rare words, noises and the latents of what the model meant by them, both `[PAIRS, 16, 16, 16]` fp16.
+
+    error: `[PAIRS]`, mean squared difference between what the model made and what it meant.
+    """
+
+    captions: list[str]
+    noises: Tensor
+    cleans: Tensor
+    error: Tensor
+
+
+def captions_of_rare(seed: int) -> list[str]:
     """Those with evenly drawn words, sorted by length, so that a chunk needs few batches."""
-    return sorted(captions_by_turns(151, 2 * PAIRS)[1::2], key=lambda text: (len(text.split()), text))
+    return sorted(captions_by_turns(seed, 2 * PAIRS)[1::2], key=lambda text: (len(text.split()), text))
 
 
-def make_pairs(folder: Path) -> tuple[Tensor, Tensor]:
-    """Noises and the latents of what the model meant by them, both `[PAIRS, 16, 16, 16]` fp16."""
-    captions = captions_of_rare()
+def make_pairs(folder: Path) -> Rare:
+    return _pairs(folder / "turbo_pairs_rare.safetensors", *_SEEDS)
+
+
+def make_pairs_again(folder: Path) -> Rare:
+    """Others, by the weights that learned from the first."""
+    return _pairs(folder / "turbo_pairs_rare_again.safetensors", *_AGAIN_SEEDS)
+
+
+def _pairs(path: Path, caption_seed: int, seed: int) -> Rare:
+    captions = captions_of_rare(caption_seed)
 
     def teacher() -> Make:
         model, contexts, redrawn = continued(build(), TURBO_FILE).eval(), Contexts(), Redrawn()
@@ -52,12 +78,13 @@ def make_pairs(folder: Path) -> tuple[Tensor, Tensor]:
                 part = list(places)
                 context = torch.stack([contexts[captions[own][k]] for k in part]).float().to(DEVICE)
                 made[part] = _sampled(model, noise[part], context)
-            return {"clean": redrawn(made, captions[own]).half()}
+            clean = redrawn(made, captions[own])
+            return {"clean": clean.half(), "error": (made - clean).square().mean((1, 2, 3))}
 
         return make
 
-    found = made_pairs(folder / "turbo_pairs_rare.safetensors", PAIRS, _CHUNK, 152, teacher)
-    return found["noise"], found["clean"]
+    found = made_pairs(path, PAIRS, _CHUNK, seed, teacher)
+    return Rare(captions, found["noise"], found["clean"], found.get("error", torch.ones(PAIRS)))
 
 
 def _sampled(model: nn.Module, x: Tensor, context: Tensor) -> Tensor:
@@ -70,11 +97,26 @@ def _sampled(model: nn.Module, x: Tensor, context: Tensor) -> Tensor:
 
 def train_turbo_rare(folder: Path) -> nn.Module:
     torch.manual_seed(157)
-    parts = zip(turbo_crisp.make_pairs(folder), make_pairs(folder), strict=True)
-    noises, cleans = (torch.cat(part) for part in parts)
-    samples = ByLength([*captions_of_pairs(), *captions_of_rare()], Contexts())
+    return _trained("turbo_rare", folder, [make_pairs(folder)], SCHEDULE, seed=158)
+
+
+def train_turbo_rare_again(folder: Path) -> nn.Module:
+    torch.manual_seed(257)
+    second = make_pairs_again(folder)
+    worst = second.error.topk(WORST).indices
+    hard = Rare([second.captions[k] for k in worst], second.noises[worst], second.cleans[worst], second.error[worst])
+    parts = [make_pairs(folder), second, *[hard] * (TIMES - 1)]
+    return _trained("turbo_rare_again", folder, parts, AGAIN_SCHEDULE, seed=258)
+
+
+def _trained(name: str, folder: Path, rare: Sequence[Rare], schedule: Schedule, seed: int) -> nn.Module:
+    """The model after a schedule on pairs of rare words and on those of the phase before."""
+    noises, cleans = turbo_crisp.make_pairs(folder)
+    noises = torch.cat([noises, *(part.noises for part in rare)])
+    cleans = torch.cat([cleans, *(part.cleans for part in rare)])
+    samples = ByLength([*captions_of_pairs(), *(text for part in rare for text in part.captions)], Contexts())
 
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
         return crisp_loss(model, noises, cleans, samples, rng, own=step % 2 == 1)
 
-    return train("turbo_rare", continued(build(), TURBO_FILE), loss_at, SCHEDULE, folder, seed=158)
+    return train(name, continued(build(), TURBO_FILE), loss_at, schedule, folder, seed)
