@@ -64,11 +64,15 @@ def side_by_side(
         return None if row is None else (row, begin(client, row))
 
     def work(client: Client) -> None:
-        current = begun_next(client)
-        while current is not None:
-            following = begun_next(client)
-            finish(client, *current, check)
-            current = following
+        try:
+            current = begun_next(client)
+            while current is not None:
+                following = begun_next(client)
+                finish(client, *current, check)
+                current = following
+        except BaseException:
+            _clear(client)  # of what this thread has begun since another's error
+            raise
 
     with ThreadPoolExecutor(len(running)) as pool:
         futures = [pool.submit(work, server.client) for server in running]
@@ -78,9 +82,13 @@ def side_by_side(
         except BaseException:
             stopped.set()
             for server in running:
-                with contextlib.suppress(ServerError, OSError):  # it may be gone; the first error says why
-                    server.client.clear()
+                _clear(server.client)
             raise
+
+
+def _clear(client: Client) -> None:
+    with contextlib.suppress(ServerError, OSError):  # it may be gone; the first error says why
+        client.clear()
 
 
 def remove_output(running: Sequence[Server], folder: str) -> None:

@@ -84,7 +84,7 @@ def _pairs(path: Path, caption_seed: int, seed: int) -> Rare:
         return make
 
     found = made_pairs(path, PAIRS, _CHUNK, seed, teacher)
-    return Rare(captions, found["noise"], found["clean"], found.get("error", torch.ones(PAIRS)))
+    return Rare(captions, found["noise"], found["clean"], found["error"])
 
 
 def _sampled(model: nn.Module, x: Tensor, context: Tensor) -> Tensor:

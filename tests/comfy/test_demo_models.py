@@ -85,7 +85,7 @@ def test_images_find_their_captions(clip: comfy.sd.CLIP, scenes_and_images) -> N
 @pytest.fixture(scope="module")
 def scenes_and_embeddings() -> tuple[list, torch.Tensor]:
     rng = np.random.default_rng(77)
-    scenes = [sample_uniform_scene(rng) for _ in range(20)]
+    scenes = [sample_uniform_scene(rng) for _ in range(40)]
     images = torch.from_numpy(np.stack([draw(scene, rng) for scene in scenes])).float() / 255
     found = loader.load_clip_vision().encode_image(images)["image_embeds"]
     return scenes, torch.nn.functional.normalize(found, dim=1)

@@ -230,7 +230,7 @@ def stock_growth(workflow: Workflow) -> int:
 
 
 @pytest.mark.parametrize(
-    "make", [noise, *(pytest.param(one, marks=pytest.mark.slow) for one in (prompts, diversify, minority))]
+    "make", [noise, prompts, *(pytest.param(one, marks=pytest.mark.slow) for one in (diversify, minority))]
 )
 def test_nothing_piles_up_over_100_runs(
     make: Make, workflow: Workflow, stock_growth: int, caplog: pytest.LogCaptureFixture

@@ -336,10 +336,10 @@ def test_inpainting_keeps_the_rest_and_learns_from_the_masked_part(graph: Graph)
 # --- chunks -----------------------------------------------------------------------------------------------------------
 
 
-def test_chunks_change_nothing_but_rounding() -> None:
-    """Of hidden states and a pooled vector, under both objectives at once."""
-    graph = Graph("sdxl")
-    options = {"objective": OBJECTIVES["both"], "sampling": {"batch": 3}, "learning_rate": 0.1}
+@pytest.mark.parametrize(("family", "objective"), [("eps", "minority"), ("sdxl", "both")])
+def test_chunks_change_nothing_but_rounding(family: str, objective: str) -> None:
+    graph = Graph(family)
+    options = {"objective": OBJECTIVES[objective], "sampling": {"batch": 3}, "learning_rate": 0.1}
     whole, part = graph.learned(**options), graph.learned(**options, chunk_size=2)
     assert (part - whole).norm() < 2e-2 * whole.norm()
 

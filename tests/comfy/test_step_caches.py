@@ -38,7 +38,8 @@ def sample(model: Any, positive: list, image: Tensor | None = None, denoise: flo
         )  # fmt: skip
 
 
-@pytest.mark.parametrize(("cache", "gradient"), [(EasyCacheNode, "full"), (LazyCacheNode, "stop")])
+@caches
+@pytest.mark.parametrize("gradient", ["stop", "full"])
 def test_noise_is_optimised_past_the_cache(cache: Any, gradient: str) -> None:
     """From a masked-in image, at a noise level at which the cache is on."""
     found, counter, image = [], Counter(), random_latent("eps", 2, 7)
@@ -58,14 +59,15 @@ def test_noise_is_optimised_past_the_cache(cache: Any, gradient: str) -> None:
     assert len(counter.sizes) > len(alone.sizes)
 
 
-def test_a_token_is_learned_past_the_cache() -> None:
+@caches
+def test_a_token_is_learned_past_the_cache(cache: Any) -> None:
     clip, plain = small_encoder("sd1"), small_model("eps")
     with torch.inference_mode():
         marked = to_learn(Learning(clip, "a fish", Settings(2, 0.5), Steps(0.0, 0.9), keep_until=1.0))
-    first = sample(with_learning(cached(plain, EasyCacheNode)), marked)
+    first = sample(with_learning(cached(plain, cache)), marked)
     assert torch.isfinite(first).all()
-    assert torch.equal(sample(with_learning(cached(plain, EasyCacheNode)), marked), first)
-    assert not torch.equal(first, sample(cached(plain, EasyCacheNode), conditioning("eps")))
+    assert torch.equal(sample(with_learning(cached(plain, cache)), marked), first)
+    assert not torch.equal(first, sample(cached(plain, cache), conditioning("eps")))
 
 
 @caches

@@ -343,7 +343,7 @@ def test_few_steps_without_guidance() -> None:
 
 def test_report() -> None:
     clip = small_encoder("sdxl")
-    report = run(clip)[4]
+    report = run(clip, steps=100)[4]
     assert "clip_l (projected pooled): cosine to the prompt" in report
     assert "clip_g (projected pooled): cosine to the prompt" in report
     assert "lower bound" in report
