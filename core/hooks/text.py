@@ -198,7 +198,7 @@ class PromptEncoder(InChunks):
                     if section.positions > 0:
                         embeds = section.embeds[None]
                         found.append(
-                            clip_vector(self.module, embeds[:, : section.end + 1], self.projected)[0]
+                            clip_vector(self.module, embeds[:, : section.end + 1], self.projected, self.layer)[0]
                             if self.is_clip
                             else mean_output(self.module, embeds, section, *section.summary)[0]
                         )

@@ -130,6 +130,24 @@ def export_unet_own_steps(folder: Path) -> None:
     _write(WEIGHTS / UNET_FILE, pack(train_unet_own_steps(folder).state_dict()))
 
 
+def export_mmdit_rare(folder: Path) -> None:
+    from .rare_words import train_mmdit_rare
+
+    _write(WEIGHTS / MMDIT_FILE, train_mmdit_rare(folder).state_dict())
+
+
+def export_unet_rare(folder: Path) -> None:
+    from .rare_words import train_unet_rare
+
+    _write(WEIGHTS / UNET_FILE, pack(train_unet_rare(folder).state_dict()))
+
+
+def export_distilled_rare(folder: Path) -> None:
+    from .rare_words import train_distilled_rare
+
+    _write(WEIGHTS / DISTILLED_FILE, train_distilled_rare(folder).state_dict())
+
+
 def export_unclip(folder: Path) -> None:
     """What differs from the UNet's own weight file."""
     from .unclip import is_learned, train_unclip
@@ -188,6 +206,12 @@ def export_turbo_rare_again(folder: Path) -> None:
     from .turbo_rare import train_turbo_rare_again
 
     _write(WEIGHTS / TURBO_FILE, pack(train_turbo_rare_again(folder).state_dict()))
+
+
+def export_turbo_rare_more(folder: Path) -> None:
+    from .turbo_rare import train_turbo_rare_more
+
+    _write(WEIGHTS / TURBO_FILE, pack(train_turbo_rare_more(folder).state_dict()))
 
 
 def _write(path: Path, weights: dict[str, Tensor], extra: dict[str, Tensor] | None = None) -> None:

@@ -11,7 +11,7 @@ much guidance narrows that, is not to change.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -149,11 +149,16 @@ def captions_of_runs(seed: int, count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Runs:
-    """Half-finished latents `[N, STEPS - first, 16, 16, 16]` and what was meant, `[N, 16, 16, 16]`, fp16."""
+    """Noises, half-finished latents `[N, STEPS - first, 16, 16, 16]` and what was meant, `[N, 16, 16, 16]`, fp16.
+
+    error: `[N]`, mean squared difference between what the model made and what it meant.
+    """
 
     captions: list[str]
+    noises: Tensor
     states: Tensor
     cleans: Tensor
+    error: Tensor
 
 
 def make_mmdit_runs(folder: Path) -> Runs:
@@ -171,21 +176,26 @@ def make_unet_runs(folder: Path) -> Runs:
 def make_runs(folder: Path, kind: Kind, again: bool = False) -> Runs:
     """By the weights in the file. again: another set, for after they have learned from the first."""
     count, seed = (AGAIN, kind.seed + 50) if again else (kind.runs, kind.seed)
-    captions = captions_of_runs(seed, count)
+    name = f"{kind.name}_own_steps{'_again' if again else ''}.safetensors"
+    return made_runs(folder / name, kind, captions_of_runs(seed, count), seed + 1, CFGS)
+
+
+def made_runs(path: Path, kind: Kind, captions: list[str], seed: int, cfgs: Sequence[float]) -> Runs:
+    """By the weights in the file, at these scales of guidance by turns; from the file at `path` if there is one."""
 
     def teacher() -> Make:
         model, conditionings, redrawn = continued(kind.build(), kind.file).eval(), Conditionings(), Redrawn()
 
         def make(noise: Tensor, own: slice) -> dict[str, Tensor]:
-            scales = torch.tensor([CFGS[k % len(CFGS)] for k in range(count)[own]], device=DEVICE)
+            scales = torch.tensor([cfgs[k % len(cfgs)] for k in range(len(captions))[own]], device=DEVICE)
             states, made = followed(kind, model, noise, captions[own], conditionings, scales)
-            return {"states": states.half(), "clean": redrawn(made, captions[own]).half()}
+            clean = redrawn(made, captions[own])
+            return {"states": states.half(), "clean": clean.half(), "error": (made - clean).square().mean((1, 2, 3))}
 
         return make
 
-    name = f"{kind.name}_own_steps{'_again' if again else ''}.safetensors"
-    found = made_pairs(folder / name, count, _CHUNK, seed + 1, teacher)
-    return Runs(captions, found["states"], found["clean"])
+    found = made_pairs(path, len(captions), _CHUNK, seed, teacher)
+    return Runs(captions, *(found[name] for name in ("noise", "states", "clean", "error")))
 
 
 def followed(
@@ -221,7 +231,7 @@ def train_unet_own_steps(folder: Path) -> nn.Module:
 
 def train_own_steps(folder: Path, kind: Kind) -> nn.Module:
     torch.manual_seed(kind.seed + 5)
-    loss_at = _loss(folder, kind, [make_runs(folder, kind)], kind.schedule)
+    loss_at = loss_of_runs(folder, kind, [make_runs(folder, kind)], kind.schedule)
     model = continued(kind.build(), kind.file)
     for k, name in enumerate(kind.rounds):
         model = train(
@@ -234,12 +244,12 @@ def train_mmdit_own_steps_again(folder: Path) -> nn.Module:
     kind = Mmdit()
     torch.manual_seed(kind.seed + 55)
     runs = [make_runs(folder, kind), make_runs(folder, kind, again=True)]
-    loss_at = _loss(folder, kind, runs, AGAIN_SCHEDULE)
+    loss_at = loss_of_runs(folder, kind, runs, AGAIN_SCHEDULE)
     model = continued(kind.build(), kind.file)
     return train(f"{kind.name}_own_steps_again", model, loss_at, AGAIN_SCHEDULE, folder, kind.seed + 56)
 
 
-def _loss(
+def loss_of_runs(
     folder: Path, kind: Kind, runs: list[Runs], schedule: Schedule
 ) -> Callable[[nn.Module, int, np.random.Generator], Tensor]:
     """Of a batch of drawings and, by turns, of one along the runs."""

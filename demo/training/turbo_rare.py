@@ -3,7 +3,7 @@
 Its pairs state rare words half of the time at most, and the model that led it draws some of these badly itself (a teal
 star, a small house on grey). So here it samples captions whose words are evenly drawn, the world draws every image
 again with what its caption states, and these pairs are learned beside the earlier ones, half of the time from where its
-own steps lead. What it then still draws badly is looked for once more, with new captions, and counts for more.
+own steps lead. What it then still draws badly is looked for again, twice, with new captions, and counts for more.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from .turbo_distil import captions_of_pairs
 PAIRS, STEPS = 1_536, 8
 SCHEDULE = Schedule(1_300, 2e-3, warmup=50, average=0.995)
 AGAIN_SCHEDULE = Schedule(1_500, 1.5e-3, warmup=50, average=0.995)
-WORST, TIMES = PAIRS // 3, 3  # of the second pairs, those that the model drew worst, and how often each counts
-_SEEDS, _AGAIN_SEEDS = (151, 152), (251, 252)  # of captions and noises
+TIMES = 3  # how often the worst third counts of what a model drew after the first round
+MORE_PAIRS, MORE_SCHEDULE = 3_072, Schedule(1_800, 1.5e-3, warmup=50, average=0.995)
+_SEEDS, _AGAIN_SEEDS, _MORE_SEEDS = (151, 152), (251, 252), (351, 352)  # of captions and noises
 _CHUNK = 32
 
 
 @dataclass(frozen=True)
 class Rare:
-    """Captions of rare words, noises and the latents of what the model meant by them, both `[PAIRS, 16, 16, 16]` fp16.
+    """Captions of rare words, noises and the latents of what the model meant by them, both `[N, 16, 16, 16]` fp16.
 
-    error: `[PAIRS]`, mean squared difference between what the model made and what it meant.
+    error: `[N]`, mean squared difference between what the model made and what it meant.
     """
 
     captions: list[str]
@@ -51,22 +52,27 @@ class Rare:
     error: Tensor
 
 
-def captions_of_rare(seed: int) -> list[str]:
+def captions_of_rare(seed: int, count: int) -> list[str]:
     """Those with evenly drawn words, sorted by length, so that a chunk needs few batches."""
-    return sorted(captions_by_turns(seed, 2 * PAIRS)[1::2], key=lambda text: (len(text.split()), text))
+    return sorted(captions_by_turns(seed, 2 * count)[1::2], key=lambda text: (len(text.split()), text))
 
 
 def make_pairs(folder: Path) -> Rare:
-    return _pairs(folder / "turbo_pairs_rare.safetensors", *_SEEDS)
+    return _pairs(folder / "turbo_pairs_rare.safetensors", PAIRS, *_SEEDS)
 
 
 def make_pairs_again(folder: Path) -> Rare:
     """Others, by the weights that learned from the first."""
-    return _pairs(folder / "turbo_pairs_rare_again.safetensors", *_AGAIN_SEEDS)
+    return _pairs(folder / "turbo_pairs_rare_again.safetensors", PAIRS, *_AGAIN_SEEDS)
 
 
-def _pairs(path: Path, caption_seed: int, seed: int) -> Rare:
-    captions = captions_of_rare(caption_seed)
+def make_more_pairs(folder: Path) -> Rare:
+    """More of them, by the weights that learned from both."""
+    return _pairs(folder / "turbo_pairs_rare_more.safetensors", MORE_PAIRS, *_MORE_SEEDS)
+
+
+def _pairs(path: Path, count: int, caption_seed: int, seed: int) -> Rare:
+    captions = captions_of_rare(caption_seed, count)
 
     def teacher() -> Make:
         model, contexts, redrawn = continued(build(), TURBO_FILE).eval(), Contexts(), Redrawn()
@@ -83,7 +89,7 @@ def _pairs(path: Path, caption_seed: int, seed: int) -> Rare:
 
         return make
 
-    found = made_pairs(path, PAIRS, _CHUNK, seed, teacher)
+    found = made_pairs(path, count, _CHUNK, seed, teacher)
     return Rare(captions, found["noise"], found["clean"], found["error"])
 
 
@@ -103,10 +109,20 @@ def train_turbo_rare(folder: Path) -> nn.Module:
 def train_turbo_rare_again(folder: Path) -> nn.Module:
     torch.manual_seed(257)
     second = make_pairs_again(folder)
-    worst = second.error.topk(WORST).indices
-    hard = Rare([second.captions[k] for k in worst], second.noises[worst], second.cleans[worst], second.error[worst])
-    parts = [make_pairs(folder), second, *[hard] * (TIMES - 1)]
+    parts = [make_pairs(folder), *with_the_worst_again(second)]
     return _trained("turbo_rare_again", folder, parts, AGAIN_SCHEDULE, seed=258)
+
+
+def train_turbo_rare_more(folder: Path) -> nn.Module:
+    torch.manual_seed(357)
+    return _trained("turbo_rare_more", folder, with_the_worst_again(make_more_pairs(folder)), MORE_SCHEDULE, seed=358)
+
+
+def with_the_worst_again(pairs: Rare) -> list[Rare]:
+    """These pairs, and the third that was drawn worst another TIMES - 1 times."""
+    worst = pairs.error.topk(len(pairs.captions) // 3).indices
+    hard = Rare([pairs.captions[k] for k in worst], pairs.noises[worst], pairs.cleans[worst], pairs.error[worst])
+    return [pairs, *[hard] * (TIMES - 1)]
 
 
 def _trained(name: str, folder: Path, rare: Sequence[Rare], schedule: Schedule, seed: int) -> nn.Module:

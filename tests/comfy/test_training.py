@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 import torch
 from comfy.model_sampling import ModelSamplingDiscrete
 from comfyui_diversity.demo.loader import VAE_FILE, WEIGHTS
-from comfyui_diversity.demo.training import distil, loop, own_steps, pairs, vae
+from comfyui_diversity.demo.training import distil, loop, own_steps, pairs, rare_words, turbo_rare, vae
 from comfyui_diversity.demo.training.crisp import on_policy_loss
 from comfyui_diversity.demo.training.distil import captions_of_pairs
 from comfyui_diversity.demo.training.places import evenly_stated_scene
 from comfyui_diversity.demo.training.redraw import Redrawn
-from comfyui_diversity.demo.world.attributes import OBJECTS, Scene, distribution
+from comfyui_diversity.demo.world.attributes import OBJECTS, VALUES, Scene, distribution
+from comfyui_diversity.demo.world.captions import stated_in
 from comfyui_diversity.demo.world.draw import FILLS, draw
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -224,3 +226,41 @@ def test_pairs_that_were_stopped_are_those_that_were_not(tmp_path: Path) -> None
     assert chunks == [16, 18, 20]  # from the eighth chunk on
     assert all(torch.equal(found[name], whole[name]) for name in ("noise", "clean", "good"))
     assert pairs.made_pairs(path, 21, 2, 5, lambda: pytest.fail("made twice")).keys() == found.keys()
+
+
+def test_what_was_drawn_worst_counts_three_times() -> None:
+    error = torch.tensor([0.2, 0.9, 0.1, 0.5, 0.8, 0.3])
+    pairs = turbo_rare.Rare(list("abcdef"), torch.arange(6.0), torch.arange(6.0) + 10, error)
+    parts = turbo_rare.with_the_worst_again(pairs)
+    assert [part.captions for part in parts] == [list("abcdef"), ["b", "e"], ["b", "e"]]
+    assert torch.cat([part.cleans for part in parts[1:]]).tolist() == [11, 14, 11, 14]
+    count = rare_words.RUNS
+    runs = own_steps.Runs([str(k) for k in range(count)], *(torch.arange(float(count)) for _ in range(4)))
+    whole, *again = rare_words.with_the_worst_again(runs)
+    assert whole is runs
+    assert len(again) == 2
+    for part in again:
+        assert min(part.error) == count - count // 3  # the error rises with the run's number
+        assert part.captions == [str(int(k)) for k in part.states]
+
+
+def test_rare_words_are_as_common_as_common_ones() -> None:
+    captions = rare_words.captions_of_rare_runs(7)
+    assert captions == rare_words.captions_of_rare_runs(7)
+    assert captions.count("") >= rare_words.RUNS // own_steps.EMPTY_RUNS
+    shares = {}
+    for name, texts in (("rare", captions), ("own steps", own_steps.captions_of_runs(7, rare_words.RUNS))):
+        colours = [found["colour"] for text in texts if text and "colour" in (found := stated_in(text))]
+        shares[name] = min(Counter(colours).values()) / len(colours)
+    even = 1 / len(VALUES["colour"])
+    assert 0.6 * even < shares["rare"] < even
+    assert shares["own steps"] < shares["rare"]
+
+
+def test_the_few_step_model_is_followed_from_its_noise_on() -> None:
+    noise = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    kind = rare_words.Distilled()
+    states, made = own_steps.followed(kind, ExactVelocity(), noise, ["1", "2"], Encoded(), torch.ones(2))
+    assert states.shape == (2, 4, 16, 16, 16)
+    assert torch.equal(states[:, 0], noise)
+    torch.testing.assert_close(made, torch.tensor([1.0, 2.0]).view(-1, 1, 1, 1).expand_as(made), atol=1e-4, rtol=0)
