@@ -99,11 +99,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own[name] = {"cfg": rows[best].cfg} if name == "CFG" else dict(rows[best].settings[name])
         cfg = rows[best].cfg if name == "CFG" else cfg
         label = f"{options.model}, {name}"
-        made = {"row": label, "commit": provenance.revision(options.model), "images": options.images, "tries": course}
+        made = {"row": label, "command": command(options), "commit": provenance.revision(options.model)}
+        made |= {"images": options.images, "tries": course}
         kept["rows"] = [*(one for one in kept["rows"] if one["row"] != label), made]
         write(path, kept)
         print(label, own[name], flush=True)
     return 0
+
+
+def command(options: argparse.Namespace) -> str:
+    """What makes a row of this search again."""
+    rounds = " ".join(map(str, options.rounds))
+    return f"python -m benchmarks.search --model {options.model} --rounds {rounds} --images {options.images}"
 
 
 def write(path: Path, kept: Mapping[str, Any]) -> None:

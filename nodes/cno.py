@@ -30,7 +30,14 @@ from ._inputs import (
 CATEGORY = "diversity/noise"
 _METHOD = "cno"
 _DEFAULT = RECOMMENDED
-_AUTOMATIC = {"denominator": AUTO, "gamma": AUTO_NUMBER, "projection": AUTO, "cells": AUTO_NUMBER}
+_AUTOMATIC = {
+    "denominator": AUTO,
+    "gamma": AUTO_NUMBER,
+    "projection": AUTO,
+    "cells": AUTO_NUMBER,
+    "pink": 0.0,
+    "candidates": 1,
+}
 
 
 class DiverseNoiseOptions(io.ComfyNode):
@@ -140,6 +147,30 @@ class DiverseNoiseOptions(io.ComfyNode):
                     tooltip=(
                         "Only the coarse structure of the noise moves: the averages of cells x cells blocks. 0: all of "
                         "it moves, with smaller strength. -1: auto, 4 in recommended mode, 0 in published mode."
+                    ),
+                ),
+                io.Float.Input(
+                    "pink",
+                    default=0.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip=(
+                        "More low frequencies in the noise before it is moved: its spectrum is 1 / f^pink. Costs no "
+                        "time; with CFG it breaks more images. 0: off. With strength 0, pink noise alone."
+                    ),
+                ),
+                io.Int.Input(
+                    "candidates",
+                    default=1,
+                    min=1,
+                    max=64,
+                    optional=True,
+                    tooltip=(
+                        "So many noises are drawn for each image, and the model's first estimates tell which of them "
+                        "differ most; these are then moved. Each takes as long as one sampling step. 1: off. With "
+                        "strength 0, the choice alone."
                     ),
                 ),
             ],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..hooks.denoise import CleanEstimate
@@ -13,23 +16,78 @@ from ..hooks.gradients import gradients
 from ..hooks.noise_levels import training_steps
 from ..hooks.progress import Progress, show
 from ..hooks.sampling import SamplerRun
-from ..methods.cno import PUBLISHED_ITERATIONS, PUBLISHED_RATE, RECOMMENDED, Settings, optimise_noise, published
+from ..methods.cno import (
+    PUBLISHED_ITERATIONS,
+    PUBLISHED_RATE,
+    RECOMMENDED,
+    Settings,
+    optimise_noise,
+    pool,
+    published,
+    require_several,
+)
+from ..methods.starts import candidates, most_different, pink
 from ..require import require
 
 logger = logging.getLogger("ComfyUI-Diversity")
+
+_OF_START = {"pink": 0.0, "candidates": 1}  # and what is off
+
+
+def _within(run: SamplerRun, noise: Tensor) -> Tensor:
+    """The noise where the run's mask lets change, the run's own elsewhere."""
+    return noise if run.denoise_mask is None else torch.where(run.denoise_mask > 0, noise, run.noise)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run's noise is before it is optimised.
+
+    pink: exponent of its spectrum, 0 for white noise. candidates: so many noises are drawn for each image, of which
+    those are kept whose clean estimates differ most. Raises ValueError for a value that is not allowed.
+    """
+
+    pink: float = 0.0
+    candidates: int = 1
+
+    def __post_init__(self) -> None:
+        require(math.isfinite(self.pink) and self.pink >= 0, "pink", self.pink, "0 or more")
+        require(self.candidates >= 1, "candidates", self.candidates, "1 or more")
+
+    def of(self, run: SamplerRun, settings: Settings, chunk_size: int, after_step: Callable[[], None]) -> Tensor:
+        """The noise of the run; only what its mask lets change is changed. Call it inside `gradients()`."""
+        noise = pink(run.noise.clone(), self.pink)
+        if self.candidates > 1:
+            require_several(noise)
+            drawn = [noise, *(pink(one, self.pink) for one in candidates(run.noise.clone(), self.candidates)[1:])]
+            estimate, found = CleanEstimate(run, "stop", chunk_size), []
+            for one in drawn:
+                found.append(pool(estimate(_within(run, one))[0].detach().float(), settings.window).flatten(1))
+                after_step()
+            which = most_different(torch.stack(found))
+            noise = torch.stack([drawn[choice][k] for k, choice in enumerate(which)])
+        return _within(run, noise)
 
 
 class ContrastiveNoise:
     """Optimises the noise that a sampler's run starts from. Holds settings only, so that one object serves many runs.
 
     gradient, chunk_size, late: see `CleanEstimate`. form: of the published settings, for the report; "" where the
-    settings are not published ones. Raises ValueError for a value that is not allowed.
+    settings are not published ones. start: what comes before the optimisation. Raises ValueError for a value that is
+    not allowed.
     """
 
     def __init__(
-        self, settings: Settings, gradient: str = "stop", chunk_size: int = -1, late: bool = False, form: str = ""
+        self,
+        settings: Settings,
+        gradient: str = "stop",
+        chunk_size: int = -1,
+        late: bool = False,
+        form: str = "",
+        start: Start | None = None,
     ) -> None:
         self._settings = settings
+        self._start = start or Start()
         self._gradient = gradient
         self._chunk_size = chunk_size
         self._late = late
@@ -41,7 +99,8 @@ class ContrastiveNoise:
     ) -> ContrastiveNoise:
         """With the recommended settings but for what is chosen. Raises ValueError for a published form."""
         require(form == "paper", "form", form, "paper in recommended mode; it chooses between the published forms")
-        return cls(replace(RECOMMENDED, **chosen), gradient, chunk_size)
+        start = Start(**{name: chosen.pop(name) for name in _OF_START if name in chosen})
+        return cls(replace(RECOMMENDED, **chosen), gradient, chunk_size, start=start)
 
     @classmethod
     def published(
@@ -49,6 +108,9 @@ class ContrastiveNoise:
     ) -> ContrastiveNoise:
         """With the settings of the paper (the stop-gradient), or of its released code (the full gradient, and alphas
         taken one level late). Raises ValueError for a chosen value that the form does not have."""
+        for name, off in _OF_START.items():
+            given = chosen.pop(name, off)
+            require(given == off, name, given, f"{off} in published mode")
         if form == "paper":
             require(gradient == "stop", "gradient", gradient, 'stop in published mode with form "paper"')
             return cls(published(form, **chosen), "stop", chunk_size, form=form)
@@ -56,14 +118,20 @@ class ContrastiveNoise:
 
     def __call__(self, run: SamplerRun) -> Tensor:
         """Noise of the shape of `run.noise`; only what the run's mask lets change is changed."""
-        if not self._settings.active:
+        if not self._settings.active and self._start == Start():
             return run.noise
         if self._form:
             text = self.report(run)
             logger.info(text)
             show(text)
-        progress = Progress(self._settings.iterations)
+        passes = self._settings.iterations if self._settings.active else 0
+        passes += self._start.candidates if self._start.candidates > 1 else 0
+        progress = Progress(passes)
         with gradients():
+            if self._start != Start():
+                run = replace(run, noise=self._start.of(run, self._settings, self._chunk_size, progress.step))
+            if not self._settings.active:
+                return run.noise
             return optimise_noise(
                 run.noise.clone(),
                 CleanEstimate(run, self._gradient, self._chunk_size, self._late),

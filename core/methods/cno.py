@@ -200,8 +200,7 @@ def optimise_noise(
         raise ValueError(f"noise has shape {list(noise.shape)}; it must be [B, C, H, W] or [B, C, T, H, W].")
     if not settings.active:
         return noise
-    if len(noise) < 2:
-        raise ValueError("The batch holds 1 image: there is nothing to be different from. Make a batch of 2 or more.")
+    require_several(noise)
     if settings.terms == "no repulsion":
         # Every cosine to the reference is 1, its maximum: the gradient is zero, and what a computer finds is rounding.
         return noise
@@ -244,6 +243,12 @@ def optimise_noise(
             current.copy_(_with_length_of(start, current, movable))
         after_step()
     return current.detach().to(noise.dtype)
+
+
+def require_several(noise: Tensor) -> None:
+    """Raises ValueError for a batch of one."""
+    if len(noise) < 2:
+        raise ValueError("The batch holds 1 image: there is nothing to be different from. Make a batch of 2 or more.")
 
 
 def _optimise_coarse(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .comfy_boot import DEVICE  # isort: skip
+from .comfy_boot import DEVICE, autocast  # isort: skip
 
 from ..fidelity import fit, to_pixels
 from ..scorer import Scorer
@@ -63,7 +63,8 @@ class Redrawn:
         )
 
     def _decoded(self, latents: Tensor) -> np.ndarray:
-        decoded = self._vae.taesd_decoder(latents.to(DEVICE, memory_format=torch.channels_last)).float()
+        with autocast():
+            decoded = self._vae.taesd_decoder(latents.to(DEVICE, memory_format=torch.channels_last)).float()
         return (255 * decoded.clamp(0, 1)).permute(0, 2, 3, 1).cpu().numpy().astype("uint8")
 
 

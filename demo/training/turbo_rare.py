@@ -34,7 +34,7 @@ PAIRS, STEPS = 1_536, 8
 SCHEDULE = Schedule(1_300, 2e-3, warmup=50, average=0.995)
 AGAIN_SCHEDULE = Schedule(1_500, 1.5e-3, warmup=50, average=0.995)
 TIMES = 3  # how often the worst third counts of what a model drew after the first round
-MORE_PAIRS, MORE_SCHEDULE = 3_072, Schedule(1_800, 1.5e-3, warmup=50, average=0.995)
+MORE_PAIRS, MORE_SCHEDULE = 2_048, Schedule(1_800, 1.5e-3, warmup=50, average=0.995)
 _SEEDS, _AGAIN_SEEDS, _MORE_SEEDS = (151, 152), (251, 252), (351, 352)  # of captions and noises
 _CHUNK = 32
 

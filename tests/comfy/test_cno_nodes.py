@@ -288,6 +288,8 @@ def options(**changed: Any) -> Any:
 
 
 CHANGED: dict[str, Any] = {
+    "pink": 0.5,
+    "candidates": 4,
     "gradient": "full",
     "denominator": "others",
     "temperature": 0.3,

@@ -1,0 +1,60 @@
+"""Better initial noises without any gradient: with more low frequencies, and the most different of several.
+
+What many do in place of Contrastive Noise Optimization, and what may go before it. "Pink" noise has the power spectrum
+1 / f^exponent. Choosing: as in Scalable Group Inference, arXiv 2508.15773.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..require import require
+
+
+def pink(noise: Tensor, exponent: float) -> Tensor:
+    """White noise `[..., H, W]` with the power spectrum 1 / f^exponent, each image's at its own length.
+
+    0 is the white noise itself. The mean has no frequency, and is treated as one wave over the longer side. Raises
+    ValueError for an exponent that is negative or not finite.
+    """
+    require(math.isfinite(exponent) and exponent >= 0, "pink", exponent, "0 or more")
+    if exponent == 0:
+        return noise
+    height, width = noise.shape[-2:]
+    rows = torch.fft.fftfreq(height, device=noise.device)[:, None]
+    frequency = torch.hypot(rows, torch.fft.rfftfreq(width, device=noise.device)[None])
+    frequency[0, 0] = 1 / max(height, width)
+    spectrum = torch.fft.rfft2(noise.float()) * frequency ** (-exponent / 2)
+    coloured = torch.fft.irfft2(spectrum, s=(height, width))
+    axes = tuple(range(1, noise.ndim))
+    before, after = (torch.linalg.vector_norm(x.float(), dim=axes, keepdim=True) for x in (noise, coloured))
+    return (coloured * (before / after)).to(noise.dtype)
+
+
+def candidates(noise: Tensor, count: int) -> list[Tensor]:
+    """The noise `[B, ...]` and count - 1 more of its kind, drawn by what the noise itself holds: the same noise has the
+    same candidates. Raises ValueError for a count below 1."""
+    require(count >= 1, "candidates", count, "1 or more")
+    digest = hashlib.sha256(noise.detach().float().cpu().contiguous().numpy().tobytes()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return [noise, *(torch.randn(noise.shape, generator=generator).to(noise) for _ in range(count - 1))]
+
+
+def most_different(features: Tensor) -> list[int]:
+    """Which candidate each image is to have, of features `[K, N, D]` of K candidates for N images.
+
+    The first image keeps its first candidate; each next one gets the one whose greatest cosine to those before is
+    least, about the mean of all.
+    """
+    unit = F.normalize(features - features.mean((0, 1)), dim=2)
+    kept, which = [unit[0, 0]], [0]
+    for k in range(1, features.shape[1]):
+        closest = (unit[:, k] @ torch.stack(kept).T).amax(1)
+        which.append(int(closest.argmin()))
+        kept.append(unit[which[-1], k])
+    return which

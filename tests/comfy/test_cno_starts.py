@@ -1,0 +1,90 @@
+"""Diverse noise that begins with pink noise, or with the most different of several, under real samplers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comfyui_diversity.core.methods.starts import candidates, pink
+from comfyui_diversity.nodes._inputs import PUBLISHED
+from comfyui_diversity.nodes.cno import DiverseNoise, DiverseNoiseOptions
+from small.diverse_noise import STEPS, diverse, sample, started_from
+from small.models import Counter, random_latent, small_model
+
+
+@pytest.mark.parametrize("family", ["eps", "sd3"])
+def test_with_strength_0_the_noise_is_pink_and_nothing_else(family: str) -> None:
+    counter, model = Counter(), small_model(family)
+    found = started_from(counter.on(diverse(model, strength=0.0, pink=0.6)), family=family)
+    assert torch.equal(found, pink(random_latent(family, 3), 0.6))
+    assert len(counter.sizes) == STEPS
+
+
+def test_pink_noise_is_moved_on_from() -> None:
+    model, start = small_model("eps"), random_latent("eps", 3)
+    both = started_from(diverse(model, pink=0.6))
+    assert torch.equal(both, started_from(diverse(model), noise=pink(start, 0.6)))
+    assert not torch.equal(both, pink(start, 0.6))
+
+
+def test_one_image_can_be_pink() -> None:
+    found = started_from(diverse(small_model("eps"), strength=0.0, pink=0.6), batch=1)
+    assert torch.equal(found, pink(random_latent("eps", 1), 0.6))
+
+
+def test_each_image_starts_from_one_of_its_candidates_and_all_differ_more() -> None:
+    model, start, counter = small_model("eps"), random_latent("eps", 5), Counter()
+    found = started_from(counter.on(diverse(model, strength=0.0, candidates=6)), batch=5)
+    drawn = candidates(start, 6)
+    which = [[k for k, one in enumerate(drawn) if torch.equal(one[row], found[row])] for row in range(5)]
+    assert [len(one) for one in which] == [1] * 5
+    assert which[0] == [0]
+    assert len({one[0] for one in which}) > 1
+    assert counter.sizes == [2 * 5] * (6 + STEPS)
+    plain, chosen = (sample(diverse(model, strength=0.0, candidates=count), batch=5) for count in (1, 12))
+    assert spread(chosen) > spread(plain)
+
+
+def spread(images: torch.Tensor) -> float:
+    """Mean distance between images."""
+    flat = images.flatten(1)
+    return torch.pdist(flat).mean().item()
+
+
+def test_candidates_are_the_same_again_and_in_chunks() -> None:
+    model = small_model("eps")
+    first = started_from(diverse(model, candidates=4), batch=3)
+    assert torch.equal(first, started_from(diverse(model, candidates=4), batch=3))
+    whole, chunks = (started_from(diverse(model, strength=0.0, candidates=4, chunk_size=size)) for size in (-1, 1))
+    assert torch.equal(whole, chunks)
+
+
+def test_the_random_state_is_left_alone() -> None:
+    torch.manual_seed(3)
+    sample(small_model("eps"))
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    sample(diverse(small_model("eps"), candidates=3, pink=0.5))
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_only_the_masked_part_is_changed() -> None:
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., :8] = 1
+    latent, noise = random_latent("eps", 3, seed=5), random_latent("eps", 3)
+    named = {"latent_image": latent, "noise_mask": mask}
+    for options in ({"pink": 0.6}, {"candidates": 4}):
+        found = started_from(diverse(small_model("eps"), strength=0.0, **options), **named)
+        assert torch.equal(found[..., 8:], noise[..., 8:])
+        assert not torch.equal(found[..., :8], noise[..., :8])
+
+
+def test_one_image_has_nothing_to_be_chosen_by() -> None:
+    with pytest.raises(ValueError, match=r"The batch holds 1 image"):
+        sample(diverse(small_model("eps"), strength=0.0, candidates=4), batch=1)
+
+
+@pytest.mark.parametrize(("name", "value"), [("pink", 0.5), ("candidates", 2)])
+def test_published_has_neither(name: str, value: float) -> None:
+    chosen = DiverseNoiseOptions.execute(**{name: value}).args[0]
+    with pytest.raises(ValueError, match=rf"{name} is {value}; it must be .* in published mode"):
+        DiverseNoise.execute(small_model("eps"), 0.5, 3, PUBLISHED, chosen)

@@ -1,0 +1,84 @@
+"""Initial noises: their spectrum, what is drawn beside them, and which of them differ most."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from comfyui_diversity.core.methods.starts import candidates, most_different, pink
+from torch import Tensor
+
+from benchmarks.peers import pink as reference
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("exponent", [0.3, 1.0])
+def test_the_power_spectrum_falls_with_the_frequency(exponent: float) -> None:
+    found = pink(noise(400, 4, 64, 64), exponent)
+    power = torch.fft.fft2(found.double()).abs().square().mean((0, 1))
+    frequency = torch.arange(4, 30)
+    along = (power[0, frequency] + power[frequency, 0]).log()
+    slope = torch.linalg.lstsq(torch.stack([frequency.log(), torch.ones(26)], 1).double(), along[:, None]).solution[0]
+    assert slope.item() == pytest.approx(-exponent, abs=0.05)
+
+
+def test_every_image_keeps_its_length_and_its_type() -> None:
+    start = noise(3, 4, 2, 10, 16).half()
+    found = pink(start, 0.8)
+    assert found.dtype == torch.float16
+    assert found.shape == start.shape
+    lengths = [x.float().flatten(1).norm(dim=1) for x in (start, found)]
+    torch.testing.assert_close(*lengths, rtol=1e-3, atol=0)
+    assert not torch.allclose(found, start, atol=0.1)
+
+
+def test_it_is_the_rival_of_the_benchmarks() -> None:
+    start = noise(2, 4, 16, 24)
+    torch.testing.assert_close(pink(start, 0.5), reference(start, 0.5))
+    assert pink(start, 0) is start
+
+
+@pytest.mark.parametrize("exponent", [-0.1, float("nan"), float("inf")])
+def test_other_exponents_are_refused(exponent: float) -> None:
+    with pytest.raises(ValueError, match=r"pink is .*0 or more"):
+        pink(noise(1, 4, 8, 8), exponent)
+
+
+def test_candidates_are_the_same_for_the_same_noise_and_white() -> None:
+    start = noise(50, 4, 16, 16)
+    first, second, third = candidates(start, 3)
+    assert first is start
+    assert all(torch.equal(*pair) for pair in zip(candidates(start.clone(), 2)[1:], [second], strict=True))
+    other = candidates(noise(50, 4, 16, 16, seed=1), 2)[1]
+    for one, two in itertools.combinations((first, second, third, other), 2):
+        assert abs(torch.corrcoef(torch.stack([one.flatten(), two.flatten()]))[0, 1]) < 0.02
+    assert second.mean() == pytest.approx(0, abs=0.02)
+    assert second.std() == pytest.approx(1, abs=0.02)
+    with pytest.raises(ValueError, match=r"candidates is 0; it must be 1 or more"):
+        candidates(start, 0)
+
+
+def test_each_image_gets_the_candidate_least_like_those_before() -> None:
+    # About a mean of zero: the first image looks right, the second's candidates right, up and left.
+    right, up, left, down = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
+    features = torch.stack([torch.stack([right, right]), torch.stack([up, up]), torch.stack([left, left]),
+                            torch.stack([down, down])])  # fmt: skip
+    assert most_different(features) == [0, 2]
+    three = torch.stack([torch.stack([one] * 3) for one in (right, up, left, down)])
+    found = most_different(three)
+    assert found[:2] == [0, 2]
+    assert found[2] in (1, 3)
+
+
+def test_the_choice_is_the_greedy_one_by_exhaustion() -> None:
+    features = noise(4, 5, 7)
+    found = most_different(features)
+    unit = torch.nn.functional.normalize(features - features.mean((0, 1)), dim=2)
+    assert found[0] == 0
+    for k in range(1, 5):
+        worst = [max(float(unit[c, k] @ unit[found[j], j]) for j in range(k)) for c in range(4)]
+        assert found[k] == worst.index(min(worst))
