@@ -30,7 +30,7 @@ RUNS = 2_048  # images sampled
 WORST, TIMES = RUNS // 3, 3  # those that were drawn worst, and how often each counts
 SCHEDULES = {
     "mmdit": Schedule(2_400, 6e-4, warmup=30, average=0.997),
-    "unet": Schedule(1_400, 4e-4, warmup=30, average=0.995),
+    "unet": Schedule(1_000, 4e-4, warmup=30, average=0.995),
     "distilled": Schedule(1_600, 8e-4, warmup=30, average=0.995),
 }
 _SEED = 300  # beside a kind's own
