@@ -42,7 +42,6 @@ STAGES = {
     "unet_runs": "own_steps.make_unet_runs",
     "unet_own_steps": "export.export_unet_own_steps",
     "mmdit_rare": "export.export_mmdit_rare",
-    "unet_rare": "export.export_unet_rare",
     "distilled_rare": "export.export_distilled_rare",
     "turbo_rare_more": "export.export_turbo_rare_more",
 }

@@ -1,4 +1,4 @@
-"""The last phase of UNet, MMDiT and few-step model: rare words, from what they themselves meant by them.
+"""The last phase of MMDiT and few-step model: rare words, from what they themselves meant by them.
 
 What these models still draw badly is what the world draws seldom: a teal star on navy, an orange balloon that is large.
 So they sample captions whose words are evenly drawn, the world draws every image again with what its caption states,
@@ -23,14 +23,13 @@ from .distil import sampling_levels
 from .latents import Conditionings
 from .loop import Schedule, train
 from .mmdit import BATCH, SHORT, levels, velocity_loss
-from .own_steps import CFGS, EMPTY_RUNS, Kind, Mmdit, Runs, Unet, loss_of_runs, made_runs
+from .own_steps import CFGS, EMPTY_RUNS, Kind, Mmdit, Runs, loss_of_runs, made_runs
 from .places import captions_by_turns, continued
 
 RUNS = 2_048  # images sampled
 WORST, TIMES = RUNS // 3, 3  # those that were drawn worst, and how often each counts
 SCHEDULES = {
     "mmdit": Schedule(2_400, 6e-4, warmup=30, average=0.997),
-    "unet": Schedule(1_000, 4e-4, warmup=30, average=0.995),
     "distilled": Schedule(1_600, 8e-4, warmup=30, average=0.995),
 }
 _SEED = 300  # beside a kind's own
@@ -66,19 +65,11 @@ def with_the_worst_again(runs: Runs) -> list[Runs]:
 
 
 def train_mmdit_rare(folder: Path) -> nn.Module:
-    return _trained(folder, Mmdit())
-
-
-def train_unet_rare(folder: Path) -> nn.Module:
-    return _trained(folder, Unet())
-
-
-def _trained(folder: Path, kind: Kind) -> nn.Module:
+    kind, schedule = Mmdit(), SCHEDULES["mmdit"]
     torch.manual_seed(kind.seed + _SEED + 5)
-    schedule = SCHEDULES[kind.name]
     loss_at = loss_of_runs(folder, kind, with_the_worst_again(make_rare_runs(folder, kind)), schedule)
     model = continued(kind.build(), kind.file)
-    return train(f"{kind.name}_rare", model, loss_at, schedule, folder, kind.seed + _SEED + 6)
+    return train("mmdit_rare", model, loss_at, schedule, folder, kind.seed + _SEED + 6)
 
 
 def train_distilled_rare(folder: Path) -> nn.Module:
