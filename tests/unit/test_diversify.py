@@ -46,9 +46,14 @@ def test_one_image_gets_its_variant_and_late_guidance(run: Situation) -> None:
 
 
 def test_few_steps_get_little_noise_of_all_detail() -> None:
-    few, many = (plan(0.5, Situation(steps, False, 4)) for steps in (4, 20))
+    few, many = (plan(1.0, Situation(steps, False, 4)) for steps in (4, 20))
     assert few.noise_strength < many.noise_strength
     assert few.cells == 0 < many.cells
+
+
+def test_a_half_is_nearly_for_nothing_with_many_steps() -> None:
+    half, whole = (plan(strength, Situation(20, True, 4)).noise_strength for strength in (0.5, 1.0))
+    assert half == pytest.approx(whole / 8)
 
 
 @given(strengths, situations)
