@@ -8,15 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..frontend import App, Graph, Group, Node
-from ..pack import load_pack
 from .baseline import GREEN, RED, SEED, YELLOW
 
-load_pack()
-
-from comfyui_diversity.core.methods.diversify import Situation  # noqa: E402
-
 BATCH = 4
-STRENGTH, OF_FEW_STEPS = 0.5, 0.75  # at 0.5 a model of few steps shows too little for a first look
+STRENGTH = 0.75  # at 0.5, which next to no image pays for, there is too little to see for a first look
 WITHOUT, WITH = "Without Diversify", "With Diversify"
 TEAL = ("#233", "#355")
 _BAND = 620  # pixels from one band to the other
@@ -54,11 +49,6 @@ class Sampling:
     custom: bool = False
 
 
-def first_strength(steps: int, cfg: float) -> float:
-    """Diversify's strength in a template."""
-    return OF_FEW_STEPS if Situation(steps, cfg != 1, BATCH).few_steps else STRENGTH
-
-
 def before_after(name: str, source: Source, sampling: Sampling, note: str) -> Graph:
     """The workflow. name: of the files that it saves."""
     nodes = {**source.nodes, **_shared(source, sampling, note)}
@@ -73,7 +63,7 @@ def before_after(name: str, source: Source, sampling: Sampling, note: str) -> Gr
         "DiversityDiversify",
         (_PROMPT, _BAND),
         (340, 440),
-        values={"seed": 0, "control_after_generate": "fixed", "strength": first_strength(sampling.steps, sampling.cfg)},
+        values={"seed": 0, "control_after_generate": "fixed", "strength": STRENGTH},
         inputs={"model": source.model, "clip": source.clip, "text": ("prompt", 0)},
         color=TEAL,
     )

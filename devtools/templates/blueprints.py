@@ -12,7 +12,7 @@ from typing import Any
 from ..frontend import Frontend, Node
 from ..released import MODELS, Released
 from .baseline import RED
-from .before_after import STRENGTH, TEAL
+from .before_after import TEAL
 from .shelf import loaders
 
 _INPUT_NODE, _OUTPUT_NODE = -10, -20  # the ids that the format gives a subgraph's own two ends
@@ -176,7 +176,7 @@ def _text_to_image(model: Released, description: str) -> Blueprint:
 
 
 def _diversify(*sources: tuple[str, int]) -> Node:
-    values = {"seed": 0, "control_after_generate": "fixed", "strength": STRENGTH}
+    values = {"seed": 0, "control_after_generate": "fixed", "strength": 0.5}  # the node's own
     inputs: dict[str, tuple[str, int]] = dict(zip(("model", "clip"), sources, strict=False))
     return Node("DiversityDiversify", (400, 0), (340, 220), values=values, inputs=inputs, color=TEAL)
 

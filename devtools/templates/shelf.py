@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..frontend import Graph, Node
 from ..pack import load_pack
 from ..released import MODELS, Released, time_words
-from .before_after import BATCH, WITHOUT, Sampling, Source, before_after, first_strength
+from .before_after import BATCH, STRENGTH, WITHOUT, Sampling, Source, before_after
 
 load_pack()
 
@@ -62,8 +62,7 @@ def shelf(model: Released) -> Graph:
 def note(model: Released) -> str:
     """What stands beside the loaders."""
     run = Situation(model.steps, model.cfg != 1, BATCH)
-    strength = first_strength(model.steps, model.cfg)
-    chosen = plan(strength, run)
+    chosen = plan(STRENGTH, run)
     more = f", guidance {model.guidance:g}" if model.guidance is not None else ""
     needs = f" Needs a ComfyUI newer than {model.missing_in[-1]}." if model.missing_in else ""
     return NOTE.format(
@@ -72,7 +71,7 @@ def note(model: Released) -> str:
         time=time_words(chosen.extra_passes(run)),
         seeds=_NO_VARIANTS if run.few_steps else _VARIANTS,
         encoder="" if run.few_steps else _ENCODER,
-        strength=strength,
+        strength=STRENGTH,
         steps=model.steps,
         sampler=model.sampler,
         scheduler=model.scheduler,
