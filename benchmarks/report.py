@@ -92,7 +92,9 @@ TABLES = {
     "tpso cosines": Table(("tpso_cosines",), None),
     "tpso speed": Table(("tpso_speed",), None),
     "turbo cosines": Table(("turbo_cosines",), None),
-    "diversify tune": Table(("diversify_strength_mmdit_tune_600",), _JUDGED),
+    "diversify tune": Table(
+        tuple(f"diversify_strength_{of}" for of in ("distilled_tune_600", "turbo_tune_600", "mmdit_tune_600")), _JUDGED
+    ),
     "turbo tune": Table(("turbo_turbo_tune_120",), _JUDGED, ships=("shipped noise",)),
     "ovi settings": Table(("ovi_settings_tune",), None),
     "ovi images": Table(("ovi_images_unclip_tune_80",), ("adherence", "MSS", "Vendi", "rare share")),
