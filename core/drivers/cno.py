@@ -56,17 +56,15 @@ class Start:
 
     def of(self, run: SamplerRun, settings: Settings, chunk_size: int, after_step: Callable[[], None]) -> Tensor:
         """The noise of the run; only what its mask lets change is changed. Call it inside `gradients()`."""
-        noise = pink(run.noise.clone(), self.pink)
-        if self.candidates > 1:
-            require_several(noise)
-            drawn = [noise, *(pink(one, self.pink) for one in candidates(run.noise.clone(), self.candidates)[1:])]
-            estimate, found = CleanEstimate(run, "stop", chunk_size), []
-            for one in drawn:
-                found.append(pool(estimate(_within(run, one))[0].detach().float(), settings.window).flatten(1))
-                after_step()
-            which = most_different(torch.stack(found))
-            noise = torch.stack([drawn[choice][k] for k, choice in enumerate(which)])
-        return _within(run, noise)
+        drawn = [_within(run, pink(one, self.pink)) for one in candidates(run.noise.clone(), self.candidates)]
+        if self.candidates == 1:
+            return drawn[0]
+        require_several(run.noise)
+        estimate, found = CleanEstimate(run, "stop", chunk_size), []
+        for noise in drawn:
+            found.append(pool(estimate(noise)[0].detach().float(), settings.window).flatten(1))
+            after_step()
+        return torch.stack([drawn[choice][k] for k, choice in enumerate(most_different(torch.stack(found)))])
 
 
 class ContrastiveNoise:

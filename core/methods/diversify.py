@@ -42,8 +42,7 @@ class Plan:
 
     kappa: cosine of the prompt's variants to the prompt. window: when they are in force. added_tokens: so many tokens
         behind the prompt are varied, see TPSO.
-    noise_strength, cells: of Contrastive Noise Optimization; all else of it is as recommended. candidates: so many
-        noises are drawn for each image, of which those that differ most are moved.
+    noise_strength, cells: of Contrastive Noise Optimization; all else of it is as recommended.
     unguided_steps: at so many steps from the first on there is no guidance.
     """
 
@@ -53,13 +52,11 @@ class Plan:
     noise_strength: float
     cells: int
     unguided_steps: int
-    candidates: int = 1
 
     def extra_passes(self, situation: Situation) -> float:
         """How many passes of one image through the model come on top, as a share of those of the run."""
         each = 2 if situation.guided else 1
         passes = each * RECOMMENDED.iterations if self.noise_strength > 0 else 0
-        passes += each * self.candidates if self.candidates > 1 else 0
         return (passes - self.unguided_steps) / (each * situation.steps)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,6 +15,8 @@ from tqdm import tqdm
 
 from .comfy_boot import DEVICE  # isort: skip
 
+TIMES = 3  # how often the worst third counts
+Drawn = TypeVar("Drawn")
 # Noises [N, 16, 16, 16] of a chunk, and where the chunk lies, to tensors [N, ...] by name.
 Make = Callable[[Tensor, slice], dict[str, Tensor]]
 
@@ -36,3 +40,14 @@ def made_pairs(path: Path, count: int, chunk: int, seed: int, teacher: Callable[
         save_file({"noise": noise, **found}, partial)
         os.replace(partial, path)
     return load_file(path)
+
+
+def with_the_worst_again(drawn: Drawn) -> list[Drawn]:
+    """What a model drew, and the third of it with the greatest `error` another TIMES - 1 times.
+
+    drawn: a dataclass of lists and tensors with one entry an image, among them `error` `[N]`.
+    """
+    parts = {one.name: getattr(drawn, one.name) for one in fields(drawn)}
+    worst = parts["error"].topk(len(parts["error"]) // 3).indices
+    chosen = {name: [part[k] for k in worst] if isinstance(part, list) else part[worst] for name, part in parts.items()}
+    return [drawn, *[replace(drawn, **chosen)] * (TIMES - 1)]

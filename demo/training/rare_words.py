@@ -24,10 +24,10 @@ from .latents import Conditionings
 from .loop import Schedule, train
 from .mmdit import BATCH, SHORT, levels, velocity_loss
 from .own_steps import CFGS, EMPTY_RUNS, Kind, Mmdit, Runs, loss_of_runs, made_runs
+from .pairs import with_the_worst_again
 from .places import captions_by_turns, continued
 
 RUNS = 2_048  # images sampled
-WORST, TIMES = RUNS // 3, 3  # those that were drawn worst, and how often each counts
 SCHEDULES = {
     "mmdit": Schedule(2_400, 6e-4, warmup=30, average=0.997),
     "distilled": Schedule(1_600, 8e-4, warmup=30, average=0.995),
@@ -54,14 +54,6 @@ def make_rare_runs(folder: Path, kind: Kind) -> Runs:
     cfgs = (1.0,) if isinstance(kind, Distilled) else CFGS
     path = folder / f"{kind.name}_rare_runs.safetensors"
     return made_runs(path, kind, captions_of_rare_runs(seed), seed + 1, cfgs)
-
-
-def with_the_worst_again(runs: Runs) -> list[Runs]:
-    """These runs, and those that came out worst another TIMES - 1 times."""
-    worst = runs.error.topk(WORST).indices
-    captions = [runs.captions[k] for k in worst]
-    hard = Runs(captions, *(part[worst] for part in (runs.noises, runs.states, runs.cleans, runs.error)))
-    return [runs, *[hard] * (TIMES - 1)]
 
 
 def train_mmdit_rare(folder: Path) -> nn.Module:

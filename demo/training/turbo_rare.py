@@ -23,7 +23,7 @@ from ..loader import TURBO_FILE
 from . import turbo_crisp
 from .distil import sampling_levels
 from .loop import Schedule, train
-from .pairs import Make, made_pairs
+from .pairs import Make, made_pairs, with_the_worst_again
 from .places import captions_by_turns, continued
 from .redraw import Redrawn
 from .turbo import ByLength, Contexts, build
@@ -33,7 +33,6 @@ from .turbo_distil import captions_of_pairs
 PAIRS, STEPS = 1_536, 8
 SCHEDULE = Schedule(1_300, 2e-3, warmup=50, average=0.995)
 AGAIN_SCHEDULE = Schedule(1_500, 1.5e-3, warmup=50, average=0.995)
-TIMES = 3  # how often the worst third counts of what a model drew after the first round
 MORE_PAIRS, MORE_SCHEDULE = 2_048, Schedule(1_800, 1.5e-3, warmup=50, average=0.995)
 _SEEDS, _AGAIN_SEEDS, _MORE_SEEDS = (151, 152), (251, 252), (351, 352)  # of captions and noises
 _CHUNK = 32
@@ -116,13 +115,6 @@ def train_turbo_rare_again(folder: Path) -> nn.Module:
 def train_turbo_rare_more(folder: Path) -> nn.Module:
     torch.manual_seed(357)
     return _trained("turbo_rare_more", folder, with_the_worst_again(make_more_pairs(folder)), MORE_SCHEDULE, seed=358)
-
-
-def with_the_worst_again(pairs: Rare) -> list[Rare]:
-    """These pairs, and the third that was drawn worst another TIMES - 1 times."""
-    worst = pairs.error.topk(len(pairs.captions) // 3).indices
-    hard = Rare([pairs.captions[k] for k in worst], pairs.noises[worst], pairs.cleans[worst], pairs.error[worst])
-    return [pairs, *[hard] * (TIMES - 1)]
 
 
 def _trained(name: str, folder: Path, rare: Sequence[Rare], schedule: Schedule, seed: int) -> nn.Module:

@@ -230,13 +230,13 @@ def test_pairs_that_were_stopped_are_those_that_were_not(tmp_path: Path) -> None
 
 def test_what_was_drawn_worst_counts_three_times() -> None:
     error = torch.tensor([0.2, 0.9, 0.1, 0.5, 0.8, 0.3])
-    pairs = turbo_rare.Rare(list("abcdef"), torch.arange(6.0), torch.arange(6.0) + 10, error)
-    parts = turbo_rare.with_the_worst_again(pairs)
+    drawn = turbo_rare.Rare(list("abcdef"), torch.arange(6.0), torch.arange(6.0) + 10, error)
+    parts = pairs.with_the_worst_again(drawn)
     assert [part.captions for part in parts] == [list("abcdef"), ["b", "e"], ["b", "e"]]
     assert torch.cat([part.cleans for part in parts[1:]]).tolist() == [11, 14, 11, 14]
     count = rare_words.RUNS
     runs = own_steps.Runs([str(k) for k in range(count)], *(torch.arange(float(count)) for _ in range(4)))
-    whole, *again = rare_words.with_the_worst_again(runs)
+    whole, *again = pairs.with_the_worst_again(runs)
     assert whole is runs
     assert len(again) == 2
     for part in again:
