@@ -82,7 +82,7 @@ class Bench:
     def prompt_score(self, row: Row, k: int) -> dict[str, float]:
         """`FIGURES` of prompt k's images, and `seconds` of CPU time to sample one of them."""
         path = self._path(row, k)
-        scores = path.with_name(f"{path.stem}_{provenance.revision(row.model)}.json")
+        scores = path.with_name(f"{path.stem}_{provenance.revision(made_as(row), row.model)}.json")
         if not scores.exists():
             found = score(Group(self.prompts[k], self.images_of(row, k)), self.scorer)
             found["seconds"] = float(path.with_suffix(".seconds").read_text())
@@ -106,8 +106,7 @@ class Bench:
         return self._world
 
     def _path(self, row: Row, k: int) -> Path:
-        kind = row.role if row.parts else "baseline"
-        return folder_of(provenance.making(kind, row.model), row.key) / f"{self.kind}_{k}_{self.images}.npz"
+        return folder_of(provenance.making(made_as(row), row.model), row.key) / f"{self.kind}_{k}_{self.images}.npz"
 
     def _entry(self, row: Row, found: list[dict[str, float]]) -> dict[str, Any]:
         per_prompt = {name: [round(one[name], 4) for one in found] for name in (*FIGURES, "seconds")}
@@ -119,9 +118,17 @@ class Bench:
         own = {"model": row.model, "role": row.role, "name": row.name, "settings": row.settings, "cfg": row.cfg}
         own |= {"free": row.free, "prompts": len(self.prompts), "images": self.images * len(self.prompts)}
         own |= {"set": self.kind, "seed": FIRST_SEED[self.kind]}
-        made = {"revision": provenance.revision(row.model), "commit": commit()}
+        made = {"revision": provenance.revision(made_as(row), row.model), "commit": commit()}
         made |= {"machine": provenance.machine(), "versions": provenance.versions()}
         return {"key": row.key, **own, **figures, **made, "per_prompt": per_prompt}
+
+
+def made_as(row: Row) -> str:
+    """The role of `provenance` in which a row's images are made: a rival that is nothing but another CFG, and the data
+    itself, are made as a baseline is."""
+    if not row.parts or row.role == "data":
+        return "baseline"
+    return "teacher's rival" if "first step by the base model" in row.settings else row.role
 
 
 def drawn(prompt: Prompt, rng: np.random.Generator, images: int) -> np.ndarray:
@@ -150,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--one", action="store_true", help="one row a curve, as without --full")
     found.add_argument("--images-only", action="store_true", help="make the images; another run scores them")
     found.add_argument("--minutes", type=float, default=0, help="stop after the row that is then at work; 0: never")
-    found.add_argument("--replace", action="store_true", help="begin a model anew if its rows are of another revision")
+    found.add_argument("--replace", action="store_true", help="drop a model's rows of other revisions")
     found.add_argument("--out", type=Path, default=SCRATCH / "frontier", help="folder of frontier.json")
     return found
 
@@ -164,12 +171,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for model in models:  # now: files may change while this runs, and what is loaded does not
         for role in provenance.ROLES:
             provenance.making(role, model)
-        provenance.revision(model)
+            provenance.revision(role, model)
     try:
         if options.replace:
             begin_anew(path, models)
         for model in models:
-            merged(path, [], model, provenance.revision(model))  # refused before hours are spent
+            merged(path, [], model, provenance.revisions(model))  # refused before hours are spent
         bench = Bench("report", options.prompts or (0 if full else QUICK_PROMPTS),
                       options.images or (IMAGES if full else QUICK_IMAGES))  # fmt: skip
         rows = [
@@ -200,10 +207,10 @@ def carry_out(bench: Bench, rows: Sequence[Row], path: Path, seconds: float) -> 
     after so many seconds (0: never)."""
     started = time.monotonic()
     for model in dict.fromkeys(row.model for row in rows):
-        save(path, merged(path, [bench.data(model)], model, provenance.revision(model)))
+        save(path, merged(path, [bench.data(model)], model, provenance.revisions(model)))
     for row in rows:
         entry = bench.row(row)
-        save(path, merged(path, [entry], row.model, provenance.revision(row.model)))
+        save(path, merged(path, [entry], row.model, provenance.revisions(row.model)))
         print(line(entry), flush=True)
         if seconds and time.monotonic() - started > seconds:
             print("Time is up; the same command goes on from here.", flush=True)
@@ -213,7 +220,7 @@ def carry_out(bench: Bench, rows: Sequence[Row], path: Path, seconds: float) -> 
 def begin_anew(path: Path, models: Sequence[str]) -> None:
     """Takes out of the file what is of another revision of these models."""
     old = load(path)
-    kept = [row for row in old if row["model"] not in models or row["revision"] == provenance.revision(row["model"])]
+    kept = [row for row in old if row["model"] not in models or row["revision"] in provenance.revisions(row["model"])]
     if len(kept) < len(old):
         save(path, kept)
 

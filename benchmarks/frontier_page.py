@@ -104,6 +104,9 @@ def made(rows: Sequence[Entry]) -> str:
     """On what, and by which versions."""
     first = rows[0]
     versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
-    revisions = {row["model"]: row["revision"] for row in rows}
-    own = ", ".join(f"{revision} ({model})" for model, revision in revisions.items())
+    found = dict.fromkeys((row["model"], row["revision"]) for row in rows)  # in order, each once
+    own = ", ".join(
+        f"{' and '.join(revision for name, revision in found if name == model)} ({model})"
+        for model in dict.fromkeys(model for model, _ in found)
+    )
     return f"Made on {first['machine']}; {versions}; revision {own}."

@@ -1,14 +1,14 @@
 """Rows of the frontier on disk: half done ones, from which a stopped run goes on, and the committed list of all.
 
 A row in progress lies below `.dev/benchmarks/frontier/REVISION`, so that what another revision made is never met. The
-committed file is one list; rows of two revisions of one model are refused.
+committed file is one list; beside rows of another revision of their model new ones are refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,16 @@ def load(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def merged(path: Path, rows: Sequence[Mapping[str, Any]], model: str, revision: str) -> list[dict[str, Any]]:
+def merged(path: Path, rows: Sequence[Mapping[str, Any]], model: str, current: Set[str]) -> list[dict[str, Any]]:
     """The rows of the file with these of `model` in place of earlier ones of the same key. Raises ValueError for a file
-    with rows of another revision of the model."""
+    with rows of the model that are of none of the `current` revisions."""
     old = load(path)
-    others = {row["revision"] for row in old if row["model"] == model} - {revision}
+    others = {row["revision"] for row in old if row["model"] == model} - current
     if others:
+        theirs, own = (", ".join(sorted(one)) for one in (others, current))
         raise ValueError(
-            f"{path} holds rows of revision {', '.join(sorted(others))} of {model}; this is {revision}. Rows of two "
-            "revisions are not mixed: give another folder by --out, or begin the model anew by --replace."
+            f"{path} holds rows of revision {theirs} of {model}; this is {own}. "
+            "Rows of two revisions are not mixed: give another folder by --out, or drop the other ones by --replace."
         )
     return list({row["key"]: dict(row) for row in [*old, *rows]}.values())
 

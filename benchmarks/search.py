@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own[name] = {"cfg": rows[best].cfg} if name == "CFG" else dict(rows[best].settings[name])
         cfg = rows[best].cfg if name == "CFG" else cfg
         label = f"{options.model}, {name}"
-        made = {"row": label, "command": command(options), "commit": provenance.revision(options.model)}
+        made = {"row": label, "command": command(options), "commit": provenance.revision("method", options.model)}
         made |= {"images": options.images, "tries": course}
         kept["rows"] = [*(one for one in kept["rows"] if one["row"] != label), made]
         write(path, kept)

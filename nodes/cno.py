@@ -168,8 +168,9 @@ class DiverseNoiseOptions(io.ComfyNode):
                     max=64,
                     optional=True,
                     tooltip=(
-                        "So many noises are drawn for each image, and the model's first estimates tell which of them "
-                        "differ most; these are then moved. Each takes as long as one sampling step. 1: off. With "
+                        "So many times as many noises as images are drawn, and the model's first estimates tell which "
+                        "differ most; these are then moved. Images that differ by more than their noise (a prompt or "
+                        "an image each) keep to their own. Each takes as long as one sampling step. 1: off. With "
                         "strength 0, the choice alone."
                     ),
                 ),

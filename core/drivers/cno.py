@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..hooks.alike import differ_by_noise_alone
 from ..hooks.denoise import CleanEstimate
 from ..hooks.gradients import gradients
 from ..hooks.noise_levels import training_steps
@@ -43,8 +44,9 @@ def _within(run: SamplerRun, noise: Tensor) -> Tensor:
 class Start:
     """What a run's noise is before it is optimised.
 
-    pink: exponent of its spectrum, 0 for white noise. candidates: so many noises are drawn for each image, of which
-    those are kept whose clean estimates differ most. Raises ValueError for a value that is not allowed.
+    pink: exponent of its spectrum, 0 for white noise. candidates: so many times as many noises are drawn, of which
+    those are kept whose clean estimates differ most: of all of them where the images differ by nothing but their noise,
+    else of each image's own. Raises ValueError for a value that is not allowed.
     """
 
     pink: float = 0.0
@@ -64,7 +66,8 @@ class Start:
         for noise in drawn:
             found.append(pool(estimate(noise)[0].detach().float(), settings.window).flatten(1))
             after_step()
-        return torch.stack([drawn[choice][k] for k, choice in enumerate(most_different(torch.stack(found)))])
+        chosen = most_different(torch.stack(found), differ_by_noise_alone(run))
+        return torch.stack([drawn[choice][k] for choice, k in chosen])
 
 
 class ContrastiveNoise:

@@ -28,12 +28,13 @@ from ..hooks.carried import Beginning, Payload, carrying, payloads, unchanged, w
 from ..hooks.guidance import can_go_unguided, guidance_of, guide_after, is_guided
 from ..hooks.progress import Progress, show
 from ..hooks.sampling import SamplerRun, is_probe, with_noise_change
+from ..hooks.text import NoRoom
 from ..methods.cno import RECOMMENDED
 from ..methods.diversify import VARIANTS_OF_ONE, Plan, Situation, plan
 from ..require import require
-from .cno import ContrastiveNoise
+from .cno import ContrastiveNoise, Start
 from .schedule import PAYLOAD, can_blend, scheduled
-from .tpso import check_rows, one_variant, plain_conditioning, recommended, unvaried, vary_prompt
+from .tpso import Outcome, check_rows, one_variant, plain_conditioning, recommended, unvaried, vary_prompt
 
 logger = logging.getLogger("ComfyUI-Diversity")
 
@@ -137,23 +138,34 @@ class _Prompt:
             return "it is empty, so there is nothing to make variants of."
         if len(self.plain) > 1:
             return "this CLIP has scheduled hooks (Set CLIP Hooks). Switch schedule_clip off."
-        started, recipe = time.perf_counter(), recommended(kappa, added_tokens=added)
+        started = time.perf_counter()
+        try:
+            check_rows(self.plain, rows_at_once, _ONE_IMAGE)
+            try:
+                rows, outcomes, between = self._varied(kappa, added, count)
+                remark = ""
+            except NoRoom:
+                rows, outcomes, between = self._varied(kappa, 0, count)
+                remark = ". The prompt fills its encoder, so its own words vary"
+        except ValueError as error:
+            return str(error)
+        remark += ", found by search without gradients" if any(outcome.searched for outcome in outcomes) else ""
+        remark += ". Some missed their aim: see the log" if any(outcome.missed for outcome in outcomes) else ""
+        details = "\n".join(f"{_DETAIL}{outcome.report}" for outcome in outcomes)
+        return _Variants(rows, between, remark, details, time.perf_counter() - started)
+
+    def _varied(self, kappa: float, added: int, count: int) -> tuple[list, list[Outcome], list | None]:
+        """The variants, what came out in each encoder, and what they fade towards."""
+        recipe = recommended(kappa, added_tokens=added)
         progress = Progress(recipe.settings.steps)
 
         def after_step(encoder: str, cosines: Tensor, spread: Tensor | None) -> None:
             progress.step(f"Diversify: {encoder}, {count} variants, cosine to the prompt {cosines.mean():.3f}")
 
-        try:
-            check_rows(self.plain, rows_at_once, _ONE_IMAGE)
-            rows, outcomes = vary_prompt(self.clip, self.text, count, self.seed, recipe, on_step=after_step)
-        except ValueError as error:
-            return str(error)
+        rows, outcomes = vary_prompt(self.clip, self.text, count, self.seed, recipe, on_step=after_step)
         # Encoders that do not pad every text to one length need a prompt of the variants' length to fade into.
         between = None if can_blend(rows, self.plain) else unvaried(self.clip, self.text, "auto", added)
-        remark = ", found by search without gradients" if any(outcome.searched for outcome in outcomes) else ""
-        remark += ". Some missed their aim: see the log" if any(outcome.missed for outcome in outcomes) else ""
-        details = "\n".join(f"{_DETAIL}{outcome.report}" for outcome in outcomes)
-        return _Variants(rows, between, remark, details, time.perf_counter() - started)
+        return rows, outcomes, between
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,18 +279,20 @@ class _ModelSide:
 
     def _noise(self, run: SamplerRun, situation: Situation, chosen: Plan) -> tuple[Tensor, str, Plan]:
         """The noise, what is said, and what is really done."""
-        nothing = replace(chosen, noise_strength=0.0)
+        nothing = replace(chosen, noise_strength=0.0, candidates=1)
         if situation.batch == 1:
             return run.noise, "Noise: as it is, since one image has none to be different from.", nothing
         if chosen.noise_strength == 0:
             return run.noise, "Noise: as it is, by choice.", nothing
         settings = replace(RECOMMENDED, strength=chosen.noise_strength, cells=chosen.cells)
         try:
-            noise = ContrastiveNoise(settings)(run)
+            noise = ContrastiveNoise(settings, start=Start(candidates=chosen.candidates))(run)
         except ValueError as error:
             return run.noise, f"Noise: as it is. {error}", nothing
+        several = f"the most different of {chosen.candidates} times as many, " if chosen.candidates > 1 else ""
         how = "its coarse structure alone, " if settings.cells else ""
-        return noise, f"Noise: {how}moved apart by {settings.strength:.2f} in {settings.iterations} iterations.", chosen
+        moved = f"moved apart by {settings.strength:.2f} in {settings.iterations} iterations"
+        return noise, f"Noise: {several}{how}{moved}.", chosen
 
 
 def _title(strength: float, situation: Situation, guider: comfy.samplers.CFGGuider) -> str:

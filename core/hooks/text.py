@@ -311,13 +311,17 @@ def mean_output(module: SDClipModel, embeds: Tensor, section: Section, first: in
     return z[:, first:last].mean(1)
 
 
+class NoRoom(ValueError):
+    """A prompt is so long that nothing behind it is read."""
+
+
 def prompt_encoders(clip: Any, tokens: Tokens, which: str = "auto", plain: Tokens | None = None) -> list[PromptEncoder]:
     """The encoders of `clip` that can vary this prompt, or what it has more than `plain`; loads the model.
 
     which: "clip", those with a contrastive vector; "all"; "auto", those with a contrastive vector, or all where the
         model reads the hidden states of none of these (FLUX: of CLIP only the pooled vector).
 
-    Raises ValueError for an unknown choice, and when nothing is left to vary.
+    Raises ValueError for an unknown choice, and when nothing is left to vary: NoRoom where `plain` fills all encoders.
     """
     if which not in KINDS:
         raise ValueError(f"encoders is {which!r}; it must be one of {', '.join(KINDS)}.")
@@ -334,7 +338,7 @@ def prompt_encoders(clip: Any, tokens: Tokens, which: str = "auto", plain: Token
     full = [encoder for encoder in chosen if plain is not None and not encoder.sections and encoder.words_read]
     chosen = [encoder for encoder in chosen if encoder.sections]
     if full and not chosen:
-        raise ValueError(f"{full[0].no_room} Shorten the prompt, or set added_tokens to 0: that varies what is read.")
+        raise NoRoom(f"{full[0].no_room} Shorten the prompt, or set added_tokens to 0: that varies what is read.")
     if not chosen:
         names = ", ".join(text_encoders(clip))
         raise ValueError(

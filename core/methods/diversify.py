@@ -43,6 +43,7 @@ class Plan:
     kappa: cosine of the prompt's variants to the prompt. window: when they are in force. added_tokens: so many tokens
         behind the prompt are varied, see TPSO.
     noise_strength, cells: of Contrastive Noise Optimization; all else of it is as recommended.
+    candidates: before it, so many times as many noises are drawn, of which the most different are kept; 1 for none.
     unguided_steps: at so many steps from the first on there is no guidance.
     """
 
@@ -51,12 +52,14 @@ class Plan:
     added_tokens: int
     noise_strength: float
     cells: int
+    candidates: int
     unguided_steps: int
 
     def extra_passes(self, situation: Situation) -> float:
         """How many passes of one image through the model come on top, as a share of those of the run."""
         each = 2 if situation.guided else 1
-        passes = each * RECOMMENDED.iterations if self.noise_strength > 0 else 0
+        estimates = RECOMMENDED.iterations + (self.candidates if self.candidates > 1 else 0)
+        passes = each * estimates if self.noise_strength > 0 else 0
         return (passes - self.unguided_steps) / (each * situation.steps)
 
 
@@ -78,5 +81,6 @@ def plan(strength: float, situation: Situation) -> Plan:
         noise_strength=noise if several else 0.0,
         cells=0 if few else RECOMMENDED.cells,
         # Rounded down, but for what is lost in the product of two decimal fractions.
+        candidates=2 if few and several and strength >= 0.5 else 1,
         unguided_steps=int(0.1 * strength * situation.steps + 1e-9) if situation.guided and not several else 0,
     )

@@ -45,16 +45,21 @@ def candidates(noise: Tensor, count: int) -> list[Tensor]:
     return [noise, *(torch.randn(noise.shape, generator=generator).to(noise) for _ in range(count - 1))]
 
 
-def most_different(features: Tensor) -> list[int]:
-    """Which candidate each image is to have, of features `[K, N, D]` of K candidates for N images.
+def most_different(features: Tensor, alike: bool) -> list[tuple[int, int]]:
+    """Whose noise each image is to have, as (candidate, image), of features `[K, N, D]` of K candidates for N images.
 
     The first image keeps its first candidate; each next one gets the one whose greatest cosine to those before is
-    least, about the mean of all.
+    least, about the mean of all: one of its own, or, where the images differ by nothing but their noise (`alike`), any
+    that is not taken.
     """
     unit = F.normalize(features - features.mean((0, 1)), dim=2)
-    kept, which = [unit[0, 0]], [0]
-    for k in range(1, features.shape[1]):
-        closest = (unit[:, k] @ torch.stack(kept).T).amax(1)
-        which.append(int(closest.argmin()))
-        kept.append(unit[which[-1], k])
-    return which
+    kept = [(0, 0)]
+    nearest = torch.full_like(unit[..., 0], -torch.inf)  # the greatest cosine to those kept
+    for image in range(1, unit.shape[1]):
+        nearest = torch.maximum(nearest, unit @ unit[kept[-1]])
+        barred = torch.zeros_like(nearest, dtype=torch.bool) if alike else torch.ones_like(nearest, dtype=torch.bool)
+        barred[:, image] = False
+        for one in kept:
+            barred[one] = True
+        kept.append(divmod(int(nearest.masked_fill(barred, torch.inf).argmin()), unit.shape[1]))
+    return kept

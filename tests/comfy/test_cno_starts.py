@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from comfyui_diversity.core.methods.starts import candidates, pink
 from comfyui_diversity.nodes._inputs import PUBLISHED
 from comfyui_diversity.nodes.cno import DiverseNoise, DiverseNoiseOptions
 from small.diverse_noise import STEPS, diverse, sample, started_from
-from small.models import Counter, random_latent, small_model
+from small.models import Counter, conditioning, random_latent, small_model
 
 
 @pytest.mark.parametrize("family", ["eps", "sd3"])
@@ -31,17 +33,61 @@ def test_one_image_can_be_pink() -> None:
     assert torch.equal(found, pink(random_latent("eps", 1), 0.6))
 
 
-def test_each_image_starts_from_one_of_its_candidates_and_all_differ_more() -> None:
+def test_images_start_from_different_candidates_and_differ_more() -> None:
     model, start, counter = small_model("eps"), random_latent("eps", 5), Counter()
     found = started_from(counter.on(diverse(model, strength=0.0, candidates=6)), batch=5)
-    drawn = candidates(start, 6)
-    which = [[k for k, one in enumerate(drawn) if torch.equal(one[row], found[row])] for row in range(5)]
-    assert [len(one) for one in which] == [1] * 5
-    assert which[0] == [0]
-    assert len({one[0] for one in which}) > 1
+    which = places(found, candidates(start, 6))
+    assert which[0] == (0, 0)
+    assert len(set(which)) == 5
+    assert any(place != row for row, (_, place) in enumerate(which))
     assert counter.sizes == [2 * 5] * (6 + STEPS)
     plain, chosen = (sample(diverse(model, strength=0.0, candidates=count), batch=5) for count in (1, 12))
     assert spread(chosen) > spread(plain)
+
+
+def prompts_of_their_own() -> dict:
+    return {"positive": conditioning("eps", rows=5)}
+
+
+def pooled_of_their_own() -> dict:
+    own = conditioning("sd3", rows=5)
+    return {"family": "sd3", "positive": [[conditioning("sd3")[0][0], own[0][1]]]}
+
+
+def images_to_start_from() -> dict:
+    return {"latent_image": random_latent("eps", 5, seed=5)}
+
+
+def part_of_the_image() -> dict:
+    return {"latent_image": torch.zeros(5, 4, 16, 16), "noise_mask": torch.ones(1, 1, 16, 16)}
+
+
+def areas_of_their_own() -> dict:
+    mask = torch.ones(5, 128, 128)
+    mask[2, :64] = 0
+    cond, extras = conditioning("eps")[0]
+    return {"positive": [[cond, {**extras, "mask": mask, "mask_strength": 1.0}]]}
+
+
+@pytest.mark.parametrize(
+    "differing",
+    [prompts_of_their_own, pooled_of_their_own, images_to_start_from, part_of_the_image, areas_of_their_own],
+)
+def test_images_that_differ_by_more_than_noise_keep_to_their_own_candidates(differing: Callable[[], dict]) -> None:
+    options = differing()
+    family = options.get("family", "eps")
+    found = started_from(diverse(small_model(family), strength=0.0, candidates=6), batch=5, **options)
+    which = places(found, candidates(random_latent(family, 5), 6))
+    assert [place for _, place in which] == list(range(5))
+    assert len({choice for choice, _ in which}) > 1
+
+
+def places(found: torch.Tensor, drawn: list[torch.Tensor]) -> list[tuple[int, int]]:
+    """The candidate and the image whose noise each image starts from."""
+    options = [(choice, place) for choice in range(len(drawn)) for place in range(len(found))]
+    matches = [[(c, i) for c, i in options if torch.equal(drawn[c][i], row)] for row in found]
+    assert [len(one) for one in matches] == [1] * len(found)
+    return [one[0] for one in matches]
 
 
 def spread(images: torch.Tensor) -> float:

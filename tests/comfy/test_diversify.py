@@ -295,6 +295,34 @@ def test_an_empty_prompt(llm: Workflow) -> None:
     assert not torch.allclose(found, llm.sample(llm.model, llm.plain("  ")), atol=1e-3)
 
 
+def test_a_prompt_that_fills_its_encoder_varies_in_its_own_words(llm: Workflow) -> None:
+    """As with PixelDiT and LongCat, whose tokenizers cut."""
+    own, text, clip = llm, " ".join(["fish"] * 600), small_encoder("t5")
+    cut = ShortTokens(clip, len(clip.tokenize(text)["t5xxl"][0]))
+    with torch.inference_mode():
+        model, positive = Diversify.execute(own.model, cut, text, 0, STRENGTH).args
+    images = own.sample(model, positive, 1)
+    assert f"of {VARIANTS_OF_ONE}, by the sampler's seed" in own.report
+    assert "The prompt fills its encoder, so its own words vary." in own.report
+    with torch.inference_mode():
+        plain = plain_conditioning(clip, clip.tokenize(text))
+    assert not torch.allclose(images, own.sample(own.model, plain, 1), atol=1e-4)
+
+
+class ShortTokens:
+    """A CLIP whose tokenizer reads so many tokens, the last of them the mark of the end, and drops the rest."""
+
+    def __init__(self, clip: Any, length: int) -> None:
+        self._clip, self._length = clip, length
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._clip, name)
+
+    def tokenize(self, text: str, **options: Any) -> dict[str, list]:
+        found = self._clip.tokenize(text, **options)
+        return {key: [[*row[: self._length - 1], row[-1]] for row in rows] for key, rows in found.items()}
+
+
 def test_an_output_that_is_not_connected_is_named(llm: Workflow) -> None:
     model, positive = llm.node()
     llm.sample(llm.model, positive)

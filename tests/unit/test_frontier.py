@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,14 @@ def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
 def test_rows_of_another_revision_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "frontier.json"
     model = ROWS[0]["model"]
-    save(path, merged(path, ROWS, model, "a"))
+    save(path, merged(path, ROWS, model, {"a"}))
     assert load(path) == ROWS
     better = {**ROWS[1], "vendi": 9.0}
-    assert merged(path, [better], model, "a") == [ROWS[0], better, *ROWS[2:]]
-    with pytest.raises(ValueError, match=f"revision a of {model}; this is b"):
-        merged(path, [], model, "b")
+    assert merged(path, [better], model, {"a", "b"}) == [ROWS[0], better, *ROWS[2:]]
+    with pytest.raises(ValueError, match=f"revision a of {model}; this is b, c"):
+        merged(path, [], model, {"b", "c"})
     other = {**ROWS[0], "model": "another", "key": "another", "revision": "b"}
-    assert merged(path, [other], "another", "b") == [*ROWS, other]
+    assert merged(path, [other], "another", {"b"}) == [*ROWS, other]
     path.write_text("[{]")
     with pytest.raises(ValueError, match=r"frontier\.json cannot be read"):
         load(path)
@@ -121,11 +122,43 @@ def test_a_revision_is_of_one_models_weights(tmp_path: Path) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"old")
-    before = {model: (provenance.making("baseline", model, tmp_path), provenance.revision(model, tmp_path))
-              for model in MODELS}  # fmt: skip
+    before = digests(tmp_path)
     (tmp_path / "demo/weights/diversity_demo_turbo.safetensors").write_bytes(b"new")
+    after = digests(tmp_path)
+    assert {key for key in before if before[key] != after[key]} == {key for key in before if key[1] == "turbo"}
+    before = after
+    (tmp_path / "demo/weights/diffusion_models/diversity_demo_mmdit.safetensors").write_bytes(b"new")
+    after = digests(tmp_path)
+    assert {key for key in before if before[key] != after[key]} == {
+        *((role, "mmdit") for role in provenance.ROLES),
+        ("teacher's rival", "distilled"),
+    }
+
+
+def digests(root: Path) -> dict[tuple[str, str], tuple[str, str]]:
+    """By role and model, of what images are made by, and of how they are judged as well."""
     provenance.making.cache_clear()
     provenance.revision.cache_clear()
-    for model in MODELS:
-        after = provenance.making("baseline", model, tmp_path), provenance.revision(model, tmp_path)
-        assert all((one == other) == (model != "turbo") for one, other in zip(before[model], after, strict=True))
+    return {
+        (role, model): (provenance.making(role, model, root), provenance.revision(role, model, root))
+        for role in provenance.ROLES
+        for model in MODELS
+    }
+
+
+def test_what_a_rival_does_not_import_is_no_part_of_its_revision(tmp_path: Path) -> None:
+    for folder in ("core", "benchmarks", "demo"):
+        shutil.copytree(HERE.root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("weights", "results"))
+    before, rivals = digests(tmp_path), {"rival", "teacher's rival"}
+    for changed, roles in (
+        ("core/drivers/diversify.py", {"method"}),
+        ("core/hooks/sampling.py", {"method", *rivals}),
+        ("core/hooks/gradient_check.py", {"method", *rivals}),  # by way of another
+        ("benchmarks/rivals/cads.py", {"method", *rivals}),
+        ("benchmarks/world.py", set(provenance.ROLES)),
+    ):
+        with (tmp_path / changed).open("a") as file:
+            file.write("# changed\n")
+        after = digests(tmp_path)
+        assert {role for role, model in before if before[role, model] != after[role, model]} == roles
+        before = after

@@ -9,6 +9,7 @@ import torch
 from comfyui_diversity.core.methods.starts import candidates, most_different, pink
 from torch import Tensor
 
+from benchmarks.peers import most_different as reference_choice
 from benchmarks.peers import pink as reference
 
 
@@ -62,23 +63,38 @@ def test_candidates_are_the_same_for_the_same_noise_and_white() -> None:
         candidates(start, 0)
 
 
-def test_each_image_gets_the_candidate_least_like_those_before() -> None:
-    # About a mean of zero: the first image looks right, the second's candidates right, up and left.
+def test_each_image_gets_its_candidate_least_like_those_before() -> None:
+    # About a mean of zero: the first image looks right, the second's candidates right, up, left and down.
     right, up, left, down = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
-    features = torch.stack([torch.stack([right, right]), torch.stack([up, up]), torch.stack([left, left]),
-                            torch.stack([down, down])])  # fmt: skip
-    assert most_different(features) == [0, 2]
     three = torch.stack([torch.stack([one] * 3) for one in (right, up, left, down)])
-    found = most_different(three)
-    assert found[:2] == [0, 2]
-    assert found[2] in (1, 3)
+    found = most_different(three, alike=False)
+    assert found[:2] == [(0, 0), (2, 1)]
+    assert found[2] in ((1, 2), (3, 2))
 
 
-def test_the_choice_is_the_greedy_one_by_exhaustion() -> None:
+def test_images_that_are_alike_share_their_candidates() -> None:
+    right, up, left = torch.tensor([[1.0, 0], [0, 1], [-1, -1]])
+    # Only the first image's second candidate looks left, so an image that may have its own alone cannot.
+    features = torch.stack([torch.stack([right, right]), torch.stack([left, up])])
+    assert most_different(features, alike=False) == [(0, 0), (1, 1)]
+    assert most_different(features, alike=True) == [(0, 0), (1, 0)]
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_the_choice_is_the_greedy_one_by_exhaustion(alike: bool) -> None:
     features = noise(4, 5, 7)
-    found = most_different(features)
+    found = most_different(features, alike)
     unit = torch.nn.functional.normalize(features - features.mean((0, 1)), dim=2)
-    assert found[0] == 0
+    assert found[0] == (0, 0)
+    assert len(set(found)) == 5
     for k in range(1, 5):
-        worst = [max(float(unit[c, k] @ unit[found[j], j]) for j in range(k)) for c in range(4)]
-        assert found[k] == worst.index(min(worst))
+        open_to_it = [(c, i) for c in range(4) for i in (range(5) if alike else [k]) if (c, i) not in found[:k]]
+        worst = {one: max(float(unit[one] @ unit[kept]) for kept in found[:k]) for one in open_to_it}
+        assert found[k] == min(worst, key=worst.__getitem__)
+
+
+def test_of_alike_images_it_is_the_choice_of_the_benchmarks() -> None:
+    features = noise(3, 6, 9)
+    rows = features.flatten(0, 1)
+    expected = reference_choice(rows - rows.mean(0), 6)
+    assert [6 * choice + image for choice, image in most_different(features, alike=True)] == expected
