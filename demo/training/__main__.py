@@ -44,6 +44,8 @@ STAGES = {
     "mmdit_rare": "export.export_mmdit_rare",
     "distilled_rare": "export.export_distilled_rare",
     "turbo_rare_more": "export.export_turbo_rare_more",
+    "mmdit_rare_more": "export.export_mmdit_rare_more",
+    "unet_rare": "export.export_unet_rare",
 }
 
 

@@ -136,6 +136,18 @@ def export_mmdit_rare(folder: Path) -> None:
     _write(WEIGHTS / MMDIT_FILE, train_mmdit_rare(folder).state_dict())
 
 
+def export_mmdit_rare_more(folder: Path) -> None:
+    from .rare_words import train_mmdit_rare_more
+
+    _write(WEIGHTS / MMDIT_FILE, train_mmdit_rare_more(folder).state_dict())
+
+
+def export_unet_rare(folder: Path) -> None:
+    from .rare_words import train_unet_rare
+
+    _write(WEIGHTS / UNET_FILE, pack(train_unet_rare(folder).state_dict()))
+
+
 def export_distilled_rare(folder: Path) -> None:
     from .rare_words import train_distilled_rare
 

@@ -257,6 +257,19 @@ def test_rare_words_are_as_common_as_common_ones() -> None:
     assert shares["own steps"] < shares["rare"]
 
 
+def test_each_round_of_rare_runs_has_captions_and_noises_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(rare_words, "made_runs", lambda path, kind, captions, seed, cfgs: asked.append(locals()))
+    for kind in (own_steps.Mmdit(), own_steps.Unet()):
+        rare_words.make_rare_runs(Path(), kind)
+        rare_words.make_more_rare_runs(Path(), kind)
+    assert len({one["path"] for one in asked}) == len({one["seed"] for one in asked}) == len(asked)
+    assert [len(one["captions"]) for one in asked] == [rare_words.RUNS, rare_words.MORE_RUNS] * 2
+    for k, one in enumerate(asked):
+        assert all(one["captions"][:50] != other["captions"][:50] for other in asked[:k])
+        assert one["cfgs"] == own_steps.CFGS
+
+
 def test_the_few_step_model_is_followed_from_its_noise_on() -> None:
     noise = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     kind = rare_words.Distilled()
