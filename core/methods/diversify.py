@@ -74,6 +74,8 @@ def plan(strength: float, situation: Situation) -> Plan:
     # Models of few steps keep what they are given in all detail, and show it: there little does much. With more steps a
     # tenth of the noise gives half of the difference, so that the lower strengths need next to none.
     noise = 0.15 * strength**1.25 if few else 0.4 * strength**3
+    # Choosing among noises takes as long as so many steps: for the most alone. With many steps it adds nothing.
+    candidates = 2 if few and several and strength > 0.75 else 1
     return Plan(
         kappa=math.sqrt(1 - distance**2),
         window=Window(RATIO),
@@ -81,6 +83,6 @@ def plan(strength: float, situation: Situation) -> Plan:
         noise_strength=noise if several else 0.0,
         cells=0 if few else RECOMMENDED.cells,
         # Rounded down, but for what is lost in the product of two decimal fractions.
-        candidates=2 if few and several and strength >= 0.5 else 1,
+        candidates=candidates,
         unguided_steps=int(0.1 * strength * situation.steps + 1e-9) if situation.guided and not several else 0,
     )
