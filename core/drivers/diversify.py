@@ -32,7 +32,7 @@ from ..hooks.text import NoRoom
 from ..methods.cno import RECOMMENDED
 from ..methods.diversify import VARIANTS_OF_ONE, Plan, Situation, plan
 from ..require import require
-from .cno import ContrastiveNoise, Start
+from .cno import ContrastiveNoise
 from .schedule import PAYLOAD, can_blend, scheduled
 from .tpso import Outcome, check_rows, one_variant, plain_conditioning, recommended, unvaried, vary_prompt
 
@@ -279,20 +279,18 @@ class _ModelSide:
 
     def _noise(self, run: SamplerRun, situation: Situation, chosen: Plan) -> tuple[Tensor, str, Plan]:
         """The noise, what is said, and what is really done."""
-        nothing = replace(chosen, noise_strength=0.0, candidates=1)
+        nothing = replace(chosen, noise_strength=0.0)
         if situation.batch == 1:
             return run.noise, "Noise: as it is, since one image has none to be different from.", nothing
         if chosen.noise_strength == 0:
             return run.noise, "Noise: as it is, by choice.", nothing
         settings = replace(RECOMMENDED, strength=chosen.noise_strength, cells=chosen.cells)
         try:
-            noise = ContrastiveNoise(settings, start=Start(candidates=chosen.candidates))(run)
+            noise = ContrastiveNoise(settings)(run)
         except ValueError as error:
             return run.noise, f"Noise: as it is. {error}", nothing
-        several = f"the most different of {chosen.candidates} times as many, " if chosen.candidates > 1 else ""
         how = "its coarse structure alone, " if settings.cells else ""
-        moved = f"moved apart by {settings.strength:.2f} in {settings.iterations} iterations"
-        return noise, f"Noise: {several}{how}{moved}.", chosen
+        return noise, f"Noise: {how}moved apart by {settings.strength:.2f} in {settings.iterations} iterations.", chosen
 
 
 def _title(strength: float, situation: Situation, guider: comfy.samplers.CFGGuider) -> str:

@@ -43,7 +43,6 @@ class Plan:
     kappa: cosine of the prompt's variants to the prompt. window: when they are in force. added_tokens: so many tokens
         behind the prompt are varied, see TPSO.
     noise_strength, cells: of Contrastive Noise Optimization; all else of it is as recommended.
-    candidates: before it, so many times as many noises are drawn, of which the most different are kept; 1 for none.
     unguided_steps: at so many steps from the first on there is no guidance.
     """
 
@@ -52,14 +51,12 @@ class Plan:
     added_tokens: int
     noise_strength: float
     cells: int
-    candidates: int
     unguided_steps: int
 
     def extra_passes(self, situation: Situation) -> float:
         """How many passes of one image through the model come on top, as a share of those of the run."""
         each = 2 if situation.guided else 1
-        estimates = RECOMMENDED.iterations + (self.candidates if self.candidates > 1 else 0)
-        passes = each * estimates if self.noise_strength > 0 else 0
+        passes = each * RECOMMENDED.iterations if self.noise_strength > 0 else 0
         return (passes - self.unguided_steps) / (each * situation.steps)
 
 
@@ -74,8 +71,6 @@ def plan(strength: float, situation: Situation) -> Plan:
     # Models of few steps keep what they are given in all detail, and show it: there little does much. With more steps a
     # tenth of the noise gives half of the difference, so that the lower strengths need next to none.
     noise = 0.15 * strength**1.25 if few else 0.4 * strength**3
-    # Choosing among noises takes as long as so many steps: for the most alone. With many steps it adds nothing.
-    candidates = 2 if few and several and strength > 0.75 else 1
     return Plan(
         kappa=math.sqrt(1 - distance**2),
         window=Window(RATIO),
@@ -83,6 +78,5 @@ def plan(strength: float, situation: Situation) -> Plan:
         noise_strength=noise if several else 0.0,
         cells=0 if few else RECOMMENDED.cells,
         # Rounded down, but for what is lost in the product of two decimal fractions.
-        candidates=candidates,
         unguided_steps=int(0.1 * strength * situation.steps + 1e-9) if situation.guided and not several else 0,
     )
