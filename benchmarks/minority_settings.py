@@ -18,7 +18,7 @@ from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this mak
 import torch
 from comfyui_diversity.core.drivers.minority import Learning, to_learn, with_learning
 from comfyui_diversity.core.methods.minority import OBJECTIVES, PUBLISHED, RECOMMENDED, Settings, Steps
-from comfyui_diversity.nodes.minority import MinorityPrompt
+from comfyui_diversity.nodes.minority import MinorityPrompt, MinorityPromptOptions
 from torch import Tensor
 
 from .cno_settings import with_noise
@@ -63,14 +63,18 @@ def learned(
     return make
 
 
-@torch.inference_mode()
-def published(world: World, text: str, seed: int) -> Tensor:
-    """What the node does with mode published and nothing else changed."""
-    kind = "few-step model" if world.recipe.steps <= 8 else "base model"
-    word = Learning(None, "").word
-    main = (world.model, world.clip, text, kind, 1.0, word, "minority", "published")
-    model, positive = MinorityPrompt.execute(*main).args
-    return world.latents(text, seed, BATCH, model, positive=positive)
+def as_published(word: str = Learning(None, "").word, **options: Any) -> Make:
+    """What the node does with mode published and these values of its options node."""
+
+    @torch.inference_mode()
+    def make(world: World, text: str, seed: int) -> Tensor:
+        kind = "few-step model" if world.recipe.steps <= 8 else "base model"
+        main = (world.model, world.clip, text, kind, 1.0, word, "minority", "published")
+        given = MinorityPromptOptions.execute(**options).args[0]
+        model, positive = MinorityPrompt.execute(*main, options=given).args
+        return world.latents(text, seed, BATCH, model, positive=positive)
+
+    return make
 
 
 @torch.inference_mode()
@@ -82,7 +86,7 @@ def word_alone(world: World, text: str, seed: int) -> Tensor:
 ROWS: dict[str, Make] = {
     "baseline": lambda world, text, seed: world.latents(text, seed, BATCH),
     "word alone": word_alone,
-    "published": published,
+    "published": as_published(),
     "closer to the paper": learned(),
     **{f"similarity {least}": learned(similarity=least) for least in (0.97, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)},
     **{f"rate {rate}": learned(rate=rate) for rate in (0.05, 0.1, 0.2)},

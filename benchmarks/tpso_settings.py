@@ -61,19 +61,19 @@ def tpso(
     return make
 
 
-def as_published(own_noises: bool = False, plain_negative: bool = False) -> Make:
+def as_published(own_noises: bool = False, plain_negative: bool = False, ratio: float = RATIO, **rule: float) -> Make:
     """What mode published and the nodes that its report names give: the preset of the text encoder for the UNet, that
-    of SD3.5 for flows; `own_noises` and `plain_negative` leave a part of it out."""
+    of SD3.5 for flows; `own_noises` and `plain_negative` leave a part of it out, `rule` is what `rule_of` changes."""
 
     @torch.inference_mode()
     def make(world: World, text: str, seed: int) -> Tensor:
         clip = world.clip
         preset = SD15 if world.recipe.scheduler == "normal" else SD35
-        rule, window = rule_of(preset), ReleasedWindow(RATIO)
-        variants, _ = vary_as_released(clip, text, BATCH, seed, preset, rule)
+        changed, window = rule_of(preset, **rule), ReleasedWindow(ratio)
+        variants, _ = vary_as_released(clip, text, BATCH, seed, preset, changed)
         negative = None
         if not plain_negative:
-            drawn, _ = draw_negative(clip, "", BATCH, seed, preset, rule, SCRATCH / "published_bank")
+            drawn, _ = draw_negative(clip, "", BATCH, seed, preset, changed, SCRATCH / "published_bank")
             negative = scheduled(drawn, world.conditioning(""), window)
         shared = with_shared_noise(world.model, preset.step_noise, last=preset.step_noise > 0)
         return world.latents(
