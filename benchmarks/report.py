@@ -93,9 +93,14 @@ TABLES = {
     "tpso speed": Table(("tpso_speed",), None),
     "turbo cosines": Table(("turbo_cosines",), None),
     "diversify tune": Table(
-        tuple(f"diversify_strength_{of}" for of in ("distilled_tune_600", "turbo_tune_600", "mmdit_tune_600")), _JUDGED
+        tuple(
+            f"diversify_strength_{of}"
+            for of in ("distilled_tune_600", "turbo_tune_600", "mmdit_tune_300", "unet_tune_300")
+        ),
+        _JUDGED,
     ),
     "turbo tune": Table(("turbo_turbo_tune_120",), _JUDGED, ships=("shipped noise",)),
+    "turbo report": Table(("turbo_turbo_report_600",), _JUDGED),
     "ovi settings": Table(("ovi_settings_tune",), None),
     "ovi images": Table(("ovi_images_unclip_tune_80",), ("adherence", "MSS", "Vendi", "rare share")),
     "ovi images report": Table(("ovi_images_unclip_report_300",), ("adherence", "MSS", "Vendi", "rare share")),
