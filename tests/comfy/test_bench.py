@@ -143,13 +143,25 @@ def test_a_row_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     row = Row("distilled", "rival", "pink", 1.0, (("pink noise", {"alpha": 0.5}),))
     entry = made.row(row)
     assert entry["images"] == 6
-    assert entry["revision"] == provenance.revision("distilled")
+    assert entry["revision"] == provenance.revision("rival", "distilled")
     assert entry["settings"] == {"pink noise": {"alpha": 0.5}}
     low, high = entry["vendi_interval"]
     assert low <= entry["vendi"] <= high
     assert entry["vendi"] == pytest.approx(sum(entry["per_prompt"]["vendi"]) / 2, abs=1e-3)
     monkeypatch.setattr(bench, "new_job", lambda *_: pytest.fail("made again"))
     assert made.row(row) == entry
+
+
+def test_a_row_is_of_the_revision_of_what_made_it() -> None:
+    first = (("first step by the base model", {"cfg": 1.0}),)
+    rows = {
+        "baseline": [Row("mmdit", "rival", "CFG", 3.0), Row("mmdit", "data", "the data itself", 0.0)],
+        "rival": [Row("mmdit", "rival", "pink", 2.0, (("pink noise", {"alpha": 0.5}),))],
+        "teacher's rival": [Row("distilled", "rival", "first step by the base model", 1.0, first)],
+        "method": [Row("mmdit", "method", "Diversify", 2.0, (("Diversify", {"strength": 0.5}),))],
+    }
+    assert rows.keys() == set(provenance.ROLES)
+    assert all(bench.made_as(row) == role for role, own in rows.items() for row in own)
 
 
 def test_the_command_refuses_rows_of_another_revision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
