@@ -57,9 +57,9 @@ def most_different(features: Tensor, alike: bool) -> list[tuple[int, int]]:
     nearest = torch.full_like(unit[..., 0], -torch.inf)  # the greatest cosine to those kept
     for image in range(1, unit.shape[1]):
         nearest = torch.maximum(nearest, unit @ unit[kept[-1]])
-        barred = torch.zeros_like(nearest, dtype=torch.bool) if alike else torch.ones_like(nearest, dtype=torch.bool)
-        barred[:, image] = False
-        for one in kept:
-            barred[one] = True
-        kept.append(divmod(int(nearest.masked_fill(barred, torch.inf).argmin()), unit.shape[1]))
+        nearest[kept[-1]] = torch.inf  # taken
+        if alike:
+            kept.append(divmod(int(nearest.argmin()), unit.shape[1]))
+        else:
+            kept.append((int(nearest[:, image].argmin()), image))
     return kept

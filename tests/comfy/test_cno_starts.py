@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from comfyui_diversity.core.drivers.schedule import scheduled
+from comfyui_diversity.core.methods.schedule import Window
 from comfyui_diversity.core.methods.starts import candidates, pink
 from comfyui_diversity.nodes._inputs import PUBLISHED
 from comfyui_diversity.nodes.cno import DiverseNoise, DiverseNoiseOptions
@@ -49,6 +51,10 @@ def prompts_of_their_own() -> dict:
     return {"positive": conditioning("eps", rows=5)}
 
 
+def variants_that_fade() -> dict:
+    return {"positive": scheduled(conditioning("eps", rows=5), conditioning("eps"), Window(0.5))}
+
+
 def pooled_of_their_own() -> dict:
     own = conditioning("sd3", rows=5)
     return {"family": "sd3", "positive": [[conditioning("sd3")[0][0], own[0][1]]]}
@@ -71,7 +77,14 @@ def areas_of_their_own() -> dict:
 
 @pytest.mark.parametrize(
     "differing",
-    [prompts_of_their_own, pooled_of_their_own, images_to_start_from, part_of_the_image, areas_of_their_own],
+    [
+        prompts_of_their_own,
+        variants_that_fade,
+        pooled_of_their_own,
+        images_to_start_from,
+        part_of_the_image,
+        areas_of_their_own,
+    ],
 )
 def test_images_that_differ_by_more_than_noise_keep_to_their_own_candidates(differing: Callable[[], dict]) -> None:
     options = differing()
