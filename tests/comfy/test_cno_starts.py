@@ -11,6 +11,7 @@ from comfyui_diversity.core.methods.schedule import Window
 from comfyui_diversity.core.methods.starts import candidates, pink
 from comfyui_diversity.nodes._inputs import PUBLISHED
 from comfyui_diversity.nodes.cno import DiverseNoise, DiverseNoiseOptions
+from small.attached import small_controlnet
 from small.diverse_noise import STEPS, diverse, sample, started_from
 from small.models import Counter, conditioning, random_latent, small_model
 
@@ -66,6 +67,12 @@ def images_to_start_from() -> dict:
 
 def part_of_the_image() -> dict:
     return {"latent_image": torch.zeros(5, 4, 16, 16), "noise_mask": torch.ones(1, 1, 16, 16)}
+
+
+def hints_of_a_controlnet() -> dict:
+    control = small_controlnet()
+    control.set_cond_hint(torch.rand(5, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
+    return {"positive": [[cond, {**extras, "control": control}] for cond, extras in conditioning("eps")]}
 
 
 def areas_of_their_own() -> dict:

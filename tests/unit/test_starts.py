@@ -81,6 +81,11 @@ def test_images_that_are_alike_share_their_candidates() -> None:
 
 
 @pytest.mark.parametrize("alike", [False, True])
+def test_no_noise_is_given_twice_where_all_estimates_are_the_same(alike: bool) -> None:
+    assert len(set(most_different(torch.ones(3, 5, 4), alike))) == 5
+
+
+@pytest.mark.parametrize("alike", [False, True])
 def test_the_choice_is_the_greedy_one_by_exhaustion(alike: bool) -> None:
     features = noise(4, 5, 7)
     found = most_different(features, alike)
