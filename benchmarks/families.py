@@ -143,13 +143,13 @@ class World:
     def encode(self, text: str) -> list:
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
 
-    def noise(self) -> Tensor:
-        """As a sampler with the seed 0 draws it."""
-        return comfy.sample.prepare_noise(torch.zeros(self.batch, *self.shape), 0)
+    def noise(self, batch: int = 0) -> Tensor:
+        """As a sampler with the seed 0 draws it; batch 0: that of the set-up."""
+        return comfy.sample.prepare_noise(torch.zeros(batch or self.batch, *self.shape), 0)
 
-    def sample(self, model: Any, positive: list, negative: list | None = None) -> Tensor:
+    def sample(self, model: Any, positive: list, negative: list | None = None, batch: int = 0) -> Tensor:
         """What KSampler computes."""
-        noise = self.noise()
+        noise = self.noise(batch)
         return comfy.sample.sample(
             model,
             noise,
@@ -273,10 +273,18 @@ def _options(module: str, name: str, **chosen: Any) -> Any:
     return node.execute(**{**read(node, None), **chosen}).args[0]
 
 
-def _diversify(world: World) -> Tensor:
+def _diversify(world: World, batch: int = 0) -> Tensor:
     driver = importlib.import_module("comfyui_diversity.core.drivers.diversify")
     with mock.patch.object(driver, "recommended", partial(driver.recommended, steps=FEW)):
-        return world.sample(*_node("diversify", "Diversify").execute(world.model, world.clip, TEXT, 0, 1.0).args)
+        nodes = _node("diversify", "Diversify").execute(world.model, world.clip, TEXT, 0, 1.0).args
+        return world.sample(*nodes, batch=batch)
+
+
+def _diversify_one(world: World) -> None:
+    """The image has a variant of the prompt, in place of noise that is moved."""
+    image, plain = _diversify(world, 1), world.sample(world.model, world.positive, batch=1)
+    if not torch.isfinite(image).all() or float((image - plain).abs().max()) < 1e-6:
+        raise AssertionError("the image is the plain one, or not finite")
 
 
 def _diversify_model(world: World) -> Tensor:
@@ -401,6 +409,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "Diversify": Method(("DiversityDiversify",), _diversify),
+    "Diversify, one image": Method(("DiversityDiversify",), _diversify_one),
     "Diversify (Model Only)": Method(("DiversityDiversifyModel",), _diversify_model),
     "Diverse Noise": Method(("DiversityCNO",), _noise),
     "Diverse Noise, full gradient": Method(("DiversityCNO",), lambda world: _noise(world, "full")),
@@ -429,6 +438,7 @@ EMBEDDINGS = ("SD2.1 unCLIP", "Stable Cascade")  # families that read image embe
 # the text encoder, or of the model, are kept otherwise: the methods that run it.
 IN_SETUPS = (
     "Diversify",
+    "Diversify, one image",
     "Diverse Noise",
     "Diverse Noise, full gradient",
     "Diverse Prompts",
@@ -437,7 +447,7 @@ IN_SETUPS = (
     "Minority Prompt",
     "Rarest First",
 )
-WITH_ENCODERS = ("Diversify", "Diverse Prompts", "Diverse Conditioning", "Minority Prompt")
+WITH_ENCODERS = ("Diversify, one image", "Diverse Prompts", "Diverse Conditioning", "Minority Prompt")
 WITH_MODELS = ("Diversify", "Diverse Noise", "Diverse Noise, full gradient", "Minority Prompt", "Rarest First")
 
 
@@ -524,7 +534,7 @@ def cell(world: World, method: Method) -> str:
     notes += [
         f"noise unchanged: {_first_sentence(line.removeprefix('Noise: as it is').strip(' .,'))}"
         for line in lines
-        if line.startswith("Noise: as it is")
+        if line.startswith("Noise: as it is") and "one image has none" not in line
     ]
     return ", ".join(["works", *notes])
 

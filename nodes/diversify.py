@@ -72,7 +72,10 @@ class Diversify(_ReportingNode):
                     max=0xFFFFFFFFFFFFFFFF,
                     # Older versions of ComfyUI cannot say which.
                     control_after_generate=True if _Control is None else _Control.fixed,
-                    tooltip="Which variants of the prompt. Leave it fixed and change the sampler's seed: faster.",
+                    tooltip=(
+                        "For single images alone: which variants of the prompt. Leave it fixed and change the sampler's "
+                        "seed: faster."
+                    ),
                 ),
                 _strength_input(),
             ],
@@ -80,7 +83,7 @@ class Diversify(_ReportingNode):
                 _model_output(),
                 io.Conditioning.Output(
                     display_name="positive",
-                    tooltip="The prompt. A single image, and above strength 0.5 each of a batch, gets its own variant.",
+                    tooltip="The prompt. A single image gets its own variant of it.",
                 ),
             ],
         )
@@ -107,7 +110,7 @@ class DiversifyModel(_ReportingNode):
             category=CATEGORY,
             description=(
                 "Diversify for a prompt that comes from elsewhere: goes between the model and any sampler, and leaves "
-                "the prompt alone."
+                "the prompt alone. Batches come out as with Diversify."
             ),
             inputs=[_model_input(), _strength_input()],
             outputs=[_model_output()],

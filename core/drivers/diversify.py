@@ -1,10 +1,10 @@
-"""Several methods at once, chosen by what a run turns out to be: prompt variants, noises that are moved apart, and
-guidance that begins late.
+"""Several methods at once, chosen by what a run turns out to be: noises that are moved apart, guidance in a limited
+interval, and prompt variants.
 
-The conditioning becomes its variants when a run begins, since only then the number of images is known, and before the
-diffusion model is loaded, so that it need not share the memory with the text encoder. Variants are kept for the next
-run. The model does the rest. Both read off the run itself what to do (see `core.methods.diversify`); what was done, and
-what was not, is shown on the node.
+The conditioning of one image becomes a variant when its run begins, since only then the number of images is known, and
+before the diffusion model is loaded, so that it need not share the memory with the text encoder. Variants are kept for
+the next run. The model does the rest. Both read off the run itself what to do (see `core.methods.diversify`); what was
+done, and what was not, is shown on the node.
 
 A learned token (Minority Prompt) is no part of it: it takes the place of the variants where it is in force, and its
 gradients through the diffusion model take more time and memory than all the rest.
@@ -24,8 +24,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..hooks.carried import Beginning, Payload, carrying, payloads, unchanged, with_payload
-from ..hooks.guidance import can_go_unguided, guidance_of, guide_after, is_guided
+from ..hooks.carried import Beginning, Payload, carrying, payloads, unchanged, with_payload, zeroed_out
+from ..hooks.guidance import can_go_unguided, guidance_of, guide_between, is_guided
 from ..hooks.progress import Progress, show
 from ..hooks.sampling import SamplerRun, is_probe, with_noise_change
 from ..hooks.text import NoRoom
@@ -34,7 +34,7 @@ from ..methods.diversify import VARIANTS_OF_ONE, Plan, Situation, plan
 from ..require import require
 from .cno import ContrastiveNoise
 from .schedule import PAYLOAD, can_blend, scheduled
-from .tpso import Outcome, check_rows, one_variant, plain_conditioning, recommended, unvaried, vary_prompt
+from .tpso import Outcome, one_variant, plain_conditioning, recommended, unvaried, vary_prompt
 
 logger = logging.getLogger("ComfyUI-Diversity")
 
@@ -45,9 +45,11 @@ _CHANGED = (
     "Average, for instance), which its variants would undo. Combine them by Conditioning Combine, or write all in one "
     "text."
 )
-_ONE_IMAGE = "With batch_size 1 each seed of the sampler gets one."
+_SCHEDULED = (
+    "Diversify's conditioning was given to Schedule Conditioning, but it has a schedule of its own. Schedule plain "
+    "conditionings, and use Diversify (Model Only) with them."
+)
 _DETAIL = "  "  # begins a line that is for the log alone
-_KEPT = 4  # sets of variants: batches of other sizes, other samplers
 
 
 def diversified_model(
@@ -68,7 +70,7 @@ def diversified_model(
 def diversified_prompt(
     clip: Any, text: str, seed: int, strength: float, node: str | None, choose: Planner = plan
 ) -> list:
-    """CONDITIONING of the plain prompt, which becomes its variants when a run begins.
+    """CONDITIONING of the plain prompt, which becomes one of its variants when a run of one image begins.
 
     At strength 0 exactly what CLIP Text Encode gives. Raises ValueError for a strength that is not from 0 to 1.
     """
@@ -94,7 +96,7 @@ class _CannotVary(ValueError):
 
 @dataclass(frozen=True)
 class _Variants:
-    """Row k is variant k; `between` is what they fade towards (see `scheduled`).
+    """Row k is variant k; `between` is what it fades towards (see `scheduled`).
 
     remark: what a reader should know of how they were made; "" for nothing. details: a line an encoder, for the log.
     """
@@ -108,7 +110,10 @@ class _Variants:
 
 @dataclass(frozen=True, eq=False)
 class _Prompt:
-    """A prompt whose variants are made when they are asked for, and kept: made again they would be the same."""
+    """A prompt whose variants are made when they are asked for, and kept: made again they would be the same.
+
+    There are as many as `VARIANTS_OF_ONE`, for runs of one image: the seed chooses.
+    """
 
     clip: Any
     text: str
@@ -116,23 +121,18 @@ class _Prompt:
     plain: list
     _kept: dict[Any, _Variants | str] = field(default_factory=dict)
 
-    def variants(self, kappa: float, added: int, count: int, rows_at_once: int) -> tuple[_Variants, bool]:
-        """So many variants, and whether they are made anew. Raises _CannotVary.
-
-        rows_at_once: how many of them one batch reads.
-        """
-        asked = (kappa, added, count, rows_at_once)
+    def variants(self, kappa: float, added: int) -> tuple[_Variants, bool]:
+        """The variants, and whether they are made anew. Raises _CannotVary."""
+        asked = (kappa, added)
         new = asked not in self._kept
         if new:
-            while len(self._kept) >= _KEPT:
-                del self._kept[next(iter(self._kept))]
-            self._kept[asked] = self._made(kappa, added, count, rows_at_once)
+            self._kept[asked] = self._made(kappa, added)
         found = self._kept[asked]
         if isinstance(found, str):
             raise _CannotVary(found)
         return found, new
 
-    def _made(self, kappa: float, added: int, count: int, rows_at_once: int) -> _Variants | str:
+    def _made(self, kappa: float, added: int) -> _Variants | str:
         """Variants, or why there are none."""
         if not self.text.strip():
             return "it is empty, so there is nothing to make variants of."
@@ -140,12 +140,11 @@ class _Prompt:
             return "this CLIP has scheduled hooks (Set CLIP Hooks). Switch schedule_clip off."
         started = time.perf_counter()
         try:
-            check_rows(self.plain, rows_at_once, _ONE_IMAGE)
             try:
-                rows, outcomes, between = self._varied(kappa, added, count)
+                rows, outcomes, between = self._varied(kappa, added)
                 remark = ""
             except NoRoom:
-                rows, outcomes, between = self._varied(kappa, 0, count)
+                rows, outcomes, between = self._varied(kappa, 0)
                 remark = ". The prompt fills its encoder, so its own words vary"
         except ValueError as error:
             return str(error)
@@ -154,10 +153,10 @@ class _Prompt:
         details = "\n".join(f"{_DETAIL}{outcome.report}" for outcome in outcomes)
         return _Variants(rows, between, remark, details, time.perf_counter() - started)
 
-    def _varied(self, kappa: float, added: int, count: int) -> tuple[list, list[Outcome], list | None]:
+    def _varied(self, kappa: float, added: int) -> tuple[list, list[Outcome], list | None]:
         """The variants, what came out in each encoder, and what they fade towards."""
         recipe = recommended(kappa, added_tokens=added)
-        progress = Progress(recipe.settings.steps)
+        count, progress = VARIANTS_OF_ONE, Progress(recipe.settings.steps)
 
         def after_step(encoder: str, cosines: Tensor, spread: Tensor | None) -> None:
             progress.step(f"Diversify: {encoder}, {count} variants, cosine to the prompt {cosines.mean():.3f}")
@@ -180,14 +179,9 @@ class _Carried(Payload):
     done: str = ""
 
     def started(self, entry: Mapping[str, Any], guider: Any) -> bool:
-        return unchanged(entry, self.plain, _CHANGED)
+        return not zeroed_out(entry)
 
     def begun(self, entry: dict[str, Any], key: str, beginning: Beginning) -> dict[str, Any]:
-        if PAYLOAD in payloads(entry):
-            raise ValueError(
-                "Diversify's conditioning was given to Schedule Conditioning, but it has a schedule of its own. "
-                "Schedule plain conditionings, and use Diversify (Model Only) with them."
-            )
         if torch.count_nonzero(beginning.noise) == 0:
             logger.info("Diversify: a sampler that adds no noise goes on with what another has begun; nothing is done.")
             return entry
@@ -209,24 +203,27 @@ class _Carried(Payload):
         return with_payload(entry, key, replace(self, done=done))
 
     def _varied(self, entry: dict[str, Any], situation: Situation, seed: int) -> tuple[dict[str, Any], str]:
-        """The entry with a variant for each image, and what is to be said of it. Raises _CannotVary."""
-        chosen, batch = self.choose(self.strength, situation), situation.batch
+        """The entry with a variant of its own for one image, and what is to be said of it.
+
+        Raises _CannotVary, and ValueError for embeddings that were changed or scheduled.
+        """
+        chosen = self.choose(self.strength, situation)
         if chosen.kappa >= 1:
             return entry, "Prompt: as it is, since noise does more here."
-        count = VARIANTS_OF_ONE if batch == 1 else batch
-        variants, new = self.prompt.variants(chosen.kappa, chosen.added_tokens, count, batch)
-        rows, which = variants.rows, seed % count
-        if batch == 1:
-            rows = one_variant(rows, which)
-        cond, extras = scheduled(rows, self.prompt.plain, chosen.window, between=variants.between)[0]
+        unchanged(entry, self.plain, _CHANGED)
+        if PAYLOAD in payloads(entry):
+            raise ValueError(_SCHEDULED)
+        variants, new = self.prompt.variants(chosen.kappa, chosen.added_tokens)
+        which = seed % VARIANTS_OF_ONE
+        row = one_variant(variants.rows, which)
+        cond, extras = scheduled(row, self.prompt.plain, chosen.window, between=variants.between)[0]
         own = {name: value for name, value in extras.items() if name not in ("model_conds", "hooks")}
         entry = {**entry, **own, "cross_attn": cond}
-        words = f"variant {which + 1} of {count}, by the sampler's seed" if batch == 1 else f"{batch} variants"
         made = f"made in {variants.seconds:.1f} s" if new else "kept from an earlier run"
         share = f"{chosen.window.ratio:.0%}"
         return with_payload(entry, PAYLOAD, payloads(extras)[PAYLOAD]), (
-            f"Prompt: {words}, {made},\nin force over the first {share} of the steps{variants.remark}.\n"
-            f"{variants.details}"
+            f"Prompt: variant {which + 1} of {VARIANTS_OF_ONE}, by the sampler's seed, {made},\n"
+            f"in force over the first {share} of the steps{variants.remark}.\n{variants.details}"
         )
 
 
@@ -268,14 +265,17 @@ class _ModelSide:
 
     def _guidance(self, run: SamplerRun, situation: Situation, chosen: Plan) -> tuple[str, Plan]:
         """What is said, and what is really done."""
-        if chosen.unguided_steps == 0:
-            return "", chosen
+        first, last = chosen.unguided
+        if float(run.sigmas[-1]) > 0:  # another sampler makes the last steps
+            last = 0
+        if first == last == 0:
+            return "", replace(chosen, unguided=(0, 0))
         if not can_go_unguided(run.guider):
             words = f"CFG: as it is, since {type(run.guider).__name__} has a guidance of its own."
-            return words, replace(chosen, unguided_steps=0)
-        guide_after(run.guider, run.sigmas, chosen.unguided_steps)
-        steps = chosen.unguided_steps
-        return f"CFG: off at the first {'step' if steps == 1 else f'{steps} steps'}.", chosen
+            return words, replace(chosen, unguided=(0, 0))
+        guide_between(run.guider, run.sigmas, first, last)
+        ends = [f"{end} {'step' if n == 1 else f'{n} steps'}" for end, n in (("first", first), ("last", last)) if n]
+        return f"CFG: off at the {' and the '.join(ends)}.", replace(chosen, unguided=(first, last))
 
     def _noise(self, run: SamplerRun, situation: Situation, chosen: Plan) -> tuple[Tensor, str, Plan]:
         """The noise, what is said, and what is really done."""

@@ -171,11 +171,17 @@ def unchanged(entry: Mapping[str, Any], original: Tensor, changed: str) -> bool:
     now = entry.get("cross_attn")
     if now is original:
         return True
-    if now is not None and torch.count_nonzero(now) == 0:
+    if zeroed_out(entry):
         return False
     if now is None or now.shape != original.shape or not torch.equal(now, original.to(now)):
         raise ValueError(changed)
     return True
+
+
+def zeroed_out(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry's embeddings are all zeros, as Conditioning Zero Out makes them for the negative side."""
+    now = entry.get("cross_attn")
+    return now is not None and int(torch.count_nonzero(now)) == 0
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Classifier-free guidance of a sampler's run: how strong it is, and switching it off for the first steps."""
+"""Classifier-free guidance of a sampler's run: how strong it is, and switching it off for its first and last steps."""
 
 from __future__ import annotations
 
@@ -29,16 +29,19 @@ def can_go_unguided(guider: comfy.samplers.CFGGuider) -> bool:
     return is_guided(guider) and type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
 
 
-def guide_after(guider: comfy.samplers.CFGGuider, sigmas: Tensor, steps: int) -> None:
-    """In the run that has begun with this guider, guidance is off at its first `steps` steps, at whatever noise levels
-    the sampler asks within them. The guider's options are the run's own copy, and nothing outlives the run."""
+def guide_between(guider: comfy.samplers.CFGGuider, sigmas: Tensor, first: int, last: int) -> None:
+    """In the run that has begun with this guider, guidance is off at its `first` first and `last` last steps, at
+    whatever noise levels the sampler asks within them. The guider's options are the run's own copy, and nothing
+    outlives the run."""
     levels = [float(sigma) for sigma in sigmas]
+    end = len(levels) - 1 - last
 
     def predict(
         executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
     ) -> Tensor:
         own, model_options = executor.class_obj, {} if model_options is None else model_options
-        if step_position(levels, float(timestep.flatten()[0])) >= steps:
+        position = step_position(levels, float(timestep.flatten()[0]))
+        if position >= first and (position < end or last == 0):
             return executor(x, timestep, model_options, seed)
         scale, own.cfg = own.cfg, 1.0
         try:

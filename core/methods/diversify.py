@@ -1,7 +1,8 @@
 """One strength for all methods: what is done to a run of which no more is known than what a sampler says of it.
 
-What a strength gives and costs is in docs/measurements/frontier.md. Noise comes first: variants of the prompt, and
-guidance that begins late, break more images for the same diversity. One image alone has no noise to be moved away from.
+What a strength gives and costs is in docs/measurements/frontier.md. A batch gets noises that are moved apart, and
+guidance in a limited interval (Kynkaanniemi et al. 2024, arXiv 2404.07724). Variants of the prompt would break more of
+its images for the same diversity; they are for one image alone, which has no noise to be moved away from.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ FEW_STEPS = 9  # a run without guidance of so many steps or fewer is one of a mo
 # How many variants of a prompt there are for batches of one image: the sampler's seed chooses one of them.
 VARIANTS_OF_ONE = 8
 RATIO = 0.2  # of the steps, over which variants fade into the prompt
+# Shares of the steps that have no guidance. At the first it decides what is where; at the last it takes time alone.
+FIRST_UNGUIDED, LAST_UNGUIDED = 0.1, 0.2
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Plan:
     kappa: cosine of the prompt's variants to the prompt. window: when they are in force. added_tokens: so many tokens
         behind the prompt are varied, see TPSO.
     noise_strength, cells: of Contrastive Noise Optimization; all else of it is as recommended.
-    unguided_steps: at so many steps from the first on there is no guidance.
+    unguided: at so many of the first and of the last steps there is no guidance.
     """
 
     kappa: float
@@ -51,13 +54,14 @@ class Plan:
     added_tokens: int
     noise_strength: float
     cells: int
-    unguided_steps: int
+    unguided: tuple[int, int]
 
     def extra_passes(self, situation: Situation) -> float:
         """How many passes of one image through the model come on top, as a share of those of the run."""
-        each = 2 if situation.guided else 1
-        passes = each * RECOMMENDED.iterations if self.noise_strength > 0 else 0
-        return (passes - self.unguided_steps) / (each * situation.steps)
+        each, (first, last) = 2 if situation.guided else 1, self.unguided
+        # The noise is moved by what the first step predicts, with its guidance or without.
+        passes = RECOMMENDED.iterations * (1 if first else each) if self.noise_strength > 0 else 0
+        return (passes - first - last) / (each * situation.steps)
 
 
 def plan(strength: float, situation: Situation) -> Plan:
@@ -65,18 +69,21 @@ def plan(strength: float, situation: Situation) -> Plan:
     require(0 <= strength <= 1, "strength", strength, "from 0 to 1")
     few, several = situation.few_steps, situation.batch > 1
     # Of unit vectors from the prompt's axis: the sine of their angle to it.
-    distance = 0.25 * strength
-    if several:  # with few steps a batch has none: at strength 1 they would break as many images again as its noise
-        distance = 0.0 if few else 0.5 * max(strength - 0.5, 0.0)
-    # Models of few steps keep what they are given in all detail, and show it: there little does much. With more steps a
-    # tenth of the noise gives half of the difference, so that the lower strengths need next to none.
-    noise = 0.15 * strength**1.25 if few else 0.4 * strength**3
+    distance = 0.0 if several else 0.25 * strength
+    # Models of few steps keep what they are given in all detail, and show it: there little does much.
+    noise = 0.15 * strength**1.25 if few else 0.5 * strength**1.5
+    shares = (FIRST_UNGUIDED * strength, LAST_UNGUIDED * min(2 * strength, 1.0)) if situation.guided else (0.0, 0.0)
+    first, last = (_whole(share * situation.steps) for share in shares)
     return Plan(
         kappa=math.sqrt(1 - distance**2),
         window=Window(RATIO),
         added_tokens=2 if few else 4,
         noise_strength=noise if several else 0.0,
         cells=0 if few else RECOMMENDED.cells,
-        # Rounded down, but for what is lost in the product of two decimal fractions.
-        unguided_steps=int(0.1 * strength * situation.steps + 1e-9) if situation.guided and not several else 0,
+        unguided=(first, last),
     )
+
+
+def _whole(steps: float) -> int:
+    """Rounded down, but for what is lost in the product of two decimal fractions."""
+    return int(steps + 1e-9)

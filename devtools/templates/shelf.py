@@ -24,9 +24,9 @@ one node more, *Diversify*. Prompt, seed and settings are the same.
 3. Turn **strength** on *Diversify*: 0 gives the images above again, {strength:g} is a start, 1 is the most. What was \
 done stands on the node.
 
-Other images: change **Seed**. {seeds}
+Other images: change **Seed**. Diversify's own seed is for single images alone.
 
-**What it costs:** sampling takes about {time} time{encoder}.
+**What it costs:** sampling takes about {time} time.
 
 **Enough compared?** Select the nodes in *{without}* and press Ctrl+M: they no longer run.
 
@@ -36,10 +36,6 @@ sampler; connect both outputs.
 Settings: {sampler}, {scheduler}, {steps} steps, CFG {cfg:g}{more}, as the model's own workflow has them.{needs}
 
 The image on this template's card was drawn by the demo model of this pack that is nearest in kind, not by {title}."""
-
-_VARIANTS = "Leave Diversify's own seed: the variants of the prompt are then kept."
-_NO_VARIANTS = "Diversify's own seed is for single images alone."
-_ENCODER = ", and above strength 0.5 the text encoder runs some steps, once for each prompt"
 
 
 def shelf(model: Released) -> Graph:
@@ -69,8 +65,6 @@ def note(model: Released) -> str:
         title=model.title,
         without=WITHOUT,
         time=time_words(chosen.extra_passes(run)),
-        seeds=_NO_VARIANTS if run.few_steps else _VARIANTS,
-        encoder="" if run.few_steps else _ENCODER,
         strength=STRENGTH,
         steps=model.steps,
         sampler=model.sampler,

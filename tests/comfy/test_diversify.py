@@ -17,11 +17,13 @@ from comfy_extras.nodes_flux import FluxGuidance
 from comfyui_diversity.core.drivers import diversify as driver
 from comfyui_diversity.core.drivers.cno import ContrastiveNoise
 from comfyui_diversity.core.drivers.schedule import can_blend, scheduled
-from comfyui_diversity.core.drivers.tpso import plain_conditioning, recommended, unvaried, vary_prompt
+from comfyui_diversity.core.drivers.tpso import one_variant, plain_conditioning, recommended, unvaried, vary_prompt
 from comfyui_diversity.core.hooks.prompt import text_encoders
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.hooks.text import PromptEncoder
+from comfyui_diversity.core.methods.cno import RECOMMENDED
 from comfyui_diversity.core.methods.diversify import VARIANTS_OF_ONE, Situation, plan
+from comfyui_diversity.core.methods.schedule import Window
 from comfyui_diversity.nodes.diversify import Diversify, DiversifyModel
 from small.encoders import small_encoder
 from small.models import Counter, small_model, small_sdxl
@@ -132,25 +134,31 @@ def uncancelled() -> Iterator[None]:
 QUICK = ("sd1", "sdxl", "Z-Image")  # with CFG and without, one encoder and two, a language model
 
 
+@pytest.mark.parametrize("batch", [1, BATCH])
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in KINDS])
-def test_it_is_the_methods_one_after_another(kind: str, workflow_of: Callable[[str], Workflow]) -> None:
-    """Image k starts from noise k of Diverse Noise; with steps enough, from variant k of Diverse Prompts."""
+def test_it_is_the_methods_one_after_another(kind: str, batch: int, workflow_of: Callable[[str], Workflow]) -> None:
+    """Image k of a batch starts from noise k of Diverse Noise, one image from a variant of Diverse Prompts; guidance is
+    off at the first and the last steps."""
     own = workflow_of(kind)
-    chosen = plan(1.0, Situation(own.steps, own.cfg > 1, BATCH))
-    found = own.sample(*own.node(1.0, seed=5))
+    run = Situation(own.steps, own.cfg > 1, batch)
+    chosen = plan(1.0, run)
+    found = own.sample(*own.node(1.0, seed=5), batch, seed=3)
+    model = guided_between(own.model, *chosen.unguided) if run.guided else own.model
     with torch.inference_mode():
         positive = plain = own.plain()
-        if own.steps >= 10:
+        if batch == 1:
             recipe = recommended(chosen.kappa, added_tokens=chosen.added_tokens, steps=FEW)
-            rows, _ = vary_prompt(own.clip, TEXT, BATCH, 5, recipe)
+            rows, _ = vary_prompt(own.clip, TEXT, VARIANTS_OF_ONE, 5, recipe)
             between = None if can_blend(rows, plain) else unvaried(own.clip, TEXT, "auto", chosen.added_tokens)
-            positive = scheduled(rows, plain, chosen.window, between=between)
-    contrast = ContrastiveNoise.recommended(strength=chosen.noise_strength, cells=chosen.cells)
-    by_hand = own.sample(with_noise_change(own.model, "test", contrast), positive)
-    torch.testing.assert_close(found, by_hand, rtol=1e-5, atol=1e-5)
-    before = own.stock()
-    assert all((a - b).norm() > 0.01 * b.norm() for a, b in zip(found, before, strict=True))
-    assert not torch.allclose(found[0], found[1], atol=1e-2)
+            positive = scheduled(one_variant(rows, 3), plain, chosen.window, between=between)
+    if batch > 1:
+        contrast = ContrastiveNoise.recommended(strength=chosen.noise_strength, cells=chosen.cells)
+        model = with_noise_change(model, "test", contrast)
+    by_hand = own.sample(model, positive, batch, seed=3)
+    torch.testing.assert_close(found, by_hand, rtol=1e-4, atol=1e-5)  # guidance of 1 is computed otherwise
+    before = own.stock(batch)
+    least = 0.01 if batch > 1 else 3e-4  # random weights hear little of the prompt
+    assert all((a - b).norm() > least * b.norm() for a, b in zip(found, before, strict=True))
 
 
 def test_strength_0_is_the_stock_result(sd1: Workflow) -> None:
@@ -165,23 +173,26 @@ def test_strength_0_is_the_stock_result(sd1: Workflow) -> None:
 
 def test_the_same_seed_gives_the_same_images(llm: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = llm.node(seed=1)
-    first = llm.sample(*nodes)
+    first = llm.sample(*nodes, 1)
     assert "made in" in llm.report
     assert "cosine" not in llm.report  # that is for the log
-    assert torch.equal(llm.sample(*nodes), first)  # the same objects, as where ComfyUI has kept what the node gave
+    assert torch.equal(llm.sample(*nodes, 1), first)  # the same objects, as where ComfyUI has kept what the node gave
     assert "kept from an earlier run" in llm.report
-    assert torch.equal(llm.sample(*llm.node(seed=1)), first)
-    assert not torch.equal(llm.sample(*llm.node(seed=2)), first)
+    assert torch.equal(llm.sample(*llm.node(seed=1), 1), first)
+    assert not torch.equal(llm.sample(*llm.node(seed=2), 1), first)
     monkeypatch.setattr(PromptEncoder, "_chunk_for", lambda *_: 2)
-    torch.testing.assert_close(llm.sample(*llm.node(seed=1)), first, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(llm.sample(*llm.node(seed=1), 1), first, rtol=1e-3, atol=1e-3)
 
 
-def test_variants_follow_the_batch_of_the_sampler(llm: Workflow) -> None:
-    nodes = llm.node()
-    for batch in (2, 4, 2):
-        llm.sample(*nodes, batch)
-        assert f"{batch} variants" in llm.report
-    assert "kept from an earlier run" in llm.report
+def test_a_batch_leaves_the_prompt_alone(llm: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its images differ by their noise alone: the node's seed changes nothing, and the text encoder is not asked."""
+    monkeypatch.setattr(driver, "vary_prompt", None)
+    found = llm.sample(*llm.node(1.0, seed=1))
+    assert "Prompt: as it is, since noise does more here." in llm.report
+    assert torch.equal(llm.sample(*llm.node(1.0, seed=2)), found)
+    with torch.inference_mode():
+        model = DiversifyModel.execute(llm.model, 1.0).args[0]
+    assert torch.equal(llm.sample(model, llm.plain()), found)
 
 
 def test_one_image_gets_a_variant_by_the_samplers_seed(llm: Workflow) -> None:
@@ -194,26 +205,43 @@ def test_one_image_gets_a_variant_by_the_samplers_seed(llm: Workflow) -> None:
     assert torch.equal(images[0], images[2])
 
 
-def test_guidance_is_off_at_the_first_steps_alone(sd1: Workflow) -> None:
-    counter, noise = Counter(), sd1.noise(1)
-    steps = plan(1.0, Situation(sd1.steps, True, 1)).unguided_steps
+@pytest.mark.parametrize("batch", [1, BATCH])
+def test_guidance_is_off_at_the_first_and_the_last_steps(batch: int, sd1: Workflow) -> None:
+    counter, noise = Counter(), sd1.noise(batch)
+    run = Situation(sd1.steps, True, batch)
+    first, last = plan(1.0, run).unguided
+    assert (first, last) == (1, 2)
     with torch.inference_mode():
         model = DiversifyModel.execute(counter.on(sd1.model), 1.0).args[0]
-    found = sd1.sample(model, sd1.plain(), noise=noise)
-    assert counter.sizes == [1] * steps + [2] * (sd1.steps - steps)
-    assert 0 < steps < sd1.steps
-    assert f"CFG: off at the first {'step' if steps == 1 else f'{steps} steps'}." in sd1.report
-    torch.testing.assert_close(found, sd1.sample(guided_late(sd1.model, steps), sd1.plain(), noise=noise))
+    sd1.sample(model, sd1.plain(), noise=noise)
+    passes = [size // batch for size in counter.sizes]
+    estimates = RECOMMENDED.iterations if batch > 1 else 0
+    assert passes == [1] * (estimates + first) + [2] * (sd1.steps - first - last) + [1] * last
+    assert "CFG: off at the first step and the last 2 steps." in sd1.report
+    assert sum(passes) == round(2 * sd1.steps * (1 + plan(1.0, run).extra_passes(run)))
 
 
-def guided_late(model: Any, steps: int) -> Any:
+def test_a_sampler_that_stops_before_the_end_is_guided_to_its_last_step(sd1: Workflow) -> None:
+    """The steps after it are another sampler's, which is left alone."""
+    counter, noise = Counter(), sd1.noise(1)
+    with torch.inference_mode():
+        model = DiversifyModel.execute(counter.on(sd1.model), 1.0).args[0]
+    sd1.sample(model, sd1.plain(), noise=noise, steps=20, last_step=10)
+    assert counter.sizes == [1] + [2] * 9
+    assert "CFG: off at the first step." in sd1.report
+
+
+def guided_between(model: Any, first: int, last: int) -> Any:
     """By another way than the pack's: the result of guidance is replaced."""
     patched = model.clone()
 
     def guided(args: dict[str, Any]) -> Tensor:
-        options = args["model_options"]["transformer_options"]
-        early = float(args["timestep"][0]) > float(options["sample_sigmas"][steps]) * 1.001
-        return args["cond"] if early else args["uncond"] + (args["cond"] - args["uncond"]) * args["cond_scale"]
+        levels = args["model_options"]["transformer_options"]["sample_sigmas"].tolist()
+        sigma = float(args["timestep"].flatten()[0])
+        early = first > 0 and sigma > levels[first] * 1.001
+        late = last > 0 and sigma < levels[len(levels) - 1 - last] * 1.001
+        scale = 1.0 if early or late else args["cond_scale"]
+        return args["uncond"] + (args["cond"] - args["uncond"]) * scale
 
     patched.set_model_sampler_cfg_function(guided)
     return patched
@@ -237,13 +265,13 @@ def test_a_guider_with_a_guidance_of_its_own_keeps_it(sd1: Workflow) -> None:
 # --- what other nodes make of it --------------------------------------------------------------------------------------
 
 
-def test_guidance_for_flux_reaches_all_variants(workflow_of: Callable[[str], Workflow]) -> None:
+def test_guidance_for_flux_reaches_the_variant(workflow_of: Callable[[str], Workflow]) -> None:
     flux = workflow_of("flux")
     model, positive = flux.node()
     strong, weak = (FluxGuidance.append(positive, guidance).args[0] for guidance in (1.0, 30.0))
-    images = [flux.sample(model, one) for one in (strong, weak)]
-    assert f"{BATCH} variants" in flux.report
-    assert all(not torch.allclose(a, b, atol=1e-4) for a, b in zip(*images, strict=True))
+    images = [flux.sample(model, one, 1) for one in (strong, weak)]
+    assert "Prompt: variant" in flux.report
+    assert not torch.allclose(images[0], images[1], atol=1e-4)
 
 
 def test_zeroed_out_it_is_the_stock_negative(sd1: Workflow) -> None:
@@ -255,12 +283,24 @@ def test_zeroed_out_it_is_the_stock_negative(sd1: Workflow) -> None:
     assert torch.equal(*images)
 
 
-def test_changed_embeddings_are_refused(sd1: Workflow) -> None:
+def test_changed_embeddings_are_refused_where_a_variant_would_undo_them(sd1: Workflow) -> None:
     model, positive = sd1.node()
     with torch.inference_mode():
-        joined = stock.ConditioningConcat().concat(positive, sd1.plain("at night"))[0]
+        joined, plain = (
+            stock.ConditioningConcat().concat(one, sd1.plain("at night"))[0] for one in (positive, sd1.plain())
+        )
     with pytest.raises(ValueError, match="Diversify's conditioning were changed"):
-        sd1.sample(model, joined)
+        sd1.sample(model, joined, 1)
+    assert torch.equal(sd1.sample(model, joined), sd1.sample(model, plain))  # a batch has no variants
+
+
+def test_a_schedule_of_its_own_is_refused_for_one_image(sd1: Workflow) -> None:
+    model, positive = sd1.node()
+    with torch.inference_mode():
+        morph = scheduled(positive, sd1.plain("at night"), Window(0.5))
+    with pytest.raises(ValueError, match="was given to Schedule Conditioning"):
+        sd1.sample(model, morph, 1)
+    sd1.sample(model, morph)
 
 
 def test_a_second_sampler_goes_on_with_the_first_ones_images(sd1: Workflow) -> None:
@@ -289,8 +329,10 @@ def test_another_strength(strength: float, sd1: Workflow) -> None:
 
 def test_an_empty_prompt(llm: Workflow) -> None:
     model, positive = llm.node(text="  ")
-    found = llm.sample(model, positive)
+    assert torch.equal(llm.sample(model, positive, 1), llm.sample(llm.model, llm.plain("  "), 1))
+    llm.sample(model, positive, 1)
     assert "Prompt: no variants, it is empty" in llm.report
+    found = llm.sample(model, positive)
     assert "moved apart by" in llm.report
     assert not torch.allclose(found, llm.sample(llm.model, llm.plain("  ")), atol=1e-3)
 
@@ -325,8 +367,8 @@ class ShortTokens:
 
 def test_an_output_that_is_not_connected_is_named(llm: Workflow) -> None:
     model, positive = llm.node()
-    llm.sample(llm.model, positive)
-    assert f"{BATCH} variants" in llm.report
+    llm.sample(llm.model, positive, 1)
+    assert "Prompt: variant 1 of" in llm.report
     assert "the model output of Diversify does not reach this sampler" in llm.report
     llm.sample(model, llm.plain())
     assert "the positive output of Diversify does not reach this sampler" in llm.report
@@ -336,23 +378,20 @@ def test_an_output_that_is_not_connected_is_named(llm: Workflow) -> None:
 def test_an_encoder_without_gradients_is_searched(sd1: Workflow, rounded: Any) -> None:  # noqa: F811
     with torch.inference_mode():
         model, positive = Diversify.execute(sd1.model, rounded, TEXT, 0, STRENGTH).args
-    images = sd1.sample(model, positive)
+    images = sd1.sample(model, positive, 1)
     assert "found by search without gradients" in sd1.report
-    assert f"{BATCH} variants" in sd1.report
-    assert torch.equal(images, sd1.sample(model, positive))
+    assert torch.equal(images, sd1.sample(model, positive, 1))
 
 
-def test_a_model_that_reads_one_text_for_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anima reads tokens besides embeddings: a batch has no variants, one image has one."""
+def test_a_model_that_reads_tokens_besides_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anima: a batch has noise, one image has its variant."""
     pytest.importorskip("comfy.ldm.anima", reason="this ComfyUI has no Anima")
     anima = Workflow(lambda: small_released("Anima")[:2], (16, 1, 8, 8), 4.0, 5)
     monkeypatch.setattr(driver, "show", lambda text, node: anima.said.append(text))
     monkeypatch.setattr(driver, "recommended", partial(recommended, steps=FEW))
     nodes = anima.node()
     anima.sample(*nodes)
-    assert "Prompt: no variants" in anima.report
-    assert f"a batch cannot have {BATCH} variants. With batch_size 1 each seed" in anima.report
-    assert "Noise: its coarse structure alone, moved apart by 0.20" in anima.report
+    assert "Noise: its coarse structure alone, moved apart by 0.36" in anima.report
     anima.sample(*nodes, 1)
     assert f"of {VARIANTS_OF_ONE}, by the sampler's seed" in anima.report
 
@@ -379,15 +418,16 @@ def test_cancel(llm: Workflow, monkeypatch: pytest.MonkeyPatch, uncancelled: Non
         cancel()
         comfy.model_management.throw_exception_if_processing_interrupted()
 
-    for target, name in ((driver.Progress, "step"), (ContrastiveNoise, "__call__")):
+    for target, name, batch in ((driver.Progress, "step", 1), (ContrastiveNoise, "__call__", BATCH)):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, cancelled)
             with pytest.raises(comfy.model_management.InterruptProcessingException):
-                llm.sample(*nodes)
+                llm.sample(*nodes, batch)
         assert llm.said == []
     now = list(llm.model.model.diffusion_model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(weights, now, strict=True))
-    assert torch.equal(llm.sample(*nodes), llm.sample(*llm.node(seed=3)))
+    for batch in (1, BATCH):
+        assert torch.equal(llm.sample(*nodes, batch), llm.sample(*llm.node(seed=3), batch))
 
 
 def test_the_models_are_as_they_were(sd1: Workflow) -> None:

@@ -14,14 +14,14 @@ situations = st.builds(Situation, st.integers(1, 200), st.booleans(), st.integer
 strengths = st.floats(0, 1)
 
 
-def amounts(chosen: Plan) -> tuple[float, float, int]:
-    """Distance of the variants from the prompt, of the noise from the sampler's own, steps without guidance."""
-    return math.sqrt(max(1 - chosen.kappa**2, 0)), chosen.noise_strength, chosen.unguided_steps
+def amounts(chosen: Plan) -> tuple[float, float, int, int]:
+    """Distance of the variants from the prompt, of the noise from the sampler's own, first and last steps unguided."""
+    return math.sqrt(max(1 - chosen.kappa**2, 0)), chosen.noise_strength, *chosen.unguided
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_strength_0_does_nothing(run: Situation) -> None:
-    assert amounts(plan(0.0, run)) == (0.0, 0.0, 0)
+    assert amounts(plan(0.0, run)) == (0.0, 0.0, 0, 0)
 
 
 @given(strengths, strengths, situations)
@@ -31,18 +31,27 @@ def test_more_strength_does_more(a: float, b: float, run: Situation) -> None:
 
 
 @pytest.mark.parametrize("run", [run for run in RUNS if run.batch > 1])
-def test_noise_comes_first_and_variants_above_a_half_with_many_steps(run: Situation) -> None:
-    for strength in (0.1, 0.5):
-        distance, noise, _ = amounts(plan(strength, run))
+def test_a_batch_gets_noise_and_no_variants(run: Situation) -> None:
+    for strength in (0.1, 0.5, 1.0):
+        distance, noise, *_ = amounts(plan(strength, run))
         assert (distance, noise > 0) == (0, True)
-    assert [amounts(plan(strength, run))[0] > 0 for strength in (0.6, 1.0)] == [not run.few_steps] * 2
 
 
 @pytest.mark.parametrize("run", [run for run in RUNS if run.batch == 1])
-def test_one_image_gets_its_variant_and_late_guidance(run: Situation) -> None:
-    distance, noise, unguided = amounts(plan(1.0, run))
+def test_one_image_gets_its_variant_and_no_noise(run: Situation) -> None:
+    distance, noise, *_ = amounts(plan(1.0, run))
     assert (distance, noise) == (pytest.approx(0.25), 0)
-    assert unguided == (run.steps // 10 if run.guided else 0)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_guidance_is_off_at_the_first_tenth_and_the_last_fifth(run: Situation) -> None:
+    assert plan(1.0, run).unguided == ((run.steps // 10, run.steps // 5) if run.guided else (0, 0))
+
+
+def test_a_half_of_the_strength_has_all_that_takes_no_diversity() -> None:
+    """Guidance at the last steps changes little but the time."""
+    run = Situation(20, True, 4)
+    assert [plan(strength, run).unguided for strength in (0.25, 0.5, 0.75, 1.0)] == [(0, 2), (1, 4), (1, 4), (2, 4)]
 
 
 def test_few_steps_get_little_noise_of_all_detail() -> None:
@@ -51,34 +60,31 @@ def test_few_steps_get_little_noise_of_all_detail() -> None:
     assert few.cells == 0 < many.cells
 
 
-def test_a_half_is_nearly_for_nothing_with_many_steps() -> None:
-    half, whole = (plan(strength, Situation(20, True, 4)).noise_strength for strength in (0.5, 1.0))
-    assert half == pytest.approx(whole / 8)
-
-
 @given(strengths, situations)
 def test_what_a_run_has_no_use_for_is_left_out(strength: float, run: Situation) -> None:
     chosen = plan(strength, run)
     if run.batch == 1:
         assert chosen.noise_strength == 0
-    if not run.guided or run.batch > 1:
-        assert chosen.unguided_steps == 0
-    assert chosen.unguided_steps <= 0.1 * run.steps + 1e-6
+    else:
+        assert chosen.kappa == 1
+    if not run.guided:
+        assert chosen.unguided == (0, 0)
 
 
 def test_decimal_fractions_are_not_rounded_down_twice() -> None:
-    run = Situation(100, True, 1)
     assert 0.1 * 0.29 * 1000 < 29
-    assert plan(0.29, Situation(1000, True, 1)).unguided_steps == 29
-    assert [plan(strength, run).unguided_steps for strength in (0.35, 0.5, 1.0)] == [3, 5, 10]
+    assert plan(0.29, Situation(1000, True, 1)).unguided == (29, 116)
+    run = Situation(100, True, 1)
+    assert [plan(strength, run).unguided for strength in (0.35, 0.5, 1.0)] == [(3, 14), (5, 20), (10, 20)]
 
 
 def test_extra_passes() -> None:
-    """Three estimates for noise, each of two passes with guidance, of one without; late guidance saves."""
+    """Three estimates for noise, guided where the first step is; each step without guidance saves a pass."""
     run, few, alone = Situation(20, True, 4), Situation(4, False, 4), Situation(20, True, 1)
-    assert plan(0.5, run).extra_passes(run) == pytest.approx(6 / 40)
+    assert plan(0.25, run).extra_passes(run) == pytest.approx((6 - 2) / 40)
+    assert plan(0.5, run).extra_passes(run) == pytest.approx((3 - 1 - 4) / 40)
     assert plan(0.5, few).extra_passes(few) == pytest.approx(3 / 4)
-    assert plan(0.5, alone).extra_passes(alone) == pytest.approx(-1 / 40)
+    assert plan(0.5, alone).extra_passes(alone) == pytest.approx(-5 / 40)
 
 
 @pytest.mark.parametrize("strength", [-0.01, 1.01, math.nan])
