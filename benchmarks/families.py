@@ -40,6 +40,7 @@ from .results import SCRATCH, add_row, read, write
 
 COMMAND = "python -m benchmarks.families"
 FEW = 4  # steps of the optimisation of prompts: enough to leave them
+INTERVAL_STEPS = 10  # of which CFG is off at the first and the last two
 STEPS, TEXT, OTHER = 3, "a red fish in deep water", "a wooden boat"
 SWAPPED = "a deep fish in red water"  # as many tokens as TEXT
 FORMATS = {"fp8 scaled": "float8_e4m3fn", "int8": "int8_tensorwise", "w4a8": "asym_w4a8_int8"}
@@ -147,13 +148,15 @@ class World:
         """As a sampler with the seed 0 draws it; batch 0: that of the set-up."""
         return comfy.sample.prepare_noise(torch.zeros(batch or self.batch, *self.shape), 0)
 
-    def sample(self, model: Any, positive: list, negative: list | None = None, batch: int = 0) -> Tensor:
+    def sample(
+        self, model: Any, positive: list, negative: list | None = None, batch: int = 0, steps: int = STEPS
+    ) -> Tensor:
         """What KSampler computes."""
         noise = self.noise(batch)
         return comfy.sample.sample(
             model,
             noise,
-            STEPS,
+            steps,
             self.setup.cfg,
             "euler",
             "simple",
@@ -273,22 +276,30 @@ def _options(module: str, name: str, **chosen: Any) -> Any:
     return node.execute(**{**read(node, None), **chosen}).args[0]
 
 
-def _diversify(world: World, batch: int = 0) -> Tensor:
+def _diversify(world: World, batch: int = 0) -> None:
+    """Noise that is moved apart and CFG in an interval; one image has a variant of the prompt in place of the noise."""
     driver = importlib.import_module("comfyui_diversity.core.drivers.diversify")
     with mock.patch.object(driver, "recommended", partial(driver.recommended, steps=FEW)):
         nodes = _node("diversify", "Diversify").execute(world.model, world.clip, TEXT, 0, 1.0).args
-        return world.sample(*nodes, batch=batch)
+        _all_differ(world, *nodes, batch)
 
 
-def _diversify_one(world: World) -> None:
-    """The image has a variant of the prompt, in place of noise that is moved."""
-    image, plain = _diversify(world, 1), world.sample(world.model, world.positive, batch=1)
-    if not torch.isfinite(image).all() or float((image - plain).abs().max()) < 1e-6:
-        raise AssertionError("the image is the plain one, or not finite")
+def _diversify_model(world: World) -> None:
+    model = _node("diversify", "DiversifyModel").execute(world.model, 1.0).args[0]
+    _all_differ(world, model, world.positive, world.batch)
 
 
-def _diversify_model(world: World) -> Tensor:
-    return world.sample(_node("diversify", "DiversifyModel").execute(world.model, 0.5).args[0], world.positive)
+def _all_differ(world: World, model: Any, positive: list, batch: int) -> None:
+    """From the plain images, in steps enough for Diversify to switch CFG off at some."""
+    found, plain = (
+        world.sample(*nodes, batch=batch, steps=INTERVAL_STEPS)
+        for nodes in ((model, positive), (world.model, world.positive))
+    )
+    if not torch.isfinite(found).all():
+        raise AssertionError("not finite")
+    same = [k for k in range(len(found)) if float((found[k] - plain[k]).abs().max()) < 1e-6]
+    if same:
+        raise AssertionError(f"{len(same)} of {len(found)} images are the plain ones")
 
 
 def _noise(world: World, gradient: str = "stop") -> Tensor:
@@ -409,7 +420,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "Diversify": Method(("DiversityDiversify",), _diversify),
-    "Diversify, one image": Method(("DiversityDiversify",), _diversify_one),
+    "Diversify, one image": Method(("DiversityDiversify",), lambda world: _diversify(world, 1)),
     "Diversify (Model Only)": Method(("DiversityDiversifyModel",), _diversify_model),
     "Diverse Noise": Method(("DiversityCNO",), _noise),
     "Diverse Noise, full gradient": Method(("DiversityCNO",), lambda world: _noise(world, "full")),

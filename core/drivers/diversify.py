@@ -25,7 +25,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..hooks.carried import Beginning, Payload, carrying, payloads, unchanged, with_payload, zeroed_out
-from ..hooks.guidance import can_go_unguided, guidance_of, guide_between, is_guided
+from ..hooks.guidance import guidance_of, guidance_stays, guide_between, is_guided
 from ..hooks.progress import Progress, show
 from ..hooks.sampling import SamplerRun, is_probe, with_noise_change
 from ..hooks.text import NoRoom
@@ -49,13 +49,14 @@ _SCHEDULED = (
     "Diversify's conditioning was given to Schedule Conditioning, but it has a schedule of its own. Schedule plain "
     "conditionings, and use Diversify (Model Only) with them."
 )
+_TOP = 0.9  # of the highest noise level: some schedulers begin below it
 _DETAIL = "  "  # begins a line that is for the log alone
 
 
 def diversified_model(
     model: ModelPatcher, strength: float, node: str | None, prompt: bool, choose: Planner = plan
 ) -> ModelPatcher:
-    """A clone of the model whose samplers start from noises that are moved apart, and are guided late.
+    """A clone of the model whose samplers start from noises that are moved apart, and are guided in an interval.
 
     node: the id of the node on which the report is shown. prompt: whether there is a conditioning of
     `diversified_prompt` that is to come along. choose: what a strength means. At strength 0 the model itself. Raises
@@ -155,8 +156,8 @@ class _Prompt:
 
     def _varied(self, kappa: float, added: int) -> tuple[list, list[Outcome], list | None]:
         """The variants, what came out in each encoder, and what they fade towards."""
-        recipe = recommended(kappa, added_tokens=added)
-        count, progress = VARIANTS_OF_ONE, Progress(recipe.settings.steps)
+        recipe, count = recommended(kappa, added_tokens=added), VARIANTS_OF_ONE
+        progress = Progress(recipe.settings.steps)
 
         def after_step(encoder: str, cosines: Tensor, spread: Tensor | None) -> None:
             progress.step(f"Diversify: {encoder}, {count} variants, cosine to the prompt {cosines.mean():.3f}")
@@ -209,11 +210,11 @@ class _Carried(Payload):
         """
         chosen = self.choose(self.strength, situation)
         if chosen.kappa >= 1:
-            return entry, "Prompt: as it is, since noise does more here."
-        unchanged(entry, self.plain, _CHANGED)
+            return entry, "Prompt: as it is. Variants of it are for single images."
+        variants, new = self.prompt.variants(chosen.kappa, chosen.added_tokens)
+        unchanged(entry, self.plain, _CHANGED)  # raises
         if PAYLOAD in payloads(entry):
             raise ValueError(_SCHEDULED)
-        variants, new = self.prompt.variants(chosen.kappa, chosen.added_tokens)
         which = seed % VARIANTS_OF_ONE
         row = one_variant(variants.rows, which)
         cond, extras = scheduled(row, self.prompt.plain, chosen.window, between=variants.between)[0]
@@ -266,13 +267,14 @@ class _ModelSide:
     def _guidance(self, run: SamplerRun, situation: Situation, chosen: Plan) -> tuple[str, Plan]:
         """What is said, and what is really done."""
         first, last = chosen.unguided
+        if not _starts_from_noise(run):  # what is where is decided already
+            first = 0
         if float(run.sigmas[-1]) > 0:  # another sampler makes the last steps
             last = 0
-        if first == last == 0:
+        if first == last == 0 or guidance_of(run.guider) < 1:
             return "", replace(chosen, unguided=(0, 0))
-        if not can_go_unguided(run.guider):
-            words = f"CFG: as it is, since {type(run.guider).__name__} has a guidance of its own."
-            return words, replace(chosen, unguided=(0, 0))
+        if why := guidance_stays(run.guider, run.sampler):
+            return f"CFG: as it is, since {why}.", replace(chosen, unguided=(0, 0))
         guide_between(run.guider, run.sigmas, first, last)
         ends = [f"{end} {'step' if n == 1 else f'{n} steps'}" for end, n in (("first", first), ("last", last)) if n]
         return f"CFG: off at the {' and the '.join(ends)}.", replace(chosen, unguided=(first, last))
@@ -291,6 +293,11 @@ class _ModelSide:
             return run.noise, f"Noise: as it is. {error}", nothing
         how = "its coarse structure alone, " if settings.cells else ""
         return noise, f"Noise: {how}moved apart by {settings.strength:.2f} in {settings.iterations} iterations.", chosen
+
+
+def _starts_from_noise(run: SamplerRun) -> bool:
+    """Whether a run begins at the top of the model's noise levels, or so near to it as all schedulers do."""
+    return float(run.sigmas[0]) >= _TOP * float(run.model.model_sampling.sigma_max)
 
 
 def _title(strength: float, situation: Situation, guider: comfy.samplers.CFGGuider) -> str:

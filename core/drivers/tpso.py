@@ -207,15 +207,15 @@ def _has_rows(value: Any, count: int) -> bool:
     return isinstance(value, Tensor) and value.ndim > 1 and len(value) == count
 
 
-def check_rows(plain: list, count: int, advice: str = _ONE_BY_ONE) -> None:
+def check_rows(plain: list, count: int) -> None:
     """Raises ValueError for several variants of a prompt, whose CONDITIONING is `plain`, of which the model reads more
-    than embeddings: that cannot have rows. advice: what to do instead."""
+    than embeddings: that cannot have rows."""
     found = [(name, value) for _, extras in plain for name, value in extras.items()]
     names = [name for name, value in found if isinstance(value, Tensor) and value.ndim == 1]
     if count > 1 and names:
         raise ValueError(
             f"This model (Anima) reads the prompt's {names[0]} besides its embeddings, and of one prompt only, so a "
-            f"batch cannot have {count} variants. {advice}"
+            f"batch cannot have {count} variants. {_ONE_BY_ONE}"
         )
 
 

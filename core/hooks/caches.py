@@ -21,11 +21,16 @@ def without_caches(model_options: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(model_options)
     if _FUNCTION in options and _is_cache(None, options[_FUNCTION]):
         del options[_FUNCTION]
-    transformer = options.get("transformer_options", {})
-    wrappers = {kind: _others(own) for kind, own in transformer.get("wrappers", {}).items()}
+    wrappers = {kind: _others(own) for kind, own in _wrappers(options).items()}
     if wrappers:
-        options["transformer_options"] = {**transformer, "wrappers": wrappers}
+        options["transformer_options"] = {**options["transformer_options"], "wrappers": wrappers}
     return options
+
+
+def has_caches(model_options: Mapping[str, Any]) -> bool:
+    """Whether a sampler's model options hold a step cache."""
+    left, wrappers = without_caches(model_options), _wrappers(model_options)
+    return (_FUNCTION in model_options and _FUNCTION not in left) or _wrappers(left) != wrappers
 
 
 def guider_without_caches(guider: comfy.samplers.CFGGuider) -> comfy.samplers.CFGGuider:
@@ -33,6 +38,10 @@ def guider_without_caches(guider: comfy.samplers.CFGGuider) -> comfy.samplers.CF
     asked = copy.copy(guider)
     asked.model_options = without_caches(guider.model_options)
     return asked
+
+
+def _wrappers(model_options: Mapping[str, Any]) -> dict[str, Any]:
+    return model_options.get("transformer_options", {}).get("wrappers", {})
 
 
 def _others(wrappers: Mapping[str | None, list[Callable]]) -> dict[str | None, list[Callable]]:

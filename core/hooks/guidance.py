@@ -10,13 +10,14 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..methods.schedule import step_position
+from .caches import has_caches
 
 _KEY = "diversity_guidance"
 
 
 def guidance_of(guider: comfy.samplers.CFGGuider) -> float:
     """The guidance scale (CFG) of a guider, the largest one of a guider that has several; 1 is no guidance."""
-    return max(float(getattr(guider, name, 1.0)) for name in ("cfg", "cfg1", "cfg2"))
+    return max((float(getattr(guider, name)) for name in ("cfg", "cfg1", "cfg2") if hasattr(guider, name)), default=1.0)
 
 
 def is_guided(guider: comfy.samplers.CFGGuider) -> bool:
@@ -24,9 +25,21 @@ def is_guided(guider: comfy.samplers.CFGGuider) -> bool:
     return not math.isclose(guidance_of(guider), 1.0)
 
 
-def can_go_unguided(guider: comfy.samplers.CFGGuider) -> bool:
-    """Whether guidance is ComfyUI's plain one, which a scale of 1 switches off."""
-    return is_guided(guider) and type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
+def guidance_stays(guider: comfy.samplers.CFGGuider, sampler: Any) -> str:
+    """Why guidance cannot be switched off at single steps of a run by a scale of 1, in words; "" where it can."""
+    options = guider.model_options
+    if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise:
+        return f"{type(guider).__name__} has a guidance of its own"
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "").removeprefix("sample_")
+    if "cfg_pp" in name:  # they go along the negative prompt's prediction
+        return f"the sampler {name} has a guidance of its own"
+    if any(options.get(function) for function in ("sampler_cfg_function", "sampler_pre_cfg_function")):
+        return "a node on the model (RescaleCFG, for instance) changes the guidance itself"
+    if options.get("disable_cfg1_optimization"):
+        return "a node on the model reads the negative prompt at every step"
+    if has_caches(options):  # they compare a step with the one before, of both prompts
+        return "there is a step cache on the model"
+    return ""
 
 
 def guide_between(guider: comfy.samplers.CFGGuider, sigmas: Tensor, first: int, last: int) -> None:

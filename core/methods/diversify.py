@@ -14,11 +14,11 @@ from ..require import require
 from .cno import RECOMMENDED
 from .schedule import Window
 
-FEW_STEPS = 9  # a run without guidance of so many steps or fewer is one of a model that was made for few
+FEW_STEPS = 9  # a run without guidance of so many steps or fewer is one of a few-step model
 # How many variants of a prompt there are for batches of one image: the sampler's seed chooses one of them.
 VARIANTS_OF_ONE = 8
 RATIO = 0.2  # of the steps, over which variants fade into the prompt
-# Shares of the steps that have no guidance. At the first it decides what is where; at the last it takes time alone.
+# Shares of the steps without guidance. At the first it decides what is where; at the last it only costs time.
 FIRST_UNGUIDED, LAST_UNGUIDED = 0.1, 0.2
 
 
@@ -46,7 +46,7 @@ class Plan:
     kappa: cosine of the prompt's variants to the prompt. window: when they are in force. added_tokens: so many tokens
         behind the prompt are varied, see TPSO.
     noise_strength, cells: of Contrastive Noise Optimization; all else of it is as recommended.
-    unguided: at so many of the first and of the last steps there is no guidance.
+    unguided: number of steps without guidance at the start and at the end.
     """
 
     kappa: float
@@ -70,8 +70,9 @@ def plan(strength: float, situation: Situation) -> Plan:
     few, several = situation.few_steps, situation.batch > 1
     # Of unit vectors from the prompt's axis: the sine of their angle to it.
     distance = 0.0 if several else 0.25 * strength
-    # Models of few steps keep what they are given in all detail, and show it: there little does much.
-    noise = 0.15 * strength**1.25 if few else 0.5 * strength**1.5
+    # Models of few steps keep what they are given in all detail, and show it: there little does much. With more steps a
+    # fifth of the noise gives more than half of the difference, so that the lower strengths need little.
+    noise = 0.15 * strength**1.25 if few else 0.5 * strength**2.3
     shares = (FIRST_UNGUIDED * strength, LAST_UNGUIDED * min(2 * strength, 1.0)) if situation.guided else (0.0, 0.0)
     first, last = (_whole(share * situation.steps) for share in shares)
     return Plan(

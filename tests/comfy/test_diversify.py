@@ -154,11 +154,14 @@ def test_it_is_the_methods_one_after_another(kind: str, batch: int, workflow_of:
     if batch > 1:
         contrast = ContrastiveNoise.recommended(strength=chosen.noise_strength, cells=chosen.cells)
         model = with_noise_change(model, "test", contrast)
+    guided_alone = own.sample(model, plain, batch, seed=3) if batch == 1 else own.stock(batch)
     by_hand = own.sample(model, positive, batch, seed=3)
-    torch.testing.assert_close(found, by_hand, rtol=1e-4, atol=1e-5)  # guidance of 1 is computed otherwise
-    before = own.stock(batch)
-    least = 0.01 if batch > 1 else 3e-4  # random weights hear little of the prompt
-    assert all((a - b).norm() > least * b.norm() for a, b in zip(found, before, strict=True))
+    close = {"rtol": 1e-4, "atol": 1e-5}  # guidance of 1 is computed otherwise
+    torch.testing.assert_close(found, by_hand, **close)
+    if batch == 1:  # random weights hear little of the prompt
+        assert not torch.allclose(found, guided_alone, **close)
+    else:
+        assert all((a - b).norm() > 0.01 * b.norm() for a, b in zip(found, guided_alone, strict=True))
 
 
 def test_strength_0_is_the_stock_result(sd1: Workflow) -> None:
@@ -188,7 +191,7 @@ def test_a_batch_leaves_the_prompt_alone(llm: Workflow, monkeypatch: pytest.Monk
     """Its images differ by their noise alone: the node's seed changes nothing, and the text encoder is not asked."""
     monkeypatch.setattr(driver, "vary_prompt", None)
     found = llm.sample(*llm.node(1.0, seed=1))
-    assert "Prompt: as it is, since noise does more here." in llm.report
+    assert "Prompt: as it is. Variants of it are for single images." in llm.report
     assert torch.equal(llm.sample(*llm.node(1.0, seed=2)), found)
     with torch.inference_mode():
         model = DiversifyModel.execute(llm.model, 1.0).args[0]
@@ -231,6 +234,109 @@ def test_a_sampler_that_stops_before_the_end_is_guided_to_its_last_step(sd1: Wor
     assert "CFG: off at the first step." in sd1.report
 
 
+@pytest.mark.parametrize(("sampler", "calls"), [("euler", 1), ("heun", 2), ("dpm_2", 2), ("dpmpp_2m", 1)])
+def test_guidance_in_an_interval_with_other_samplers(sampler: str, calls: int, sd1: Workflow) -> None:
+    """They ask between two noise levels, too, or twice at one."""
+    noise = sd1.noise(1)
+    first, last = plan(1.0, Situation(20, True, 1)).unguided
+    counter = Counter()
+    with torch.inference_mode():
+        model = DiversifyModel.execute(counter.on(sd1.model), 1.0).args[0]
+    found = sd1.sample(model, sd1.plain(), noise=noise, steps=20, sampler_name=sampler)
+    by_hand = guided_between(sd1.model, first, last)
+    other = sd1.sample(by_hand, sd1.plain(), noise=noise, steps=20, sampler_name=sampler)
+    torch.testing.assert_close(found, other, rtol=1e-3, atol=1e-3)
+    assert counter.sizes[0] == counter.sizes[-1] == 1
+    assert (len(counter.sizes) + 1) // calls == (20 if calls == 2 else 21)
+    assert set(counter.sizes[calls * first : -calls * last]) == {2}
+
+
+def test_a_run_that_begins_in_the_middle_is_guided_from_its_first_step(sd1: Workflow) -> None:
+    """A second pass at a lower denoise: what is where is decided already."""
+    counter = Counter()
+    with torch.inference_mode():
+        model = DiversifyModel.execute(counter.on(sd1.model), 1.0).args[0]
+    sd1.sample(model, sd1.plain(), noise=sd1.noise(1), steps=10, denoise=0.5)
+    assert counter.sizes == [2] * 8 + [1] * 2
+    assert "CFG: off at the last 2 steps." in sd1.report
+
+
+def rescaled(model: Any) -> Any:
+    from comfy_extras.nodes_model_advanced import RescaleCFG
+
+    return RescaleCFG().patch(model, 0.7)[0]
+
+
+def saturated(model: Any) -> Any:
+    from comfy_extras.nodes_apg import APG
+
+    return APG.execute(model, 1.0, 5.0, 0.0).args[0]
+
+
+def self_attended(model: Any) -> Any:
+    patched = model.clone()
+    patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"], disable_cfg1_optimization=True)
+    return patched
+
+
+def cached(model: Any) -> Any:
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    return EasyCacheNode.execute(model, 0.0, 0.0, 1.0, False).args[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "sampler", "why"),
+    [
+        (rescaled, "euler", "a node on the model (RescaleCFG, for instance) changes the guidance itself"),
+        (saturated, "euler", "a node on the model (RescaleCFG, for instance) changes the guidance itself"),
+        (self_attended, "euler", "a node on the model reads the negative prompt at every step"),
+        (cached, "euler", "there is a step cache on the model"),
+        (lambda model: model, "euler_cfg_pp", "the sampler euler_cfg_pp has a guidance of its own"),
+    ],
+    ids=["RescaleCFG", "APG", "negative at every step", "EasyCache", "CFG++"],
+)
+def test_guidance_that_a_scale_of_1_does_not_switch_off_is_left_alone(
+    change: Callable[[Any], Any], sampler: str, why: str, sd1: Workflow
+) -> None:
+    noise, counter = sd1.noise(1), Counter()
+    changed = change(sd1.model)
+    with torch.inference_mode():
+        model = DiversifyModel.execute(counter.on(changed), 1.0).args[0]
+    found = sd1.sample(model, sd1.plain(), noise=noise, sampler_name=sampler)
+    assert f"CFG: as it is, since {why}." in sd1.report
+    assert "time" not in sd1.report
+    assert set(counter.sizes) == {2}
+    assert torch.equal(found, sd1.sample(changed, sd1.plain(), noise=noise, sampler_name=sampler))
+
+
+def test_below_1_guidance_is_not_raised(sd1: Workflow) -> None:
+    noise = sd1.noise(1)
+    with torch.inference_mode():
+        model = DiversifyModel.execute(sd1.model, 1.0).args[0]
+    found = sd1.sample(model, sd1.plain(), noise=noise, cfg=0.5)
+    assert torch.equal(found, sd1.sample(sd1.model, sd1.plain(), noise=noise, cfg=0.5))
+
+
+def test_an_error_leaves_the_guidance_scale(sd1: Workflow) -> None:
+    """At a step without guidance."""
+
+    def broken(*_: Any) -> Tensor:
+        raise RuntimeError("broken")
+
+    model = sd1.model.clone()
+    model.set_model_unet_function_wrapper(broken)
+    with torch.inference_mode():
+        guider = comfy.samplers.CFGGuider(DiversifyModel.execute(model, 1.0).args[0])
+        guider.set_conds(sd1.plain(), sd1.plain(NEGATIVE))
+        guider.set_cfg(6.0)
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 12)
+        noise = sd1.noise(1)
+        with pytest.raises(RuntimeError, match="broken"):
+            guider.sample(noise, noise * 0, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    assert guider.cfg == 6.0
+
+
 def guided_between(model: Any, first: int, last: int) -> Any:
     """By another way than the pack's: the result of guidance is replaced."""
     patched = model.clone()
@@ -251,13 +357,15 @@ def test_a_guider_with_a_guidance_of_its_own_keeps_it(sd1: Workflow) -> None:
     from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
     model, positive = sd1.node(strength=1.0)
-    guider = Guider_DualCFG(model)
+    counter = Counter()
+    guider = Guider_DualCFG(counter.on(model))
     guider.set_conds(positive, sd1.plain("other"), sd1.plain(NEGATIVE))
     guider.set_cfg(5.0, 2.0)
     noise = sd1.noise(1)
     with torch.inference_mode():
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 12)
         guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    assert counter.sizes == [3] * 12
     assert "CFG: as it is, since Guider_DualCFG has a guidance of its own." in sd1.report
     assert "variant 1 of" in sd1.report
 
@@ -297,10 +405,10 @@ def test_changed_embeddings_are_refused_where_a_variant_would_undo_them(sd1: Wor
 def test_a_schedule_of_its_own_is_refused_for_one_image(sd1: Workflow) -> None:
     model, positive = sd1.node()
     with torch.inference_mode():
-        morph = scheduled(positive, sd1.plain("at night"), Window(0.5))
+        morph, plain = (scheduled(one, sd1.plain("at night"), Window(0.5)) for one in (positive, sd1.plain()))
     with pytest.raises(ValueError, match="was given to Schedule Conditioning"):
         sd1.sample(model, morph, 1)
-    sd1.sample(model, morph)
+    assert torch.equal(sd1.sample(model, morph), sd1.sample(model, plain))  # a batch has no variants
 
 
 def test_a_second_sampler_goes_on_with_the_first_ones_images(sd1: Workflow) -> None:
