@@ -73,8 +73,8 @@ class Diversify(_ReportingNode):
                     # Older versions of ComfyUI cannot say which.
                     control_after_generate=True if _Control is None else _Control.fixed,
                     tooltip=(
-                        "For single images alone: which variants of the prompt. Leave it fixed and change the sampler's "
-                        "seed: faster."
+                        "Used for single images only: which set of variants of the prompt. Leave it fixed and change "
+                        "the sampler's seed, which is faster."
                     ),
                 ),
                 _strength_input(),

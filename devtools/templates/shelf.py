@@ -24,7 +24,7 @@ one node more, *Diversify*. Prompt, seed and settings are the same.
 3. Turn **strength** on *Diversify*: 0 gives the images above again, {strength:g} is a start, 1 is the most. What was \
 done stands on the node.
 
-Other images: change **Seed**. Diversify's own seed is for single images alone.
+Other images: change **Seed**. Diversify's own seed is used for single images only.
 
 **What it costs:** sampling takes about {time} time.
 
