@@ -1,10 +1,11 @@
 """The ablations of the papers, on methods as published: what happens to the images when one part is changed.
 
-    python -m benchmarks.ablations --model mmdit --report
+    python -m benchmarks.ablations --model mmdit --report --prompts 16
     python -m benchmarks.ablations --model mmdit --only baseline "CNO*"
 
 Every row is a method in mode published (docs/published) at the model's best CFG, with what its name says changed. All
 rows share prompts and seeds. Adherence and diversity come from the attribute classifier, which nothing optimises.
+docs/measurements/ablations.md sets them beside what the papers found.
 """
 
 from __future__ import annotations

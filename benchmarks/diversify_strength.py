@@ -1,9 +1,9 @@
 """What one strength of Diversify means: adherence and diversity over strength, for every demo model.
 
     python -m benchmarks.diversify_strength --model mmdit             # choose: on the prompts for choosing
-    python -m benchmarks.diversify_strength --model mmdit --report --seeds 3
+    python -m benchmarks.diversify_strength --model mmdit --prompts 30 --only "one at a time*"
 
-All rows share prompts and seeds. The baseline is strength 0, the stock result.
+All rows share prompts, and all of a kind seeds. The baseline is strength 0, the stock result.
 """
 
 from __future__ import annotations
@@ -38,8 +38,23 @@ def diversify(strength: float, prompt: bool = True, cfg: float = 0.0) -> Make:
     return make
 
 
+def one_at_a_time(strength: float) -> Make:
+    """As many images, each in a run of its own with the next seed."""
+
+    def make(world: World, text: str, seed: int) -> Tensor:
+        with torch.inference_mode():
+            model = diversified_model(world.model, strength, None, True)
+            positive = diversified_prompt(world.clip, text, seed, strength, None)
+        seeds = range(BATCH * seed, BATCH * (seed + 1))
+        return torch.cat([world.latents(text, one, 1, patched=model, positive=positive) for one in seeds])
+
+    return make
+
+
 ROWS: dict[str, Make] = {
     "baseline": diversify(0.0),
+    "one at a time": one_at_a_time(0.0),
+    **{f"one at a time, strength {strength:g}": one_at_a_time(strength) for strength in (0.5, 1.0)},
     **{f"strength {strength:g}": diversify(strength) for strength in STRENGTHS},
     **{f"model only, strength {strength:g}": diversify(strength, prompt=False) for strength in (0.5, 1.0)},
     **{f"CFG {cfg:g}, strength {s:g}": diversify(s, cfg=cfg) for cfg in (3.0,) for s in (0.0, 0.5, 1.0)},

@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,11 @@ _BLOCK = "table: "
 
 @dataclass(frozen=True)
 class Table:
-    """A table of one or more files of results; every row of a file, or those that are chosen, by name.
+    """A table of one or more files of results; every row of a file, or those whose names fit a pattern of `rows`.
 
     columns: of measured images (see `USUAL`); None: the file's own columns, which are texts.
     ships: rows that are the settings of the nodes or workflows. data: adds the row of the data itself.
+    against: the row that the others are compared with.
     """
 
     files: tuple[str, ...]
@@ -56,14 +58,25 @@ class Table:
     rows: tuple[str, ...] | None = None
     ships: tuple[str, ...] = ()
     data: bool = False
+    against: str = BASELINE
 
 
 def _models(pattern: str) -> tuple[str, ...]:
     return tuple(pattern.format(model) for model in ("unet", "mmdit", "distilled"))
 
 
+_ABLATED = ("adherence", "fidelity", "MSS", "Vendi", "rare share", "KID")
+
+
+def _ablation(method: str, against: str) -> Table:
+    return Table(("ablations_mmdit_report_160",), _ABLATED, (BASELINE, f"{method}, *"), against=f"{method}, {against}")
+
+
 _JUDGED = ("adherence", "fidelity", "good share", "Vendi", "quality Vendi", "rare share", "divergence", "KID")
 TABLES = {
+    "ablations tpso": _ablation("TPSO", "lambda 0"),
+    "ablations cno": _ablation("CNO", "published"),
+    "ablations minority": _ablation("Minority", "published"),
     "cfg tune": Table(
         ("cfg_curve_unet_tune", "cfg_curve_mmdit_tune", "cfg_curve_distilled_tune", "cfg_curve_turbo_tune"), _JUDGED
     ),
@@ -93,11 +106,12 @@ TABLES = {
     "tpso speed": Table(("tpso_speed",), None),
     "turbo cosines": Table(("turbo_cosines",), None),
     "diversify tune": Table(
-        tuple(
-            f"diversify_strength_{of}"
-            for of in ("distilled_tune_600", "turbo_tune_600", "mmdit_tune_300", "unet_tune_300")
-        ),
+        tuple(f"diversify_strength_{model}_tune_600" for model in ("distilled", "turbo", "mmdit", "unet")), _JUDGED
+    ),
+    "diversify one": Table(
+        tuple(f"diversify_strength_{model}_tune_300" for model in ("mmdit", "distilled")),
         _JUDGED,
+        against="one at a time",
     ),
     "turbo tune": Table(("turbo_turbo_tune_120",), _JUDGED, ships=("shipped noise",)),
     "turbo report": Table(("turbo_turbo_report_600",), _JUDGED),
@@ -122,8 +136,10 @@ def block(wanted: Table, folder: Path = COMMITTED) -> str:
     for one in results:
         rows = {row["row"]: row for row in one["rows"]}
         model = next(iter(rows.values()))["model"]
-        for row_name in wanted.rows or rows:
-            cells = _cells(rows[row_name], rows.get(BASELINE), wanted.columns)
+        for row_name in rows:
+            if wanted.rows is not None and not any(fnmatch(row_name, pattern) for pattern in wanted.rows):
+                continue
+            cells = _cells(rows[row_name], rows.get(wanted.against), wanted.columns)
             body.append([model, _marked(row_name, row_name, wanted), *cells])
             model = ""  # once is enough
     if wanted.data:
@@ -141,9 +157,9 @@ def _marked(text: str, name: str, wanted: Table) -> str:
 
 
 def _cells(row: Mapping[str, Any], baseline: Mapping[str, Any] | None, columns: Sequence[str]) -> list[str]:
-    """Texts of a row.
+    """Texts of a row, beside the one that it is compared with.
 
-    Where rows have their figures prompt by prompt, with the 95 % interval of the difference from the baseline, or
+    Where rows have their figures prompt by prompt, with the 95 % interval of the difference from that one, or
     `unclear` where that holds 0. Else adherence with its change in points, MSS and Vendi with theirs in percent.
     """
     other = None if row is baseline else baseline

@@ -11,7 +11,15 @@ from benchmarks import cfg_curve
 from benchmarks.results import COMMITTED, read
 from devtools.places import HERE
 
-ROWS_OF = ("cno_settings", "tpso_settings", "minority_settings", "ovi_images", "ovi_settings", "rarest_first")
+ROWS_OF = (
+    "ablations",
+    "cno_settings",
+    "tpso_settings",
+    "minority_settings",
+    "ovi_images",
+    "ovi_settings",
+    "rarest_first",
+)
 
 
 @pytest.mark.parametrize("name", ROWS_OF)

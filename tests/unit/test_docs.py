@@ -81,6 +81,18 @@ def test_a_difference_has_its_interval_and_none_is_claimed_that_holds_zero(tmp_p
     assert text.splitlines()[-1] == "|  | better | 0.505 (unclear) | 2.00 (+0.50 to +0.50) | 0.500 |"
 
 
+def test_a_table_may_have_some_rows_and_compare_with_another_than_the_baseline(tmp_path: Path) -> None:
+    values = {"baseline": 1.0, "A, published": 2.0, "A, other": 3.0, "B, published": 4.0}
+    rows = [{"row": name, "model": "unet", "vendi": value} for name, value in values.items()]
+    (tmp_path / "some.json").write_text(json.dumps({"command": "make it", "rows": rows}))
+    text = report.block(report.Table(("some",), ("Vendi",), ("baseline", "A, *"), against="A, published"), tmp_path)
+    assert text.splitlines()[-3:] == [
+        "| unet | baseline | 1.00 (-50 %) |",
+        "|  | A, published | 2.00 |",
+        "|  | A, other | 3.00 (+50 %) |",
+    ]
+
+
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "some.json").write_text('{"command": "make it", "rows": [{"a": 1}]}')
     with pytest.raises(ValueError, match=r"some\.json is damaged .*; restore it"):
