@@ -280,8 +280,8 @@ def _diversify(world: World, batch: int = 0) -> None:
     """Noise that is moved apart and CFG in an interval; one image has a variant of the prompt in place of the noise."""
     driver = importlib.import_module("comfyui_diversity.core.drivers.diversify")
     with mock.patch.object(driver, "recommended", partial(driver.recommended, steps=FEW)):
-        nodes = _node("diversify", "Diversify").execute(world.model, world.clip, TEXT, 0, 1.0).args
-        _all_differ(world, *nodes, batch)
+        model, positive = _node("diversify", "Diversify").execute(world.model, world.clip, TEXT, 0, 1.0).args
+        _all_differ(world, model, positive, batch)
 
 
 def _diversify_model(world: World) -> None:
