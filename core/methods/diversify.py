@@ -1,8 +1,8 @@
 """One strength for all methods: what is done to a run of which no more is known than what a sampler says of it.
 
 What a strength gives and costs is in docs/measurements/frontier.md. A batch gets noises that are moved apart, and
-guidance in a limited interval (Kynkaanniemi et al. 2024, arXiv 2404.07724). Variants of the prompt would break more of
-its images for the same diversity; they are for one image alone, which has no noise to be moved away from.
+guidance in a limited interval (Kynkaanniemi et al. 2024, arXiv 2404.07724). Variants of the prompt would add nothing
+to it that is certain; they are for one image alone, which has no noise to be moved away from.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def plan(strength: float, situation: Situation) -> Plan:
     # Of unit vectors from the prompt's axis: the sine of their angle to it.
     distance = 0.0 if several else 0.25 * strength
     # Models of few steps keep what they are given in all detail, and show it: there little does much. With more steps a
-    # fifth of the noise gives more than half of the difference, so that the lower strengths need little.
+    # fifth of the noise gives about half of the difference, so that the lower strengths need little.
     noise = 0.15 * strength**1.25 if few else 0.5 * strength**2.3
     shares = (FIRST_UNGUIDED * strength, LAST_UNGUIDED * min(2 * strength, 1.0)) if situation.guided else (0.0, 0.0)
     first, last = (_whole(share * situation.steps) for share in shares)

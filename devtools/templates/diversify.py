@@ -19,7 +19,7 @@ The models are small ones that come with the pack and need no download. Then tak
 
 Press **Run** and compare, then turn **strength**.
 
-Type another prompt, such as *a small fish* or *a tree at night*.""",
+Type another prompt, such as *a small fish* or *a tree on a navy background*.""",
     "distilled": """**On a fast model:** four steps at cfg 1, as Lightning, Turbo and schnell run. Fast models are the \
 ones that people find monotonous.
 
