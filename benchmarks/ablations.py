@@ -34,8 +34,8 @@ ROWS: dict[str, Make] = {
     "TPSO, lambda 0, ratio 0.6": tpso(ratio=0.6, diversity=0.0),
     "TPSO, lambda 0, ratio -0.4": tpso(ratio=-0.4, diversity=0.0),
     "CNO, published": cno(**CNO),
-    # The latents are 16 x 16, a quarter of the side of SD1.5's: the paper's cells at 4, 16 and 32 are as wide as those at
-    # 1, 4 and 8.
+    # The latents are 16 x 16, a quarter of the side of SD1.5's: the paper's cells at 4, 16 and 32 are as wide as
+    # those at 1, 4 and 8.
     **{f"CNO, window {window}": cno(**(CNO | {"window": window})) for window in (1, 4, 8)},
     **{f"CNO, {terms}": cno(**(CNO | {"terms": terms})) for terms in ("no attraction", "no repulsion")},
     # In closed form 0.82 for ten images.
