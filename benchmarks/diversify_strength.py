@@ -21,13 +21,13 @@ from .world import World
 STRENGTHS = (0.5, 1.0, 0.25, 0.75)
 
 
-def diversify(strength: float, prompt: bool = True, cfg: float = 0.0) -> Make:
-    """Images of the node Diversify, or of Diversify (Model Only); cfg 0 is the model's own."""
+def diversify(strength: float, cfg: float = 0.0) -> Make:
+    """Images of the node Diversify; cfg 0 is the model's own."""
 
     def make(world: World, text: str, seed: int) -> Tensor:
         with torch.inference_mode():
-            model = diversified_model(world.model, strength, None, prompt)
-            positive = diversified_prompt(world.clip, text, seed, strength, None) if prompt else None
+            model = diversified_model(world.model, strength, None, True)
+            positive = diversified_prompt(world.clip, text, seed, strength, None)
         own = world.recipe
         world.recipe = replace(own, cfg=cfg or own.cfg)
         try:

@@ -111,6 +111,7 @@ TABLES = {
     "diversify one": Table(
         tuple(f"diversify_strength_{model}_tune_300" for model in ("mmdit", "distilled")),
         _JUDGED,
+        ("one at a time*",),
         against="one at a time",
     ),
     "turbo tune": Table(("turbo_turbo_tune_120",), _JUDGED, ships=("shipped noise",)),
@@ -136,9 +137,7 @@ def block(wanted: Table, folder: Path = COMMITTED) -> str:
     for one in results:
         rows = {row["row"]: row for row in one["rows"]}
         model = next(iter(rows.values()))["model"]
-        for row_name in rows:
-            if wanted.rows is not None and not any(fnmatch(row_name, pattern) for pattern in wanted.rows):
-                continue
+        for row_name in _chosen(wanted, rows):
             cells = _cells(rows[row_name], rows.get(wanted.against), wanted.columns)
             body.append([model, _marked(row_name, row_name, wanted), *cells])
             model = ""  # once is enough
@@ -148,6 +147,16 @@ def block(wanted: Table, folder: Path = COMMITTED) -> str:
         body.append(["", "*the data itself*", *_cells(data, None, wanted.columns)])
         commands.append(f"`{found['command']}`")
     return "\n\n".join(["  \n".join(commands), table(head, body)])
+
+
+def _chosen(wanted: Table, rows: Mapping[str, Any]) -> list[str]:
+    """Names of a table's rows, in the file's order. Raises ValueError for a row that the file should have."""
+    chosen = wanted.rows or ("*",)
+    needed = chosen if wanted.against == BASELINE else (*chosen, wanted.against)
+    missing = [pattern for pattern in needed if not any(fnmatch(name, pattern) for name in rows)]
+    if missing:
+        raise ValueError(f"The results of {', '.join(wanted.files)} have no row {', '.join(missing)}; make it again.")
+    return [name for name in rows if any(fnmatch(name, pattern) for pattern in chosen)]
 
 
 def _marked(text: str, name: str, wanted: Table) -> str:

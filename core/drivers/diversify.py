@@ -85,7 +85,9 @@ def diversified_prompt(
 
 def situation_of(guider: comfy.samplers.CFGGuider, sigmas: Tensor, batch: int) -> Situation:
     """What is known of a run."""
-    return Situation(max(len(sigmas) - 1, 1), is_guided(guider), batch)
+    top = float(guider.model_patcher.get_model_object("model_sampling").sigma_max)
+    starts, ends = float(sigmas[0]) >= _TOP * top, float(sigmas[-1]) == 0
+    return Situation(max(len(sigmas) - 1, 1), is_guided(guider), batch, starts, ends)
 
 
 # --- the prompt -------------------------------------------------------------------------------------------------------
@@ -267,17 +269,13 @@ class _ModelSide:
     def _guidance(self, run: SamplerRun, situation: Situation, chosen: Plan) -> tuple[str, Plan]:
         """What is said, and what is really done."""
         first, last = chosen.unguided
-        if not _starts_from_noise(run):  # what is where is decided already
-            first = 0
-        if float(run.sigmas[-1]) > 0:  # another sampler makes the last steps
-            last = 0
         if first == last == 0 or guidance_of(run.guider) < 1:
             return "", replace(chosen, unguided=(0, 0))
         if why := guidance_stays(run.guider, run.sampler):
             return f"CFG: as it is, since {why}.", replace(chosen, unguided=(0, 0))
         guide_between(run.guider, run.sigmas, first, last)
         ends = [f"{end} {'step' if n == 1 else f'{n} steps'}" for end, n in (("first", first), ("last", last)) if n]
-        return f"CFG: off at the {' and the '.join(ends)}.", replace(chosen, unguided=(first, last))
+        return f"CFG: off at the {' and the '.join(ends)}.", chosen
 
     def _noise(self, run: SamplerRun, situation: Situation, chosen: Plan) -> tuple[Tensor, str, Plan]:
         """The noise, what is said, and what is really done."""
@@ -293,11 +291,6 @@ class _ModelSide:
             return run.noise, f"Noise: as it is. {error}", nothing
         how = "its coarse structure alone, " if settings.cells else ""
         return noise, f"Noise: {how}moved apart by {settings.strength:.2f} in {settings.iterations} iterations.", chosen
-
-
-def _starts_from_noise(run: SamplerRun) -> bool:
-    """Whether a run begins at the top of the model's noise levels, or so near to it as all schedulers do."""
-    return float(run.sigmas[0]) >= _TOP * float(run.model.model_sampling.sigma_max)
 
 
 def _title(strength: float, situation: Situation, guider: comfy.samplers.CFGGuider) -> str:

@@ -27,11 +27,14 @@ class Situation:
     """What is known of a run before its first step.
 
     steps: of the sampler. guided: whether the model is asked for the negative prompt too. batch: number of images.
+    starts: whether from noise, not from an image that is begun. ends: whether with a finished image.
     """
 
     steps: int
     guided: bool
     batch: int
+    starts: bool = True
+    ends: bool = True
 
     @property
     def few_steps(self) -> bool:
@@ -73,15 +76,16 @@ def plan(strength: float, situation: Situation) -> Plan:
     # Models of few steps keep what they are given in all detail, and show it: there little does much. With more steps a
     # fifth of the noise gives about half of the difference, so that the lower strengths need little.
     noise = 0.15 * strength**1.25 if few else 0.5 * strength**2.3
-    shares = (FIRST_UNGUIDED * strength, LAST_UNGUIDED * min(2 * strength, 1.0)) if situation.guided else (0.0, 0.0)
-    first, last = (_whole(share * situation.steps) for share in shares)
+    first = FIRST_UNGUIDED * strength if situation.starts else 0.0
+    last = LAST_UNGUIDED * min(2 * strength, 1.0) if situation.ends else 0.0
+    steps = situation.steps if situation.guided else 0
     return Plan(
         kappa=math.sqrt(1 - distance**2),
         window=Window(RATIO),
         added_tokens=2 if few else 4,
         noise_strength=noise if several else 0.0,
         cells=0 if few else RECOMMENDED.cells,
-        unguided=(first, last),
+        unguided=(_whole(first * steps), _whole(last * steps)),
     )
 
 

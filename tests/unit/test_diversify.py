@@ -48,6 +48,13 @@ def test_guidance_is_off_at_the_first_tenth_and_the_last_fifth(run: Situation) -
     assert plan(1.0, run).unguided == ((run.steps // 10, run.steps // 5) if run.guided else (0, 0))
 
 
+def test_a_part_of_a_run_is_unguided_at_the_end_that_it_has() -> None:
+    """A second pass starts from an image; of two samplers in a row the first leaves the last steps to the other."""
+    ends = [(starts, ends) for starts in (True, False) for ends in (True, False)]
+    found = [plan(1.0, Situation(20, True, 4, *end)).unguided for end in ends]
+    assert found == [(2, 4), (2, 0), (0, 4), (0, 0)]
+
+
 def test_a_half_of_the_strength_has_all_that_takes_no_diversity() -> None:
     """Guidance at the last steps changes little but the time."""
     run = Situation(20, True, 4)

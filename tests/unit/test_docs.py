@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,14 @@ def test_a_table_may_have_some_rows_and_compare_with_another_than_the_baseline(t
         "|  | A, published | 2.00 |",
         "|  | A, other | 3.00 (+50 %) |",
     ]
+
+
+@pytest.mark.parametrize("wanted", [{"rows": ("C, *",)}, {"against": "C"}])
+def test_a_table_without_a_row_that_it_should_have_is_refused(wanted: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"row": "baseline", "model": "unet", "vendi": 1.0}]
+    (tmp_path / "some.json").write_text(json.dumps({"command": "make it", "rows": rows}))
+    with pytest.raises(ValueError, match=r"results of some have no row C"):
+        report.block(report.Table(("some",), ("Vendi",), **wanted), tmp_path)
 
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
