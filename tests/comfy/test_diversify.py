@@ -224,13 +224,16 @@ def test_guidance_is_off_at_the_first_and_the_last_steps(batch: int, sd1: Workfl
     assert sum(passes) == round(2 * sd1.steps * (1 + plan(1.0, run).extra_passes(run)))
 
 
-def test_a_sampler_that_stops_before_the_end_is_guided_to_its_last_step(sd1: Workflow) -> None:
+@pytest.mark.parametrize(("sampler", "calls"), [("euler", 10), ("heun", 20)])  # heun asks at the last level, too
+def test_a_sampler_that_stops_before_the_end_is_guided_to_its_last_step(
+    sampler: str, calls: int, sd1: Workflow
+) -> None:
     """The steps after it are another sampler's, which is left alone."""
     counter, noise = Counter(), sd1.noise(1)
     with torch.inference_mode():
         model = DiversifyModel.execute(counter.on(sd1.model), 1.0).args[0]
-    sd1.sample(model, sd1.plain(), noise=noise, steps=20, last_step=10)
-    assert counter.sizes == [1] + [2] * 9
+    sd1.sample(model, sd1.plain(), noise=noise, steps=20, last_step=10, sampler_name=sampler)
+    assert counter.sizes == [1] + [2] * (calls - 1)
     assert "CFG: off at the first step." in sd1.report
 
 
@@ -382,12 +385,13 @@ def test_guidance_for_flux_reaches_the_variant(workflow_of: Callable[[str], Work
     assert not torch.allclose(images[0], images[1], atol=1e-4)
 
 
-def test_zeroed_out_it_is_the_stock_negative(sd1: Workflow) -> None:
+@pytest.mark.parametrize("batch", [1, BATCH])
+def test_zeroed_out_it_is_the_stock_negative(batch: int, sd1: Workflow) -> None:
     """The official templates of models at CFG 1 make their negative of the positive."""
     model, positive = sd1.node()
     with torch.inference_mode():
         zero, plain_zero = (stock.ConditioningZeroOut().zero_out(one)[0] for one in (positive, sd1.plain()))
-    images = [sd1.sample(model, positive, negative=one) for one in (zero, plain_zero)]
+    images = [sd1.sample(model, positive, batch, negative=one) for one in (zero, plain_zero)]
     assert torch.equal(*images)
 
 
