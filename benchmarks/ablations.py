@@ -2,6 +2,7 @@
 
     python -m benchmarks.ablations --model mmdit --report --prompts 16
     python -m benchmarks.ablations --model mmdit --only baseline "CNO*"
+    python -m benchmarks.ablations --cosines        # where TPSO's variants end; no images
 
 Every row is a method in mode published (docs/published) at the model's best CFG, with what its name says changed. All
 rows share prompts and seeds. Adherence and diversity come from the attribute classifier, which nothing optimises.
@@ -13,11 +14,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this makes ComfyUI and the pack importable
+from .rows import BATCH, FIRST_SEED, Make, arguments_of, carry_out  # isort: skip - this makes ComfyUI and the pack importable
+import torch
+from comfyui_diversity.core.drivers.tpso_published import SD35, rule_of, vary_as_released
 from comfyui_diversity.core.methods.cno import published
+from comfyui_diversity.demo import loader
+from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS
 
 from .cno_settings import cno
 from .minority_settings import as_published as minority
+from .results import PrintedTable
 from .tpso_settings import as_published as tpso
 
 # The paper's form: the node refuses another gamma and the full gradient in it.
@@ -52,10 +58,36 @@ ROWS: dict[str, Make] = {
 }
 
 
+DIVERSITIES = (0.0, 5.0, 10.0)  # lambda
+BESIDE = tuple(f"{value:g}" for value in DIVERSITIES)  # rows that are no images
+COSINES_HEAD = ["lambda", "variants", "within the band", "lowest", "median", "highest"]
+
+
+@torch.inference_mode()
+def print_cosines(table: PrintedTable) -> None:
+    """Where variants as published end for kappa 0.8: cosines to the prompt, over the prompts for reporting."""
+    clip = loader.load_clip()
+    for diversity in DIVERSITIES:
+        rule, reached, missed = rule_of(SD35, diversity=diversity), [], 0
+        for k, prompt in enumerate(REPORT_PROMPTS):
+            _, outcomes = vary_as_released(clip, prompt.text, BATCH, FIRST_SEED["report"] + k, SD35, rule)
+            reached += [one.variants.cosines[-2 if one.past else -1] for one in outcomes]
+            missed += sum(one.missed for one in outcomes)
+        cosines = torch.cat(reached)
+        shown = [f"{value:.2f}" for value in (cosines.min(), cosines.median(), cosines.max())]
+        table.add([f"{diversity:g}", str(len(cosines)), f"{1 - missed / len(cosines):.2f}", *shown])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = arguments_of(__doc__)
     parser.set_defaults(model="mmdit")
-    carry_out("ablations", ROWS, parser, parser.parse_args(arguments))
+    parser.add_argument("--cosines", action="store_true", help="where variants as published end; no images")
+    options = parser.parse_args(arguments)
+    if options.cosines:
+        command = "python -m benchmarks.ablations --cosines"
+        print_cosines(PrintedTable(options.out / "ablations_cosines.json", command, COSINES_HEAD))
+        return
+    carry_out("ablations", ROWS, parser, options)
 
 
 if __name__ == "__main__":

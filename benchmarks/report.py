@@ -76,6 +76,7 @@ _JUDGED = ("adherence", "fidelity", "good share", "Vendi", "quality Vendi", "rar
 TABLES = {
     "ablations tpso": _ablation("TPSO", "lambda 0"),
     "ablations cno": _ablation("CNO", "published"),
+    "ablations cosines": Table(("ablations_cosines",), None),
     "ablations minority": _ablation("Minority", "published"),
     "cfg tune": Table(
         ("cfg_curve_unet_tune", "cfg_curve_mmdit_tune", "cfg_curve_distilled_tune", "cfg_curve_turbo_tune"), _JUDGED

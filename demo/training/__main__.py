@@ -46,6 +46,8 @@ STAGES = {
     "turbo_rare_more": "export.export_turbo_rare_more",
     "mmdit_rare_more": "export.export_mmdit_rare_more",
     "unet_rare": "export.export_unet_rare",
+    "turbo_base_targets": "turbo_targets.make_more_targets",
+    "turbo_base_more": "export.export_turbo_base_more",
 }
 
 

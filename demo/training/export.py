@@ -184,6 +184,12 @@ def export_turbo_base(folder: Path) -> None:
     _write(WEIGHTS / TURBO_BASE_FILE, pack(train_turbo_base(folder).state_dict()))
 
 
+def export_turbo_base_more(folder: Path) -> None:
+    from .turbo_base_more import train_turbo_base_more
+
+    _write(WEIGHTS / TURBO_BASE_FILE, pack(train_turbo_base_more(folder).state_dict()))
+
+
 def export_turbo(folder: Path) -> None:
     from .turbo_distil import train_turbo
 

@@ -20,17 +20,18 @@ from tqdm import tqdm
 
 from .comfy_boot import DEVICE, autocast  # isort: skip
 
-from ..loader import MMDIT_FILE, WEIGHTS
+from ..loader import MMDIT_FILE
 from ..world.attributes import sample_scene
 from ..world.captions import caption, random_caption
 from . import mmdit
 from .latents import Conditionings
 from .mmdit import SHIFT, SHORT
-from .places import evenly_stated_scene
+from .places import continued, evenly_stated_scene
 
-RUNS, STEPS = 1_536, 10  # images sampled, and steps of each
+RUNS, MORE_RUNS, STEPS = 1_536, 4_096, 10  # images sampled, the first time and later, and steps of each
 GUIDED, CFGS = 3, (2.5, 5.0)  # every third chunk is guided
 EMPTY = 0.08  # share of empty captions, and of a guided run's empty prompts that are kept
+_SEEDS, _MORE_SEEDS = (130, 131), (330, 331)  # of captions and noises
 _CHUNK = 32
 
 
@@ -44,30 +45,40 @@ class Targets:
     captions: list[str]
 
 
-def captions_of_runs() -> list[str]:
+def captions_of_runs(seed: int, count: int) -> list[str]:
     """By turns of a scene as the world draws it, or none, and with evenly drawn words in any wording."""
-    rng = np.random.default_rng(130)
+    rng = np.random.default_rng(seed)
     captions = []
-    for k in range(RUNS):
+    for k in range(count):
         scene, stated = evenly_stated_scene(rng)
         natural = "" if rng.random() < 2 * EMPTY else random_caption(sample_scene(rng), rng)
         captions.append(caption(scene, stated, rng) if k % 2 else natural)
     return captions
 
 
-@torch.no_grad()
 def make_targets(folder: Path) -> Targets:
-    path, partial = folder / "turbo_targets.safetensors", folder / "turbo_targets.partial"
-    captions = captions_of_runs()
+    return make_lessons(folder / "turbo_targets.safetensors", RUNS, *_SEEDS)
+
+
+def make_more_targets(folder: Path) -> Targets:
+    """Others, of what the MMDiT has become since."""
+    return make_lessons(folder / "turbo_targets_more.safetensors", MORE_RUNS, *_MORE_SEEDS)
+
+
+@torch.no_grad()
+def make_lessons(path: Path, count: int, caption_seed: int, seed: int) -> Targets:
+    """Along so many runs, by the weights in the file; from the file at `path` if there is one."""
+    partial = path.with_suffix(".partial")
+    captions = captions_of_runs(caption_seed, count)
     parts = load_file(path if path.exists() else partial) if path.exists() or partial.exists() else {}
     done = int(parts["done"]) if parts else 0
     kept = {name: [parts[name]] if parts else [] for name in ("states", "sigmas", "velocities", "runs")}
-    if done < RUNS:
+    if done < count:
         teacher, conditionings = _teacher(), Conditionings()
-        for first in tqdm(range(done, RUNS, _CHUNK), initial=done // _CHUNK, total=RUNS // _CHUNK, desc="targets"):
-            for name, value in _chunk(teacher, conditionings, captions, first).items():
+        for first in tqdm(range(done, count, _CHUNK), initial=done // _CHUNK, total=count // _CHUNK, desc="targets"):
+            for name, value in _chunk(teacher, conditionings, captions, first, seed).items():
                 kept[name].append(value)
-            if (first // _CHUNK) % 8 == 7 or first + _CHUNK >= RUNS:
+            if (first // _CHUNK) % 8 == 7 or first + _CHUNK >= count:
                 kept = {name: [torch.cat(values)] for name, values in kept.items()}
                 save_file({**{n: v[0] for n, v in kept.items()}, "done": torch.tensor(first + _CHUNK)}, partial)
         os.replace(partial, path)
@@ -78,14 +89,14 @@ def make_targets(folder: Path) -> Targets:
 
 
 def _teacher() -> nn.Module:
-    teacher = mmdit.build()
-    teacher.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS / MMDIT_FILE).items()})
-    return teacher.eval()
+    return continued(mmdit.build(), MMDIT_FILE).eval()
 
 
-def _chunk(teacher: nn.Module, conditionings: Conditionings, captions: list[str], first: int) -> dict[str, Tensor]:
+def _chunk(
+    teacher: nn.Module, conditionings: Conditionings, captions: list[str], first: int, seed: int
+) -> dict[str, Tensor]:
     """Lessons of one chunk of runs. A run of -1 stands for an empty prompt."""
-    rng = np.random.default_rng([131, first])
+    rng = np.random.default_rng([seed, first])
     chunk = first // _CHUNK
     cfg = CFGS[chunk // GUIDED % len(CFGS)] if chunk % GUIDED == 0 else 1.0
     some = captions[first : first + _CHUNK]

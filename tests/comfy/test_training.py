@@ -10,7 +10,7 @@ import pytest
 import torch
 from comfy.model_sampling import ModelSamplingDiscrete
 from comfyui_diversity.demo.loader import VAE_FILE, WEIGHTS
-from comfyui_diversity.demo.training import distil, loop, own_steps, pairs, rare_words, turbo_rare, vae
+from comfyui_diversity.demo.training import distil, loop, own_steps, pairs, rare_words, turbo_rare, turbo_targets, vae
 from comfyui_diversity.demo.training.crisp import on_policy_loss
 from comfyui_diversity.demo.training.distil import captions_of_pairs
 from comfyui_diversity.demo.training.places import evenly_stated_scene
@@ -277,3 +277,71 @@ def test_the_few_step_model_is_followed_from_its_noise_on() -> None:
     assert states.shape == (2, 4, 16, 16, 16)
     assert torch.equal(states[:, 0], noise)
     torch.testing.assert_close(made, torch.tensor([1.0, 2.0]).view(-1, 1, 1, 1).expand_as(made), atol=1e-4, rtol=0)
+
+
+def test_lessons_of_a_guided_run_are_the_models_own_velocities_at_the_states_of_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = [str(k + 1) for k in range(12)]
+    monkeypatch.setattr(turbo_targets, "_CHUNK", 2)
+    monkeypatch.setattr(turbo_targets, "_teacher", ExactVelocity)
+    monkeypatch.setattr(turbo_targets, "Conditionings", Encoded)
+    monkeypatch.setattr(turbo_targets, "captions_of_runs", lambda seed, count: captions)
+    found = turbo_targets.make_lessons(tmp_path / "lessons.safetensors", len(captions), 1, 2)
+    # What the velocity leads to is what the caption asks for, whether guidance made the state or not.
+    asked = torch.tensor([float(text or 0) for text in found.captions]).view(-1, 1, 1, 1)
+    ends = found.states.float() - found.sigmas.view(-1, 1, 1, 1) * found.velocities.float()
+    torch.testing.assert_close(ends, asked.expand_as(ends), atol=0.03, rtol=0)
+    steps = turbo_targets.STEPS
+    of = [torch.tensor([text == one for text in found.captions]) for one in captions]
+    assert [int(own.sum()) for own in of] == [steps] * len(captions)
+    # Half-way down, a run is on the straight line to its own end: the caption's, or that many times CFG.
+    for k, own in enumerate(of):
+        chunk = k // 2
+        cfg = turbo_targets.CFGS[chunk // turbo_targets.GUIDED % 2] if chunk % turbo_targets.GUIDED == 0 else 1.0
+        low = found.sigmas[own].argmin()
+        sigma = found.sigmas[own][low]
+        noise = found.states[own][0].float()
+        line = sigma * noise + (1 - sigma) * cfg * float(captions[k])
+        torch.testing.assert_close(found.states[own][low].float(), line, atol=0.05, rtol=0)
+    assert "" in found.captions  # the empty prompt of guided runs, now and then
+
+
+def test_lessons_that_were_stopped_are_those_that_were_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turbo_targets, "_CHUNK", 1)
+    monkeypatch.setattr(turbo_targets, "Conditionings", Encoded)
+    monkeypatch.setattr(turbo_targets, "captions_of_runs", lambda seed, count: [str(k) for k in range(count)])
+    calls: list[int] = []
+
+    class Stopped(ExactVelocity):
+        def forward(self, x: Tensor, times: Tensor, context: Tensor, y: Tensor) -> Tensor:
+            calls.append(len(calls))
+            if len(calls) == 150:  # in the tenth chunk or later
+                raise KeyboardInterrupt
+            return super().forward(x, times, context, y)
+
+    monkeypatch.setattr(turbo_targets, "_teacher", ExactVelocity)
+    whole = turbo_targets.make_lessons(tmp_path / "whole.safetensors", 12, 1, 2)
+    monkeypatch.setattr(turbo_targets, "_teacher", Stopped)
+    path = tmp_path / "stopped.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        turbo_targets.make_lessons(path, 12, 1, 2)
+    assert not path.exists()
+    monkeypatch.setattr(turbo_targets, "_teacher", ExactVelocity)
+    found = turbo_targets.make_lessons(path, 12, 1, 2)
+    assert found.captions == whole.captions
+    for name in ("states", "sigmas", "velocities"):
+        assert torch.equal(getattr(found, name), getattr(whole, name))
+
+
+def test_the_second_lessons_have_captions_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(turbo_targets, "make_lessons", lambda *given: asked.append(given))
+    turbo_targets.make_targets(Path())
+    turbo_targets.make_more_targets(Path())
+    (first, *_, seed), (second, *_, other) = asked
+    assert first != second
+    assert seed != other
+    texts = [turbo_targets.captions_of_runs(one[2], 40) for one in asked]
+    assert texts[0] != texts[1]
+    assert texts[0] == turbo_targets.captions_of_runs(asked[0][2], 40)
