@@ -79,7 +79,7 @@ RECOMMENDED: dict[str, Parts] = {
     "Diverse Noise, shipped": (("Diverse Noise", {}),),
     "Minority Prompt, shipped": (("Minority Prompt", {}),),
 }
-# Names of parts, each at its chosen settings.
+# Names of parts: ours as they ship, rivals at their chosen settings.
 TOGETHER: dict[str, Sequence[str]] = {
     "Prompts + Noise": ("Diverse Prompts", "Diverse Noise"),
     "Minority + Noise": ("Minority Prompt", "Diverse Noise"),
@@ -88,6 +88,12 @@ TOGETHER: dict[str, Sequence[str]] = {
     "Minority + pink": ("pink noise", "Minority Prompt"),
     "all together": ("pink noise", "Diverse Prompts", "Diverse Noise"),
 }
+
+
+def together(model: str, names: Sequence[str]) -> Parts:
+    """Parts by name: ours as they ship, rivals as they were chosen."""
+    ships = {name: {} for name in OURS} | {"Diversify": {"strength": 0.5}}
+    return tuple((name, ships[name] if name in ships else chosen(model, name)) for name in names)
 
 
 def curve(model: str, role: str, name: str, parts: Parts, knob: str, cfg: float, free: bool = False) -> Iterator[Row]:
@@ -130,21 +136,18 @@ def rows_of(model: str, full: bool = True) -> list[Row]:
     for name, ours in OURS.items():
         if model in ours.models:
             found += curve(model, "method", name, ((name, chosen(model, name)),), ours.knob, cfg)
-    for name, names in TOGETHER.items():
-        parts = tuple((part, chosen(model, part)) for part in names)
-        found += curve(model, "method", name, parts, PARTS[names[-1]].knob, cfg)
-    noise = chosen(model, "Diverse Noise")
+    found += [Row(model, "method", name, cfg, together(model, names), False) for name, names in TOGETHER.items()]
+    # One thing changed in what ships.
     extra: dict[str, Parts] = {
-        "N of 2N, then Noise": (("N of 2N", {"times": 2}), ("Diverse Noise", noise)),
-        "Noise, 10 iterations": (("Diverse Noise", {**noise, "iterations": 10}),),
-        "Minority, one step": (
-            ("Minority Prompt", {**chosen(model, "Minority Prompt"), "window": [0.0, 0.01], "keep_until": 0.0}),
-        ),
+        "N of 2N, then Noise": (("N of 2N", {"times": 2}), ("Diverse Noise", {})),
+        "Noise, 10 iterations": (("Diverse Noise", {"iterations": 10}),),
+        "Noise, fine detail too": (("Diverse Noise", {"cells": 0, "strength": 0.25}),),
+        "Minority, one step": (("Minority Prompt", {"window": [0.0, 0.01], "keep_until": 0.0}),),
     }
     if guided:
-        extra["Noise, estimates at CFG 1"] = (("Diverse Noise", {**noise, "cfg": 1.0}),)
-        for name in ("Diverse Prompts", "Diverse Noise", "Minority Prompt", "Prompts + Noise"):
-            parts = tuple((part, chosen(model, part)) for part in TOGETHER.get(name, (name,)))
+        extra["Noise, estimates at CFG 1"] = (("Diverse Noise", {"cfg": 1.0}),)
+        for name in ("Diversify", "Diverse Prompts", "Diverse Noise", "Minority Prompt", "Prompts + Noise"):
+            parts = together(model, TOGETHER.get(name, (name,)))
             found += [Row(model, "method", f"{name}, over CFG", other, parts, False) for other in CFGS if other != cfg]
     found += [Row(model, "method", name, cfg, parts, False) for name, parts in extra.items()]
     unique = {row.key: row for row in found}

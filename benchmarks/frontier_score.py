@@ -10,7 +10,7 @@ from .measure import Group, measure
 if TYPE_CHECKING:
     from comfyui_diversity.demo.scorer import Scorer
 
-FIGURES = ("adherence", "fidelity", "good_share", "vendi", "quality_vendi")
+FIGURES = ("adherence", "fidelity", "good_share", "vendi", "quality_vendi", "rare_share", "mss", "mss_centred")
 
 
 def score(group: Group, scorer: Scorer) -> dict[str, float]:

@@ -20,7 +20,7 @@ Sample = Callable[["Job"], Tensor]
 
 @dataclass
 class Job:
-    """A batch of `images` for one prompt, as KSampler with euler would sample it, until something changes it.
+    """A batch of `images` for one prompt, as KSampler samples it by the recipe, until something changes it.
 
     noise: `[B, 16, 16, 16]`, KSampler's own for this seed. model: a patched clone, or the world's own.
     positive, negative: CONDITIONING. sample: what turns the job into finished latents.
@@ -51,7 +51,7 @@ class Job:
         given |= {"seed": self.seed, "disable_pbar": True, **named}
         model, noise, latent = (given.pop(name) for name in ("model", "noise", "latent_image"))
         return comfy.sample.sample(
-            model, noise, recipe.steps, self.cfg, "euler", recipe.scheduler,
+            model, noise, recipe.steps, self.cfg, recipe.sampler, recipe.scheduler,
             self.positive, self.negative, latent, **given,
         )  # fmt: skip
 

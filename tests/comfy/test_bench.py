@@ -38,6 +38,12 @@ def latents(world: World, cfg: float, *parts: tuple[str, dict[str, Any]], images
     return finished(job)
 
 
+@pytest.mark.parametrize("model", ["distilled", "turbo"])  # euler, and res_multistep as in Z-Image Turbo's template
+def test_a_job_is_sampled_as_ksampler_would(model: str) -> None:
+    world = World(model, 4)
+    assert torch.equal(finished(new_job(world, TEXT, 3, 2, world.recipe.cfg)), world.latents(TEXT, 3, 2))
+
+
 # The cheapest settings of each.
 SETTINGS: dict[str, dict[str, Any]] = {
     "more seeds": {"times": 2},
