@@ -39,6 +39,7 @@ from .intervals import mean_interval
 from .job import finished, new_job
 from .measure import Group
 from .results import SCRATCH, commit
+from .results import replace as write_whole
 
 FIRST_SEED = {"report": 1000, "tune": 5000}
 SETS = {"report": REPORT_PROMPTS, "tune": TUNE_PROMPTS}
@@ -74,7 +75,7 @@ class Bench:
                 change(job)
             latents = finished(job)
             seconds = (time.process_time() - started) / self.images
-            path.with_suffix(".seconds").write_text(f"{seconds:.5f}")
+            write_whole(path.with_suffix(".seconds"), f"{seconds:.5f}")
             return world.images(latents)
 
         return stored(path, text, self.images, make)
@@ -83,11 +84,12 @@ class Bench:
         """`FIGURES` of prompt k's images, and `seconds` of CPU time to sample one of them."""
         path = self._path(row, k)
         scores = path.with_name(f"{path.stem}_{provenance.revision(made_as(row), row.model)}.json")
-        if not scores.exists():
+        found = kept_score(scores)
+        if found is None:
             found = score(Group(self.prompts[k], self.images_of(row, k)), self.scorer)
-            found["seconds"] = float(path.with_suffix(".seconds").read_text())
-            scores.write_text(json.dumps(found))
-        return json.loads(scores.read_text("utf-8"))
+            found["seconds"] = kept_seconds(path)
+            write_whole(scores, json.dumps(found))
+        return found
 
     def row(self, row: Row) -> dict[str, Any]:
         """A whole row, as it is kept."""
@@ -121,6 +123,24 @@ class Bench:
         made = {"revision": provenance.revision(made_as(row), row.model), "commit": commit()}
         made |= {"machine": provenance.machine(), "versions": provenance.versions()}
         return {"key": row.key, **own, **figures, **made, "per_prompt": per_prompt}
+
+
+def kept_score(path: Path) -> dict[str, float] | None:
+    """A prompt's score as it is kept; None where there is none, or a damaged one: it is made again."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        return {name: float(found[name]) for name in (*FIGURES, "seconds")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def kept_seconds(images: Path) -> float:
+    """CPU time to sample one of the images in a file. Raises ValueError where it is missing or damaged."""
+    path = images.with_suffix(".seconds")
+    try:
+        return float(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete {images} with it, and both are made again.") from error
 
 
 def made_as(row: Row) -> str:
@@ -168,10 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     full, path = options.full, options.out / "frontier.json"
     models = options.model or (available() if full else QUICK_MODELS)
-    for model in models:  # now: files may change while this runs, and what is loaded does not
-        for role in provenance.ROLES:
-            provenance.making(role, model)
-            provenance.revision(role, model)
+    hold_revisions(models)
     try:
         if options.replace:
             begin_anew(path, models)
@@ -223,6 +240,14 @@ def begin_anew(path: Path, models: Sequence[str]) -> None:
     kept = [row for row in old if row["model"] not in models or row["revision"] in provenance.revisions(row["model"])]
     if len(kept) < len(old):
         save(path, kept)
+
+
+def hold_revisions(models: Sequence[str]) -> None:
+    """Takes the revisions of now: files may change while a benchmark runs, and what is loaded does not."""
+    for model in models:
+        for role in provenance.ROLES:
+            provenance.making(role, model)
+            provenance.revision(role, model)
 
 
 def available() -> list[str]:

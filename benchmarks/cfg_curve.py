@@ -9,6 +9,7 @@ Images are kept in .dev/benchmarks/images: a run that was stopped goes on where 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,7 +32,8 @@ MODELS = {"mmdit": CFGS, "distilled": (1.0,), "unet": CFGS, "turbo": (1.0,)}  # 
 IMAGES = 6
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=list(MODELS))
     parser.add_argument("--report", action="store_true", help="the prompts that figures are published on")
@@ -40,6 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
     parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of the results")
     options = parser.parse_args(arguments)
+    try:
+        carry_out(options)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def carry_out(options: argparse.Namespace) -> None:
+    """Makes and measures a row a CFG; adds each to the results as soon as it is there."""
     torch.set_num_threads(1)
     kind = "report" if options.report else "tune"
     prompts = SETS[kind][: options.prompts or None]
@@ -69,4 +81,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

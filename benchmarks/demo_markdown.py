@@ -41,7 +41,28 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def of_file(path: Path) -> str:
+    """The table of a figures.json. Raises ValueError for a file that is missing or damaged."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        if not rows:
+            raise ValueError("it has no rows")
+        return markdown(rows)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing: run `python dev.py demo` first.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): run `python dev.py demo`, which makes it again.") from error
+
+
+def main() -> int:
+    """Returns the exit code."""
+    try:
+        print(of_file(FIGURES))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    if not FIGURES.exists():
-        sys.exit(f"{FIGURES} is missing: run `python dev.py demo` first.")
-    print(markdown(json.loads(Path(FIGURES).read_text(encoding="utf-8"))))
+    sys.exit(main())

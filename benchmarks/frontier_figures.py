@@ -18,6 +18,7 @@ from .intervals import interval, resampled
 # The fixed corner of the hypervolume: every second image good, and no diversity.
 REFERENCE = (0.5, 1.0)
 POINTS_LESS = 0.01  # "at the baseline's quality less one point"
+MOST_LESS = 0.05  # a row whose good share is further below the baseline's is not the best by quality-weighted Vendi
 _LEAST_GAIN = 0.01  # a rival that gains nothing would make any ratio infinite
 REPLICATES = 500  # of the bootstrap over prompts
 Row = Mapping[str, Any]
@@ -27,8 +28,12 @@ Points = Sequence[Point]  # of one row: of all prompts, then of each replicate
 
 def points_of(row: Row, samples: np.ndarray) -> Points:
     """samples: `[replicates, prompts]`, which prompts each mean is over."""
-    good, vendi = (np.asarray(row["per_prompt"][name])[samples].mean(1).tolist() for name in ("good_share", "vendi"))
+    good, vendi = (_means(row, name, samples).tolist() for name in ("good_share", "vendi"))
     return list(zip(good, vendi, strict=True))
+
+
+def _means(row: Row, name: str, samples: np.ndarray) -> np.ndarray:
+    return np.asarray(row["per_prompt"][name])[samples].mean(1)
 
 
 def hypervolume(points: Sequence[Point], reference: Point = REFERENCE) -> float:
@@ -74,17 +79,33 @@ class Family:
         return [row[replicate] for rows in self.curves.values() for row in rows]
 
 
-def family(rows: Sequence[Row], samples: np.ndarray, role: str, free_only: bool = False) -> Family:
+def family(rows: Sequence[Row], samples: np.ndarray) -> Family:
     curves: dict[str, list[Points]] = {}
     for row in rows:
-        if row["role"] == role and (row["free"] or not free_only):
-            curves.setdefault(row["name"], []).append(points_of(row, samples))
+        curves.setdefault(row["name"], []).append(points_of(row, samples))
     return Family(curves)
+
+
+def best_quality(rows: Sequence[Row], base: Row, samples: np.ndarray) -> tuple[str, np.ndarray]:
+    """The greatest quality-weighted Vendi score of the rows, of those alone whose good share is at least the baseline's
+    less five points, so that a row which breaks many images does not win by diversity alone.
+
+    Returns whose it is on all prompts, and the score of each sample, for which the best row is chosen again; the
+    baseline's score, and nobody's, where no row may win.
+    """
+    enough = _means(base, "good_share", samples) - MOST_LESS - 1e-9
+    name, best = "none", np.full(len(samples), -np.inf)
+    for row in rows:
+        score = np.where(_means(row, "good_share", samples) >= enough, _means(row, "quality_vendi", samples), -np.inf)
+        name = row["name"] if score[0] > best[0] else name
+        best = np.maximum(best, score)
+    return name, np.where(np.isfinite(best), best, _means(base, "quality_vendi", samples))
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
     """Of the rows of one model, all on the same prompts: the baseline, the best free rival, the best rival of all and
-    ours at the baseline's quality less one point; gains in Vendi, their ratio and difference with 95 % intervals.
+    ours at the baseline's quality less one point; gains in Vendi, their ratio and difference with 95 % intervals. The
+    same of the best quality-weighted Vendi score of each (see `best_quality`), and how much more ours is.
 
     Raises ValueError for rows without one baseline.
     """
@@ -102,19 +123,27 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         return np.array([statistic(k) for k in range(len(samples))])
 
     gains: dict[str, np.ndarray] = {}
-    families = {
-        "free": family(rows, samples, "rival", True),
-        "rivals": family(rows, samples, "rival"),
-        "ours": family(rows, samples, "method"),
+    quality = {"baseline": _means(base, "quality_vendi", samples)}
+    found |= _with_interval("quality_baseline", quality["baseline"])
+    rivals = [row for row in rows if row["role"] == "rival"]
+    groups = {
+        "free": [row for row in rivals if row["free"]],
+        "rivals": rivals,
+        "ours": [row for row in rows if row["role"] == "method"],
     }
-    for name, one in families.items():
+    for name, own in groups.items():
+        one = family(own, samples)
         gains[name] = over_replicates(lambda k, one=one: one.best(start[k], k)[0] - start[k][1])
         volumes = over_replicates(lambda k, one=one: hypervolume([start[k], *one.points(k)]))
         found[name] = {"name": one.best(start[0], 0)[1]}
         found[name] |= _with_interval("gain", gains[name]) | _with_interval("hypervolume", volumes)
+        found[name]["quality_name"], quality[name] = best_quality(own, base, samples)
+        found[name] |= _with_interval("quality", quality[name])
     for name in ("free", "rivals"):
         found |= _with_interval(f"ratio_{name}", gains["ours"] / np.maximum(gains[name], _LEAST_GAIN))
         found |= _with_interval(f"difference_{name}", gains["ours"] - gains[name])
+    for name in ("baseline", "free", "rivals"):
+        found |= _with_interval(f"quality_difference_{name}", quality["ours"] - quality[name])
     return found
 
 

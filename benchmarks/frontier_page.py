@@ -6,16 +6,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from devtools.pages import table
 
-from .frontier_figures import POINTS_LESS, summary
+from .frontier_figures import MOST_LESS, POINTS_LESS, summary
 from .frontier_store import FRONTIER, load
+from .intervals import mean_interval
 
 Entry = Mapping[str, Any]
 PICTURE = "frontier.png"
 BLOCK = "frontier: "
-_HEAD = ["kind", "curve", "settings", "CFG", "adherence", "fidelity", "good share", "Vendi", "quality-weighted Vendi",
-         "time"]  # fmt: skip
+# By name in a row: the column's head, and decimals. A model's table has those that all of its rows have.
+_FIGURES = {
+    "adherence": ("adherence", 3),
+    "fidelity": ("fidelity", 3),
+    "good_share": ("good share", 3),
+    "vendi": ("Vendi", 2),
+    "quality_vendi": ("quality-weighted Vendi", 2),
+    "rare_share": ("rare share", 3),
+    "mss_centred": ("centred MSS", 3),
+}
 _KINDS = {"baseline": "baseline", "rival": "rival", "method": "ours", "data": ""}
 
 
@@ -36,35 +47,42 @@ def block(name: str, path: Path = FRONTIER) -> str:
 
 
 def gains(found: Sequence[Mapping[str, Any]]) -> str:
-    """One line a model: gains in Vendi at the baseline's quality less one point."""
-    head = ["model", "prompts, images a row", "baseline", "best free rival", "best rival", "ours",
-            "ours / free rival", "ours / any rival", "hypervolume: free, any rival, ours"]  # fmt: skip
+    """Of every model a line for the baseline, the best free rival, the best rival of all (the same line if it is free)
+    and ours.
+
+    Quality-weighted Vendi is that of the best row whose good share is at most five points below the baseline's; more
+    Vendi than the baseline is what a curve has where its good share is one point below.
+    """
+    quality, gain = (f"good images lost: {100 * less:g} of 100 at most" for less in (MOST_LESS, POINTS_LESS))
+    head = ["model", "best of", f"quality-weighted Vendi ({quality})", "ours: more by", f"gain in Vendi ({gain})",
+            "ours: times as much", "hypervolume"]  # fmt: skip
     body = []
     for one in found:
         good, vendi = one["baseline"]
-        volumes = ", ".join(f"{one[name]['hypervolume']:.3f}" for name in ("free", "rivals", "ours"))
-        body.append(
-            [
-                one["model"],
-                f"{one['prompts']}, {one['images']}",
-                f"CFG {one['cfg']:g}: good {good:.3f}, Vendi {vendi:.2f}",
-                *(_gain(one[name]) for name in ("free", "rivals", "ours")),
-                *(
-                    f"{one[f'ratio_{name}']:.2f} {_range(one[f'ratio_{name}_interval'], 2)}"
-                    for name in ("free", "rivals")
-                ),
-                volumes,
-            ]
+        model = f"{one['model']}: {one['prompts']} prompts, {one['images']} images a row"
+        start = [_score(one, "quality_baseline"), _score(one, "quality_difference_baseline", "+")]
+        body.append([model, f"baseline, CFG {one['cfg']:g}", *start, f"good {good:.3f}, Vendi {vendi:.2f}", "", ""])
+        free, rivals = (
+            _cells(one[name], _score(one, f"quality_difference_{name}", "+"), _score(one, f"ratio_{name}"))
+            for name in ("free", "rivals")
         )
+        body += (
+            [["", "free rivals, all rivals", *free]]
+            if free == rivals
+            else [["", "free rivals", *free], ["", "all rivals", *rivals]]
+        )
+        body.append(["", "ours", *_cells(one["ours"])])
     return table(head, body)
 
 
-def _gain(one: Mapping[str, Any]) -> str:
-    return f"{one['name']}: {one['gain']:+.2f} {_range(one['gain_interval'], 2)}"
+def _cells(group: Mapping[str, Any], more: str = "", times: str = "") -> list[str]:
+    """Of a group its best row by quality-weighted Vendi, and its best curve. more, times: ours beside them."""
+    quality = f"{group['quality_name']}: {_score(group, 'quality')}"
+    return [quality, more, f"{group['name']}: {_score(group, 'gain', '+')}", times, f"{group['hypervolume']:.3f}"]
 
 
-def _ratio(one: Mapping[str, Any], name: str) -> str:
-    return f"{one[f'ratio_{name}']:.2f} {_range(one[f'ratio_{name}_interval'], 2)}"
+def _score(one: Mapping[str, Any], name: str, sign: str = "") -> str:
+    return f"{one[name]:{sign}.2f} {_range(one[f'{name}_interval'], 2)}"
 
 
 def _range(pair: Sequence[float], digits: int) -> str:
@@ -72,15 +90,17 @@ def _range(pair: Sequence[float], digits: int) -> str:
 
 
 def outline(rows: Sequence[Entry], model: str) -> str:
-    """All rows of a model; the greatest Vendi among those with the baseline's quality less one point is bold."""
+    """All rows of a model, each figure with the 95 % interval of its difference from the baseline, over the same
+    prompts, or *unclear* where that holds 0. The greatest Vendi among rows with the baseline's quality less one point
+    is bold."""
     base = next((row for row in rows if row["role"] == "baseline"), None)
     enough = base["good_share"] - POINTS_LESS - 1e-9 if base else 0.0
     able = [row["vendi"] for row in rows if row["role"] != "data" and row["good_share"] >= enough]
+    figures = [name for name in _FIGURES if all(name in row["per_prompt"] for row in rows)]
     order = list(_KINDS)
     body = []
     for row in sorted(rows, key=lambda row: (order.index(row["role"]), row["name"], row["cfg"], row["vendi"])):
         best = row["role"] != "data" and able and row["vendi"] == max(able) and row["good_share"] >= enough
-        vendi = f"**{row['vendi']:.2f}**" if best else f"{row['vendi']:.2f}"
         ratio = row["seconds"] / base["seconds"] if base and row["role"] != "data" else 0.0
         settings = "; ".join(f"{key} {value}" for one in row["settings"].values() for key, value in one.items())
         body.append(
@@ -89,15 +109,23 @@ def outline(rows: Sequence[Entry], model: str) -> str:
                 row["name"],
                 settings,
                 f"{row['cfg']:g}" if row["role"] != "data" else "",
-                f"{row['adherence']:.3f}",
-                f"{row['fidelity']:.3f}",
-                f"{row['good_share']:.3f} {_range(row['good_share_interval'], 3)}",
-                f"{vendi} {_range(row['vendi_interval'], 2)}",
-                f"{row['quality_vendi']:.2f} {_range(row['quality_vendi_interval'], 2)}",
+                *(_figure(row, base, name, best and name == "vendi") for name in figures),
                 f"{ratio:.1f}" if ratio else "",
             ]
         )
-    return f"{model}: {rows[0]['prompts']} prompts, {rows[0]['images']} images a row.\n\n{table(_HEAD, body)}"
+    head = ["kind", "curve", "settings", "CFG", *(_FIGURES[name][0] for name in figures), "time"]
+    return f"{model}: {rows[0]['prompts']} prompts, {rows[0]['images']} images a row.\n\n{table(head, body)}"
+
+
+def _figure(row: Entry, base: Entry | None, name: str, bold: bool) -> str:
+    """A figure and how far it is from the baseline's, prompt by prompt."""
+    _, digits = _FIGURES[name]
+    text = f"{row[name]:.{digits}f}"
+    text = f"**{text}**" if bold else text
+    if base is None or row is base or row["role"] == "data":
+        return text
+    low, high = mean_interval(np.subtract(*(one["per_prompt"][name] for one in (row, base))))
+    return f"{text} (unclear)" if low <= 0 <= high else f"{text} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
 def made(rows: Sequence[Entry]) -> str:

@@ -16,6 +16,10 @@ from .results import COMMITTED, SCRATCH, replace
 
 FRONTIER = COMMITTED / "frontier.json"
 STORE = SCRATCH / "frontier"
+_FIGURES = ("adherence", "fidelity", "good_share", "vendi", "quality_vendi")
+# What tables and the picture take from a row.
+NEEDED = ("key", "model", "revision", "role", "name", "settings", "cfg", "free", "prompts", "images", "seconds",
+           "machine", "versions", "per_prompt", *_FIGURES, *(f"{name}_interval" for name in _FIGURES))  # fmt: skip
 
 
 def folder_of(making: str, key: str) -> Path:
@@ -24,14 +28,18 @@ def folder_of(making: str, key: str) -> Path:
 
 
 def load(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, none if there is no file. Raises ValueError for a file that is not such a list."""
+    """The rows of a file, none if there is no file. Raises ValueError for a file that is not such a list, or that has a
+    row without figures."""
     if not path.exists():
         return []
     try:
         found = json.loads(path.read_text("utf-8"))
-        if not isinstance(found, list) or any(not {"key", "model", "revision"} <= set(row) for row in found):
+        if not isinstance(found, list) or any(not isinstance(row, dict) or "key" not in row for row in found):
             raise ValueError("it is not a list of rows")
-    except ValueError as error:
+        for row in found:
+            if missing := [name for name in NEEDED if name not in row]:
+                raise ValueError(f"row {row['key']!r} has no {', '.join(missing)}")
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}). Delete it, or restore it by `git checkout`.") from error
     return found
 

@@ -3,7 +3,6 @@ way they need not be made again."""
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ import numpy as np
 from .results import SCRATCH
 
 STORE = SCRATCH / "images"
+SHAPE = (128, 128, 3)  # of an image of the demo
 
 
 def stored(path: Path, text: str, count: int, make: Callable[[], Any]) -> np.ndarray:
-    """The images `uint8 [count, H, W, 3]` in the file, or, where it is missing, those that `make` gives, then kept.
+    """The images `uint8 [count, 128, 128, 3]` in the file, or, where it is missing, those that `make` gives, then kept.
 
     text: the prompt, which the file must be of. Raises ValueError for a file that is damaged or of something else.
     """
@@ -32,11 +32,11 @@ def stored(path: Path, text: str, count: int, make: Callable[[], Any]) -> np.nda
     try:
         with np.load(path) as found:
             images, own = found["images"], str(found["text"])
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy, zipfile and zlib each have their own for a damaged file
         raise ValueError(f"{path} is damaged; delete it, and it is made again.") from error
-    if own != text or images.dtype != np.uint8 or images.ndim != 4 or images.shape[0] != count:
+    if own != text or images.dtype != np.uint8 or images.shape != (count, *SHAPE):
         raise ValueError(
-            f"{path} has {images.dtype} {list(images.shape)} of {own!r}; it must have {count} images of {text!r}. "
-            "Delete it, and it is made again."
+            f"{path} has {images.dtype} {list(images.shape)} of {own!r}; it must have {count} images of {text!r}, "
+            f"uint8 {[count, *SHAPE]}. Delete it, and it is made again."
         )
     return images

@@ -1,13 +1,22 @@
 """Any text-to-image workflow, with and without this pack's nodes, on your own ComfyUI and your own models.
 
     python -m benchmarks.released --workflow my_workflow.json --clip clip_vit_l.safetensors
-    python -m benchmarks.released --workflow my_workflow.json --prompts prompts.txt --seeds 1 2 3 --images 8
+    python -m benchmarks.released --workflow my_workflow.json --clip clip_vit_l.safetensors --seeds 1 2 3 --images 8
 
-The workflow is one that makes images with your model, saved by Workflow > Export (API). A ComfyUI that has this pack
-runs (`--server`). Every row sets the same prompts, seeds and batch; rows differ by the pack's nodes, at their defaults,
-put in before the one sampler. `--clip` is a CLIP checkpoint with both towers (such as model.safetensors of
-openai/clip-vit-large-patch14); its vision features give the Vendi score and the mean pairwise similarity, its cosines
-between image and prompt, times 100, the CLIP score.
+The workflow is one that makes images with your model, saved by Workflow > Export (API). Every row sets the same
+prompts, seeds and batch; rows differ by what is put in before the one sampler. Two come for nothing: pink noise, and
+where the CFG is above 1, one two thirds of the way to 1. The others are the pack's nodes at their defaults, and
+Diversify at two strengths.
+
+What it needs: a ComfyUI that has this pack and runs (`--server`); its folder in COMFYUI_PATH, and its Python to run
+this; and `--clip`, a CLIP checkpoint with both towers (such as model.safetensors of openai/clip-vit-large-patch14,
+1.7 GB). CLIP's vision features give the Vendi score and the mean pairwise similarity, its cosines between image and
+prompt, times 100, the CLIP score.
+
+How long it takes: rows x prompts x seeds runs, each of one batch. By default that is 9 x 8 x 2 = 144 runs of 4 images
+(8 x 8 x 2 = 128 with a CFG of 1): 576 images, 48 minutes at 5 s each. On top come what the nodes add, which the last
+column has, and CLIP on the CPU, 3 s an image on one core and less on several. Every row's workflows are made before the
+first one runs, so that what cannot be made is refused at once.
 
 There is no ground truth here: a broken image counts as well as a sound one, and a CLIP score says little about details.
 Intervals are 95 %, by a bootstrap over prompts and seeds, paired: every row has the same.
@@ -27,7 +36,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from devtools.graph import SAMPLERS, Prompt, with_values
+from devtools.graph import SAMPLERS, Prompt, nearest, with_values
 from devtools.images import decode
 from devtools.pack import load_comfyui, load_pack
 from devtools.pages import table
@@ -43,6 +52,8 @@ PROMPTS = (
 )  # fmt: skip
 FIGURES = ("CLIP score", "Vendi", "MSS")
 BASELINE = "without"
+STRENGTHS = (0.5, 1.0)  # of Diversify
+PINK = 0.5
 
 
 class Judge(Protocol):
@@ -73,6 +84,8 @@ class ClipFile:
         if missing:
             raise ValueError(f"--clip is {path}, which has no {missing[0]}*; it must be a CLIP with both towers.")
         vision = comfy.clip_vision.load_clipvision_from_sd(dict(weights))
+        if vision is None:
+            raise ValueError(f"--clip is {path}, whose vision tower ComfyUI cannot read; it reads ViT-L, H and bigG.")
         text = {name: value for name, value in weights.items() if name.startswith("text_")}
         clip = comfy.sd.load_text_encoder_state_dicts([text], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION)
         self._towers = Towers(vision, clip)
@@ -126,6 +139,8 @@ def read_workflow(path: Path) -> Prompt:
         )
     if not isinstance(found, dict) or not all(isinstance(one, dict) and "class_type" in one for one in found.values()):
         raise ValueError(f"--workflow is {path}, which is no workflow in API format (Workflow > Export (API)).")
+    for node in found.values():
+        node.setdefault("_meta", {"title": node["class_type"]})  # older versions of ComfyUI leave it out
     sampler_of(found)
     return found
 
@@ -204,11 +219,31 @@ def defaults_of(schemas: Schemas, kind: str) -> dict[str, Any]:
 def with_noise(prompt: Prompt, schemas: Schemas) -> Prompt:
     """Diverse Noise between the model and what samples it."""
     edited = copy.deepcopy(prompt)
-    node_id, name = upstream(edited, sampler_of(edited), ("model",))
-    new = _new(
-        edited, "DiversityCNO", {**defaults_of(schemas, "DiversityCNO"), "model": edited[node_id]["inputs"][name]}
-    )
-    edited[node_id]["inputs"][name] = [new, 0]
+    _on_model(edited, schemas, "DiversityCNO")
+    return edited
+
+
+def with_pink(prompt: Prompt, schemas: Schemas, exponent: float) -> Prompt:
+    """Pink noise alone: Diverse Noise that moves nothing."""
+    edited = copy.deepcopy(prompt)
+    options = {**defaults_of(schemas, "DiversityCNOOptions"), "pink": exponent}
+    _on_model(edited, schemas, "DiversityCNO", strength=0.0, options=[_new(edited, "DiversityCNOOptions", options), 0])
+    return edited
+
+
+def with_diversify(prompt: Prompt, schemas: Schemas, strength: float) -> Prompt:
+    """Diversify in place of CLIP Text Encode, and between the model and what samples it. Where another node encodes the
+    prompt, which may do more than that, Diversify (Model Only): to a batch it does the same."""
+    edited = copy.deepcopy(prompt)
+    try:
+        encoder = encoder_of(edited)
+    except ValueError:
+        encoder = None
+    if encoder is None or edited[encoder]["class_type"] != "CLIPTextEncode":
+        _on_model(edited, schemas, "DiversityDiversifyModel", strength=strength)
+    else:
+        own = {name: edited[encoder]["inputs"][name] for name in ("clip", "text")}
+        _relink(edited, encoder, _on_model(edited, schemas, "DiversityDiversify", strength=strength, **own), 1)
     return edited
 
 
@@ -226,14 +261,21 @@ def with_prompts(prompt: Prompt, schemas: Schemas, variants: int, seed: int) -> 
 def with_minority(prompt: Prompt, schemas: Schemas, steps: int) -> Prompt:
     """Minority Prompt in place of that node, and between the model and what samples it."""
     edited = copy.deepcopy(prompt)
-    encoder, (node_id, name) = encoder_of(edited), upstream(edited, sampler_of(edited), ("model",))
+    encoder = encoder_of(edited)
     inputs = edited[encoder]["inputs"]
     own = {"clip": inputs["clip"], "text": inputs.get("text", inputs.get("prompt"))}
-    own |= {"model": edited[node_id]["inputs"][name], "preset": "few-step model" if steps <= 8 else "base model"}
-    new = _new(edited, "DiversityMinorityPrompt", {**defaults_of(schemas, "DiversityMinorityPrompt"), **own})
-    edited[node_id]["inputs"][name] = [new, 0]
-    _relink(edited, encoder, new, 1)
+    own["preset"] = "few-step model" if steps <= 8 else "base model"
+    _relink(edited, encoder, _on_model(edited, schemas, "DiversityMinorityPrompt", **own), 1)
     return edited
+
+
+def _on_model(prompt: Prompt, schemas: Schemas, kind: str, **own: Any) -> str:
+    """Puts a node between the model and what samples it; returns its id."""
+    node_id, name = upstream(prompt, sampler_of(prompt), ("model",))
+    inputs = {**defaults_of(schemas, kind), **own, "model": prompt[node_id]["inputs"][name]}
+    new = _new(prompt, kind, inputs)
+    prompt[node_id]["inputs"][name] = [new, 0]
+    return new
 
 
 def _new(prompt: Prompt, kind: str, inputs: dict[str, Any]) -> str:
@@ -266,9 +308,9 @@ def _relink(prompt: Prompt, old: str, new: str, output: int) -> None:
 class Plan:
     """Which images each row makes: `images` of every prompt with every seed, in one batch."""
 
-    prompts: Sequence[str]
-    seeds: Sequence[int]
-    images: int
+    prompts: Sequence[str] = PROMPTS
+    seeds: Sequence[int] = (1, 2)
+    images: int = 4
 
     def groups(self) -> list[tuple[str, int]]:
         return [(text, seed) for text in self.prompts for seed in self.seeds]
@@ -277,8 +319,8 @@ class Plan:
 Edit = Callable[[Prompt, Schemas, str, int], Prompt]  # workflow, schemas, text and seed to the workflow to run
 
 
-def rows_for(plan: Plan, steps: int) -> dict[str, Edit]:
-    """By name: without the pack, each method, and the two that go together."""
+def rows_for(plan: Plan, workflow: Prompt) -> dict[str, Edit]:
+    """By name: without the pack, what comes for nothing, Diversify, each method, and the two that go together."""
 
     def prompts(prompt: Prompt, schemas: Schemas, _text: str, seed: int) -> Prompt:
         return with_prompts(prompt, schemas, plan.images, seed)
@@ -289,8 +331,16 @@ def rows_for(plan: Plan, steps: int) -> dict[str, Edit]:
     def both(prompt: Prompt, schemas: Schemas, text: str, seed: int) -> Prompt:
         return noise(prompts(prompt, schemas, text, seed), schemas, text, seed)
 
+    def diversify(strength: float) -> Edit:
+        return lambda prompt, schemas, *_: with_diversify(prompt, schemas, strength)
+
+    cfg, steps = cfg_of(workflow), steps_of(workflow)
+    lower = round(1 + (cfg - 1) / 3, 2)
     return {
         BASELINE: lambda prompt, *_: prompt,
+        **({f"CFG {lower:g}": lambda prompt, *_: with_values(prompt, {"cfg": lower})} if cfg > 1 else {}),
+        f"Pink noise {PINK:g}": lambda prompt, schemas, *_: with_pink(prompt, schemas, PINK),
+        **{f"Diversify, strength {strength:g}": diversify(strength) for strength in STRENGTHS},
         "Diverse Prompts": prompts,
         "Diverse Noise": noise,
         "Minority Prompt": lambda prompt, schemas, *_: with_minority(prompt, schemas, steps),
@@ -302,6 +352,15 @@ def steps_of(prompt: Prompt) -> int:
     """Sampling steps, for the preset of Minority Prompt; 20 where nothing says so."""
     found = [node["inputs"]["steps"] for node in prompt.values() if isinstance(node["inputs"].get("steps"), int)]
     return min(found, default=20)
+
+
+def cfg_of(prompt: Prompt) -> float:
+    """Its CFG; 1 where nothing says so."""
+    try:
+        node_id, name = nearest(prompt, sampler_of(prompt), ("cfg",))
+    except ValueError:
+        return 1.0
+    return float(prompt[node_id]["inputs"][name])
 
 
 def group_figures(images: np.ndarray, text: str, judge: Judge) -> dict[str, float]:
@@ -318,28 +377,38 @@ def group_figures(images: np.ndarray, text: str, judge: Judge) -> dict[str, floa
     }
 
 
-def make_row(
-    client: Client, workflow: Prompt, edit: Edit, plan: Plan, judge: Judge, schemas: Schemas
-) -> tuple[dict[str, list[float]], float]:
-    """The figures of every group, and the seconds that the server worked. Raises ValueError for a workflow that gives
-    another number of images."""
-    found: dict[str, list[float]] = {name: [] for name in FIGURES}
-    seconds = 0.0
+def jobs_of(workflow: Prompt, edit: Edit, plan: Plan, schemas: Schemas) -> list[Prompt]:
+    """The workflows of a row, one for each group."""
+    found = []
     for text, seed in plan.groups():
         values = {"text": text, "seed": seed, "batch_size": plan.images}
-        result = client.run(edit(with_values(workflow, values), schemas, text, seed))
+        found.append(edit(with_values(workflow, values), schemas, text, seed))
+    return found
+
+
+def make_row(
+    client: Client, jobs: Sequence[Prompt], plan: Plan, judge: Judge
+) -> tuple[dict[str, list[float]], list[float]]:
+    """The figures of every group, and the seconds that the server worked on it. Raises ValueError for a workflow that
+    gives another number of images."""
+    found: dict[str, list[float]] = {name: [] for name in FIGURES}
+    seconds = []
+    for (text, _), job in zip(plan.groups(), jobs, strict=True):
+        result = client.run(job)
         files = client.images(result)
         if len(files) != plan.images:
             raise ValueError(f"The workflow made {len(files)} images of {text!r}; its batch was to be {plan.images}.")
         for name, value in group_figures(np.stack([decode(file) for file in files]), text, judge).items():
             found[name].append(value)
-        seconds += result.seconds
+        seconds.append(result.seconds)
     return found, seconds
 
 
-def markdown(rows: Mapping[str, tuple[Mapping[str, Sequence[float]], float]]) -> str:
-    """The table: means, and for all but the first row the change from it with its interval."""
-    base, base_seconds = next(iter(rows.values()))
+def markdown(rows: Mapping[str, tuple[Mapping[str, Sequence[float]], Sequence[float]]]) -> str:
+    """The table: means, and for all but the first row the change from it with its interval.
+
+    Times are medians, since the first group of the first row also waits for the model to load."""
+    base, base_time = next((found, float(np.median(seconds))) for found, seconds in rows.values())
     body = []
     for name, (found, seconds) in rows.items():
         cells = [name]
@@ -350,7 +419,7 @@ def markdown(rows: Mapping[str, tuple[Mapping[str, Sequence[float]], float]]) ->
                 low, high = interval((own - other)[resampled(len(own))].mean(1))
                 text += f" ({own.mean() - other.mean():+.3f}; {low:+.3f} to {high:+.3f})"
             cells.append(text)
-        body.append([*cells, f"{seconds / base_seconds:.2f}" if base_seconds else ""])
+        body.append([*cells, f"{np.median(seconds) / base_time:.2f}" if base_time else ""])
     return table(["", *FIGURES, "time"], body)
 
 
@@ -360,15 +429,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workflow", type=Path, required=True, help="in API format (Workflow > Export (API))")
     parser.add_argument("--server", default="http://127.0.0.1:8188", help="a ComfyUI that has this pack")
     parser.add_argument("--prompts", type=Path, help="a text file with a prompt a line; default: eight plain ones")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--images", type=int, default=8, help="of each prompt and seed, in one batch")
+    parser.add_argument("--seeds", type=int, nargs="+", default=Plan.seeds)
+    parser.add_argument("--images", type=int, default=Plan.images, help="of each prompt and seed, in one batch")
     parser.add_argument("--clip", required=True, help='a CLIP checkpoint with both towers, or "demo"')
     parser.add_argument("--rows", nargs="*", help="only these (the first is always made)")
     parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of released.json")
     options = parser.parse_args(arguments)
     try:
         workflow = read_workflow(options.workflow)
-        texts = PROMPTS
+        texts = Plan.prompts
         if options.prompts is not None:
             texts = [line.strip() for line in options.prompts.read_text("utf-8").splitlines() if line.strip()]
         if options.images < 2 or not texts:
@@ -383,23 +452,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(workflow: Prompt, plan: Plan, client: Client, options: argparse.Namespace) -> str:
     """Makes all rows, keeps them in released.json, and gives the table."""
-    edits = rows_for(plan, steps_of(workflow))
+    edits = rows_for(plan, workflow)
     if options.rows:
         unknown = [name for name in options.rows if name not in edits]
         if unknown:
             raise ValueError(f"--rows has {unknown[0]!r}; the rows are {', '.join(edits)}.")
         edits = {name: edit for name, edit in edits.items() if name == BASELINE or name in options.rows}
     schemas = client.object_info()
+    jobs: dict[str, list[Prompt]] = {}
+    for name, edit in edits.items():
+        try:
+            jobs[name] = jobs_of(workflow, edit, plan, schemas)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error} (Rows can be left out by --rows.)") from error
     _ready()
     judge = demo_judge() if options.clip == "demo" else ClipFile(Path(options.clip))
-    rows: dict[str, tuple[dict[str, list[float]], float]] = {}
-    for name, edit in edits.items():
-        rows[name] = make_row(client, workflow, edit, plan, judge, schemas)
+    groups = len(plan.groups())
+    size = f"{len(jobs)} rows x {len(plan.prompts)} prompts x {len(plan.seeds)} seeds"
+    print(f"{size} = {len(jobs) * groups} runs of {plan.images} images", flush=True)
+    rows: dict[str, tuple[dict[str, list[float]], list[float]]] = {}
+    for name, own in jobs.items():
+        rows[name] = make_row(client, own, plan, judge)
         kept = [{"row": one, "figures": found, "seconds": seconds} for one, (found, seconds) in rows.items()]
         write(options.out / "released.json", f"python -m benchmarks.released --workflow {options.workflow}", kept)
-        print(f"{name}: {rows[name][1]:.0f} s", flush=True)
-    images = plan.images * len(plan.groups())
-    return f"{len(plan.prompts)} prompts, {images} images a row; no ground truth.\n\n{markdown(rows)}"
+        print(f"{name}: {sum(rows[name][1]):.0f} s", flush=True)
+    return f"{len(plan.prompts)} prompts, {plan.images * groups} images a row; no ground truth.\n\n{markdown(rows)}"
 
 
 def _ready() -> None:

@@ -72,15 +72,24 @@ def _ablation(method: str, against: str) -> Table:
     return Table(("ablations_mmdit_report_160",), _ABLATED, (BASELINE, f"{method}, *"), against=f"{method}, {against}")
 
 
-_JUDGED = ("adherence", "fidelity", "good share", "Vendi", "quality Vendi", "rare share", "divergence", "KID")
+_OVI = ("text cosine", "nearest of the bank", "neighbours that fit", "prompt's images")
+
+
+def _ovi(constraint: str, weight: str, *columns: str) -> Table:
+    rows = ("image", "text", "published, none", f"published, {constraint} *")
+    against = f"published, {constraint} {weight}"
+    return Table(("ovi_settings_published_report_16",), (*_OVI, *columns), rows, against=against)
+
+
+_JUDGED = ("adherence", "fidelity", "good share", "Vendi", "quality Vendi", "colours (eff.)", "rare share",
+           "centred MSS", "divergence", "KID")  # fmt: skip
 TABLES = {
     "ablations tpso": _ablation("TPSO", "lambda 0"),
     "ablations cno": _ablation("CNO", "published"),
     "ablations cosines": Table(("ablations_cosines",), None),
     "ablations minority": _ablation("Minority", "published"),
-    "cfg tune": Table(
-        ("cfg_curve_unet_tune", "cfg_curve_mmdit_tune", "cfg_curve_distilled_tune", "cfg_curve_turbo_tune"), _JUDGED
-    ),
+    "cfg tune": Table(("cfg_curve_unet_tune", "cfg_curve_mmdit_tune"), _JUDGED, against="CFG 2"),
+    "cfg tune one": Table(("cfg_curve_distilled_tune", "cfg_curve_turbo_tune"), _JUDGED),
     "cno report": Table(_models("cno_settings_{}_report_300"), ships=("shipped",), data=True),
     "cno tune 240": Table(_models("cno_settings_{}_tune_240"), SHORT, ships=("shipped",)),
     "cno tune unet": Table(("cno_settings_unet_tune_60",), (*SHORT, "colours (eff.)", "rare share")),
@@ -115,9 +124,18 @@ TABLES = {
         ("one at a time*",),
         against="one at a time",
     ),
+    "turbo base": Table(("turbo_turbo_base_tune_200",), _JUDGED, against="cfg 2.0"),
     "turbo tune": Table(("turbo_turbo_tune_120",), _JUDGED, ships=("shipped noise",)),
     "turbo report": Table(("turbo_turbo_report_600",), _JUDGED),
     "ovi settings": Table(("ovi_settings_tune",), None),
+    "ovi tokens": Table(
+        ("ovi_settings_published_report_16",),
+        ("text cosine", "halfway", "nearest of the bank", "neighbours that fit"),
+        ("published, none*",),
+        against="published, none",
+    ),
+    "ovi mahalanobis": _ovi("mahalanobis", "0.009", "bank's mean", "other prompts"),
+    "ovi nearest": _ovi("nearest neighbour", "0.5"),
     "ovi images": Table(("ovi_images_unclip_tune_80",), ("adherence", "MSS", "Vendi", "rare share")),
     "ovi images report": Table(("ovi_images_unclip_report_300",), ("adherence", "MSS", "Vendi", "rare share")),
 }
@@ -226,12 +244,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", type=Path, help="print these results as tables instead")
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a page is not up to date")
     options = parser.parse_args(arguments)
-    for path in options.files:
-        print(any_table(path), "\n")
-    if options.files:
-        return 0
-    found = outdated()
-    rows = load(frontier_page.FRONTIER)
+    try:
+        for path in options.files:
+            print(any_table(path), "\n")
+        if options.files:
+            return 0
+        found = outdated()
+        rows = load(frontier_page.FRONTIER)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
     if rows and not options.check:
         draw_frontier(rows, FOLDER / frontier_page.PICTURE)
     for path, text in found.items():

@@ -20,6 +20,7 @@ from devtools.places import HERE
 
 COMMITTED = HERE.root / "benchmarks" / "results"
 SCRATCH = HERE.root / ".dev" / "benchmarks"
+_GIVEN = {"images", "prompts", "steps", "cfg", "seconds"}  # numbers of a row that are no figures
 
 
 def add_row(path: Path, command: str, row: Mapping[str, Any]) -> None:
@@ -47,12 +48,35 @@ def replace(path: Path, text: str) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Command and rows of a file. Raises ValueError for one that is damaged."""
+    """Command and rows of a file. Raises ValueError for one that is missing, damaged, or without rows, and for a row
+    without figures; later also for a figure that is asked of a row and is not there."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {"command": found["command"], "rows": [{"row": row["row"], **row} for row in found["rows"]]}
-    except (ValueError, KeyError, TypeError) as error:
+        rows = [_Row(path, {"row": row["row"], **row}) for row in found["rows"]]
+        without = [row["row"] for row in rows if not _has_figures(row)]
+        if without or not rows:
+            raise ValueError(f"row {without[0]!r} has neither figures nor cells" if without else "it has no rows")
+        return {"command": found["command"], "rows": rows}
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing; restore it, or make it again.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or delete it and make it again.") from error
+
+
+def _has_figures(row: Mapping[str, Any]) -> bool:
+    """Whether a row has cells, or a number that is not one of what it was made with."""
+    return bool(row.get("cells")) or any(isinstance(row[name], (int, float)) for name in row.keys() - _GIVEN)
+
+
+class _Row(dict[str, Any]):
+    """A row of a file, which it names when it has not what is asked for."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(f"{self._path}: row {self['row']!r} has no {key}; make it again.")
 
 
 def commit() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
@@ -64,7 +65,19 @@ def arguments_of(description: str | None) -> argparse.ArgumentParser:
 def carry_out(
     name: str, rows: Mapping[str, Make], parser: argparse.ArgumentParser, options: argparse.Namespace
 ) -> None:
-    """Makes and measures the chosen rows; adds each to `NAME_MODEL_PROMPTS_IMAGES.json` as soon as it is there."""
+    """Makes and measures the chosen rows; adds each to `NAME_MODEL_PROMPTS_IMAGES.json` as soon as it is there.
+
+    Ends the program with exit code 1 and the sentence of a ValueError.
+    """
+    try:
+        _carry_out(name, rows, parser, options)
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+def _carry_out(
+    name: str, rows: Mapping[str, Make], parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> None:
     torch.set_num_threads(1)
     kind = "report" if options.report else options.set
     prompts = SETS[kind][: options.prompts or None]

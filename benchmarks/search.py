@@ -6,7 +6,7 @@
 Successive halving by the quality-weighted Vendi score: eight settings on the first prompts, the better half on more,
 the better half of those on all. First CFG, of models that have it; all others from the best CFG. Every image is kept,
 so that a stopped search goes on where it was. Writes `frontier_settings.json`: the chosen settings by model and name,
-and what every try came to.
+the revision that each was chosen in, and what every try came to.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from .bench import Bench  # isort: skip - this makes ComfyUI and the pack importable
+from .bench import Bench, hold_revisions, made_as  # isort: skip - this makes ComfyUI and the pack importable
 
 import torch
 
 from . import provenance
 from .frontier_rows import BEST_CFG, CFGS, MODELS, Row
 from .ours import OURS
-from .results import COMMITTED, replace
+from .results import COMMITTED, commit, replace
 from .rivals import GUIDED, RIVALS
 
 ROUNDS = (8, 24, 0)  # prompts; 0 is all
@@ -85,11 +85,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, nargs="+", default=list(ROUNDS), help="prompts of each round, 0 is all")
     parser.add_argument("--out", type=Path, default=COMMITTED, help="folder of frontier_settings.json")
     options = parser.parse_args(arguments)
+    try:
+        carry_out(options)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def carry_out(options: argparse.Namespace) -> None:
+    """Searches one by one; each is in the file as soon as it is chosen."""
     torch.set_num_threads(1)
+    hold_revisions([options.model])
     path = options.out / "frontier_settings.json"
+    kept = load(path)
     bench = Bench("tune", max(options.rounds) if all(options.rounds) else 0, options.images)
-    kept = json.loads(path.read_text("utf-8")) if path.exists() else {"models": {}, "rows": []}
-    own = kept["models"].setdefault(options.model, {})
+    own, revisions = (kept[part].setdefault(options.model, {}) for part in ("models", "revisions"))
+    if others := of_other_revisions(options.model, own, revisions):
+        print(f"{path} has entries of {options.model} of another revision than this: {', '.join(others)}", flush=True)
     cfg = float(own.get("CFG", {}).get("cfg", BEST_CFG[options.model]))
     for name in names_of(options.model):
         if not any(fnmatch(name, wanted) for wanted in options.only):
@@ -97,14 +110,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = tries(options.model, name, cfg)
         best, course = search(bench, rows, options.rounds)
         own[name] = {"cfg": rows[best].cfg} if name == "CFG" else dict(rows[best].settings[name])
+        revisions[name] = present(options.model, name)
         cfg = rows[best].cfg if name == "CFG" else cfg
         label = f"{options.model}, {name}"
-        made = {"row": label, "command": command(options), "commit": provenance.revision("method", options.model)}
+        made = {"row": label, "command": command(options), "commit": commit()}
         made |= {"images": options.images, "tries": course}
         kept["rows"] = [*(one for one in kept["rows"] if one["row"] != label), made]
         write(path, kept)
         print(label, own[name], flush=True)
-    return 0
+
+
+def present(model: str, name: str) -> str:
+    """The revision of now that what is tried of a rival or method is of."""
+    return provenance.revision(made_as(tries(model, name, BEST_CFG[model])[0]), model)
+
+
+def of_other_revisions(model: str, names: Iterable[str], revisions: Mapping[str, str]) -> list[str]:
+    """Of a file's entries those that were searched in another revision than the present one, with that."""
+    now = {name: present(model, name) for name in names_of(model)}
+    found = {name: revisions.get(name, "unknown") for name in names}
+    return [f"{name} ({revision})" for name, revision in found.items() if revision != now.get(name)]
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What a file holds, or that of a new one. Raises ValueError for one that is damaged."""
+    if not path.exists():
+        return {"models": {}, "revisions": {}, "rows": []}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        parts = {"models": found["models"], "revisions": found.get("revisions", {})}
+        whole = {part: {model: dict(own) for model, own in by_model.items()} for part, by_model in parts.items()}
+        return {**found, **whole, "rows": [{"row": row["row"], **row} for row in found["rows"]]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it, or delete it and search again.") from error
 
 
 def command(options: argparse.Namespace) -> str:

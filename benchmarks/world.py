@@ -44,7 +44,7 @@ RECIPES = {
     "distilled": Recipe(1.0, 4, "simple"),
     "unclip": Recipe(3.0, 20, "normal"),
     "turbo": Recipe(1.0, 8, "simple", "res_multistep"),
-    "turbo_base": Recipe(4.0, 20, "simple"),
+    "turbo_base": Recipe(2.0, 20, "simple"),
 }
 
 

@@ -45,8 +45,8 @@ class LoadDemoWorld(io.ComfyNode):
                     tooltip=(
                         "unet: a noise-predicting UNet of SD1.5's kind with a CLIP; cfg 2, 20 steps. turbo: a "
                         "transformer of Z-Image Turbo's kind with a language model as its text encoder; cfg 1, 8 "
-                        "steps, res_multistep, simple, behind ModelSamplingAuraFlow with shift 3. turbo_base: what "
-                        "turbo was made from; cfg 4, 20 steps."
+                        "steps, res_multistep, simple, behind ModelSamplingAuraFlow with shift 3. turbo_base: the "
+                        "same before it is made fast; cfg 2, 20 steps, euler, simple."
                     ),
                 ),
             ],

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +159,31 @@ def test_a_row_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert entry["vendi"] == pytest.approx(sum(entry["per_prompt"]["vendi"]) / 2, abs=1e-3)
     monkeypatch.setattr(bench, "new_job", lambda *_: pytest.fail("made again"))
     assert made.row(row) == entry
+    scores = sorted((tmp_path / "store").rglob("*.json"))
+    assert len(scores) == 2
+    whole = [path.read_text() for path in scores]
+    for text in (whole[0][:40], "{}", "[]", '{"vendi": "x"}', ""):  # a damaged score is made again
+        scores[0].write_text(text)
+        assert made.row(row) == entry
+        assert [path.read_text() for path in scores] == whole
+    timed = next((tmp_path / "store").rglob("*.seconds"))
+    timed.write_text("")
+    for path in scores:
+        path.unlink()
+    with pytest.raises(ValueError, match=rf"{re.escape(str(timed))} is damaged .*; delete .*\.npz with it"):
+        made.row(row)
+
+
+def test_a_full_disk_leaves_no_half_of_a_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
+    monkeypatch.setattr(frontier_store, "STORE", tmp_path / "store")
+    made = bench.Bench("report", 1, 2)
+    row = Row("distilled", "rival", "pink", 1.0, (("pink noise", {"alpha": 0.5}),))
+    made.images_of(row, 0)
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        made.prompt_score(row, 0)
+    assert {path.suffix for path in (tmp_path / "store").rglob("*.*")} == {".npz", ".seconds"}
 
 
 def test_a_row_is_of_the_revision_of_what_made_it() -> None:
@@ -172,8 +200,9 @@ def test_a_row_is_of_the_revision_of_what_made_it() -> None:
 
 def test_the_command_refuses_rows_of_another_revision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "frontier.json"
-    other = {"key": "b", "model": "mmdit", "revision": "older"}
-    path.write_text(json.dumps([{"key": "a", "model": "distilled", "revision": "old"}, other]))
+    figures = dict.fromkeys(frontier_store.NEEDED, 0)
+    other = {**figures, "key": "b", "model": "mmdit", "revision": "older"}
+    path.write_text(json.dumps([{**figures, "key": "a", "model": "distilled", "revision": "old"}, other]))
     only = ["--out", str(tmp_path), "--model", "distilled"]
     assert bench.main(only) == 1
     assert "rows of revision old of distilled" in capsys.readouterr().err

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import demo_markdown
 from benchmarks.demo_markdown import markdown
 
 ROW = {
@@ -28,3 +34,27 @@ def test_every_row_is_one_line_of_the_same_width() -> None:
     assert len({line.count("|") for line in lines}) == 1
     figures = "0.988 | 0.875 | 2.50 | 2.00 | 1.50 | 3.25 | 1.00 | 0.031 | 0.500 | 0.250 | 3.14 | 12"
     assert lines[2] == f"| unet | baseline | 6 | 20 | 10 | {figures} |"
+
+
+@pytest.mark.parametrize("text", ['[{"model": "un', "[]", "{}", "5", '["row"]', '[{"model": "unet"}]', None])
+def test_damaged_figures_are_named(
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "figures.json"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(demo_markdown, "FIGURES", path)
+    assert demo_markdown.main() == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"{path} is {'missing' if text is None else 'damaged ('}")
+    assert "python dev.py demo" in printed.err
+
+
+def test_figures_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo_markdown, "FIGURES", tmp_path / "figures.json")
+    (tmp_path / "figures.json").write_text(json.dumps([ROW]))
+    assert demo_markdown.main() == 0
+    assert capsys.readouterr().out == f"{markdown([ROW])}\n"

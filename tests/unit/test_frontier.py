@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import provenance
 from benchmarks.frontier_figures import best_at, hypervolume, summary
-from benchmarks.frontier_page import outline
-from benchmarks.frontier_plot import draw_frontier
+from benchmarks.frontier_page import gains, outline
+from benchmarks.frontier_plot import draw_frontier, looks, picture
 from benchmarks.frontier_rows import MODELS, rows_of
 from benchmarks.frontier_store import load, merged, save
 from benchmarks.intervals import mean_interval, resampled
@@ -24,6 +24,7 @@ def row(role: str, name: str, good: float, vendi: float, free: bool = True, **ot
     """A row of 40 prompts, half of them a little better and half a little worse."""
     swing = np.where(np.arange(40) % 2, 0.02, -0.02)
     per_prompt = {"good_share": (good + swing).tolist(), "vendi": (vendi - swing).tolist()}
+    per_prompt["quality_vendi"] = [share * score for share, score in zip(*per_prompt.values(), strict=True)]
     means = {"adherence": good, "fidelity": 1.0, "good_share": good, "vendi": vendi, "quality_vendi": good * vendi}
     intervals = {f"{figure}_interval": [value - 0.01, value + 0.01] for figure, value in means.items()}
     made = {"revision": "a", "key": f"{role} {name} {vendi}", "machine": "some", "versions": {"torch": "1"}}
@@ -60,6 +61,33 @@ def test_gains_are_those_at_the_quality_of_the_baseline() -> None:
     assert found["ratio_free"] == pytest.approx(6.4)
     low, high = found["ratio_free_interval"]
     assert low <= 6.4 <= high
+
+
+def test_the_best_quality_weighted_score_is_of_a_row_that_breaks_few_images() -> None:
+    found = summary(ROWS)
+    assert found["quality_baseline"] == pytest.approx(0.95 * 1.6, abs=1e-3)
+    assert (found["free"]["quality_name"], found["rivals"]["quality_name"]) == ("CFG", "selection")
+    assert found["free"]["quality"] == pytest.approx(0.90 * 2.0, abs=1e-3)  # five points less, to the point
+    assert found["ours"]["quality"] == pytest.approx(0.95 * 2.2, abs=1e-3)  # not 0.85 * 2.6
+    assert found["quality_difference_rivals"] == pytest.approx(0.95 * 2.2 - 0.96 * 1.9, abs=1e-3)
+    low, high = found["ours"]["quality_interval"]
+    assert low <= found["ours"]["quality"] <= high
+    low, high = found["quality_difference_free_interval"]
+    assert 0 < low <= found["quality_difference_free"] <= high
+    alone = summary([ROWS[0], row("rival", "CFG", 0.895, 9.0)])
+    assert alone["free"]["quality_name"] == "none"
+    assert alone["free"]["quality"] == alone["quality_baseline"]
+
+
+def test_the_best_rival_has_a_line_of_its_own_where_it_is_not_free() -> None:
+    lines = gains([summary(ROWS)]).splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["baseline, CFG 2", "free rivals", "all rivals", "ours"]
+    assert "| CFG: 1.80 (" in lines[3]
+    assert "| pink: +0.10 (" in lines[3]
+    assert "| selection: 1.82 (" in lines[4]
+    assert "| ours: 2.09 (" in lines[5]
+    lines = gains([summary([row for row in ROWS if row["free"]])]).splitlines()
+    assert [line.split(" | ")[1] for line in lines[3:]] == ["free rivals, all rivals", "ours"]
 
 
 def test_a_model_has_one_baseline() -> None:
@@ -113,6 +141,57 @@ def test_the_picture_and_the_tables_show_every_curve(tmp_path: Path) -> None:
     text = outline(rows, "mmdit")
     assert all(one["name"] in text for one in rows)
     assert "**2.20**" in text  # the greatest Vendi at the baseline's quality
+
+
+def test_a_figure_has_the_interval_of_its_difference_from_the_baseline() -> None:
+    other = row("rival", "pink", 0.95, 1.8)
+    wide = np.where(np.arange(40) % 2, 0.5, -0.5)  # as much better on some prompts as worse on others
+    other["per_prompt"]["good_share"] = (0.95 + wide).tolist()
+    lines = outline([ROWS[0], other], "mmdit").splitlines()
+    [base], [pink] = ([line for line in lines if line.startswith(f"| {kind}")] for kind in ("baseline", "rival"))
+    assert "0.950 | 1.60 |" in base  # with nothing to compare it with
+    assert "0.950 (unclear)" in pink
+    assert "**1.80** (+0.20 to +0.20)" in pink
+
+
+def test_a_curve_looks_the_same_in_all_panels() -> None:
+    more = [row("method", "before ours", 0.95, 2.1), row("rival", "another", 0.95, 2.1), *reversed(ROWS)]
+    left, right = picture([*ROWS, *({**one, "model": "unet"} for one in more)]).axes
+    seen, others = ({line.get_label(): marks(line) for line in axis.lines} for axis in (left, right))
+    names = {one["name"] for one in ROWS if one["role"] != "baseline"}
+    assert {name: seen[name] for name in names} == {name: others[name] for name in names}
+    assert len({others[name] for name in {"before ours", "another", *names}}) == len(names) + 2
+    every = [row(one.role, one.name, 0.9, 1.5) for model in MODELS for one in rows_of(model)]
+    found = looks(every)
+    assert len({(look["color"], look["marker"]) for look in found.values()}) == len(found)
+
+
+def marks(line: Any) -> tuple[str, str]:
+    return line.get_color(), line.get_marker()
+
+
+def test_a_curve_of_several_rows_is_joined_from_the_baseline_on_by_vendi() -> None:
+    rows = [*reversed(ROWS), row("rival", "CFG", 0.90, 1.4)]
+    [axis] = picture(rows).axes
+    joined = [list(line.get_xdata()) for line in axis.lines if line.get_linestyle() in ("-", "--")]
+    assert sorted(joined) == [[1.4, 1.6, 2.0], [1.6, 2.2, 2.6]]
+
+
+def test_the_data_squeezes_no_rows_into_a_corner() -> None:
+    for vendi, inside in ((2.7, True), (9.0, False)):
+        [axis] = picture([*ROWS, row("data", "the data itself", 1.0, vendi)]).axes
+        assert ("the data itself" in {line.get_label() for line in axis.lines}) == inside
+        assert any(f"Vendi {vendi:.2f}" in text.get_text() for text in axis.texts) != inside
+        assert axis.get_xlim()[0] < 1.6
+        assert 2.6 < axis.get_xlim()[1] < 3
+
+
+def test_one_legend_names_every_curve_below_its_group() -> None:
+    figure = picture([*ROWS, *({**one, "model": "unet"} for one in ROWS)])
+    [legend] = figure.legends
+    texts = [text.get_text() for text in legend.get_texts() if text.get_text()]
+    assert texts == ["baseline", "the data itself", "ours", "ours", "rivals", "CFG", "pink", "selection"]
+    assert all(axis.get_legend() is None for axis in figure.axes)
 
 
 def test_a_revision_is_of_one_models_weights(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,7 +15,7 @@ from benchmarks.results import add_row, read, write
 
 
 def image(value: int) -> np.ndarray:
-    return np.full((2, 4, 4, 3), value, np.uint8)
+    return np.full((2, 128, 128, 3), value, np.uint8)
 
 
 def test_images_are_made_once(tmp_path: Path) -> None:
@@ -53,10 +54,37 @@ def test_results_survive_a_full_disk(tmp_path: Path, full_disk: Callable[[], Abs
 def test_other_images_and_damaged_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "1.npz"
     stored(path, "a heart", 2, lambda: image(7))
-    with pytest.raises(ValueError, match=r"has uint8 \[2, 4, 4, 3\] of 'a heart'; it must have 2 images of 'a star'"):
+    with pytest.raises(ValueError, match=r"has uint8 \[2, .*\] of 'a heart'; it must have 2 images of 'a star'"):
         stored(path, "a star", 2, lambda: image(7))
     with pytest.raises(ValueError, match="it must have 5 images of 'a heart'"):
         stored(path, "a heart", 5, lambda: image(7))
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="is damaged; delete it"):
+    whole = path.read_bytes()
+    torn = [whole[:100], *(whole[:k] + bytes([whole[k] ^ 255]) + whole[k + 1 :] for k in range(40, len(whole), 9))]
+    told = []
+    for content in torn:
+        path.write_bytes(content)
+        try:
+            kept = stored(path, "a heart", 2, lambda: image(8))
+        except ValueError as error:
+            told.append(str(error))
+        else:  # a byte of a date, say, changes nothing
+            assert np.array_equal(kept, image(7))
+    assert len(told) > len(torn) / 2
+    assert all("is damaged; delete it" in one for one in told)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        np.zeros((2, 64, 64, 3), np.uint8),
+        np.zeros((2, 128, 128), np.uint8),
+        np.zeros((2, 128, 128, 4), np.uint8),
+        np.zeros((2, 128, 128, 3), np.float32),
+    ],
+)
+def test_images_of_another_size_or_kind_are_refused(other: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "1.npz"
+    np.savez_compressed(path, images=other, text=np.array("a heart"))
+    had = rf"1\.npz has {other.dtype} {re.escape(str(list(other.shape)))} of 'a heart'"
+    with pytest.raises(ValueError, match=rf"{had}; it must have 2 images of 'a heart', uint8 \[2, 128, 128, 3\]"):
         stored(path, "a heart", 2, lambda: image(7))

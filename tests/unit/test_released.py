@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,19 @@ import pytest
 
 from benchmarks.released import (
     BASELINE,
+    Plan,
+    cfg_of,
     defaults_of,
     encoder_of,
+    jobs_of,
     main,
     markdown,
     read_workflow,
+    rows_for,
+    run,
     sampler_of,
     steps_of,
+    with_diversify,
     with_minority,
     with_noise,
     with_prompts,
@@ -35,6 +42,14 @@ SCHEMAS: dict[str, Any] = {
             }
         }
     },
+    "DiversityCNOOptions": {
+        "input": {
+            "required": {"window": ["INT", {"default": 16}]},
+            "optional": {"pink": ["FLOAT", {"default": 0.0}]},
+        }
+    },
+    "DiversityDiversify": {"input": {"required": {"seed": ["INT", {"default": 0}]}}},
+    "DiversityDiversifyModel": {"input": {"required": {"strength": ["FLOAT", {"default": 0.5}]}}},
     "DiversityMinorityPrompt": {"input": {"required": {"preset": ["COMBO", {"default": "base model"}]}}},
 }
 
@@ -89,6 +104,91 @@ def test_nodes_between_the_text_and_the_sampler_stay() -> None:
     assert workflow == guided_workflow()
 
 
+def test_diversify_takes_the_place_of_clip_text_encode_alone() -> None:
+    workflow = guided_workflow()
+    edited = with_diversify(workflow, SCHEMAS, 1.0)
+    own = {"seed": 0, "strength": 1.0, "clip": ["2", 0], "text": "a cat", "model": ["1", 0]}
+    assert edited["diversity_DiversityDiversify"]["inputs"] == own
+    assert edited["5"]["inputs"] == {"model": ["diversity_DiversityDiversify", 0], "conditioning": ["4", 0]}
+    assert edited["4"]["inputs"]["conditioning"] == ["diversity_DiversityDiversify", 1]
+    assert workflow == guided_workflow()
+    # Another encoder may do more with the text, or have no CLIP to take over.
+    with_image = {"class_type": "TextEncodeQwenImageEdit", "inputs": {"clip": ["2", 0], "prompt": "a cat"}}
+    without_clip = {"class_type": "Else", "inputs": {"text": "a cat"}}
+    for encoder in (with_image, without_clip):
+        workflow["3"] = encoder
+        edited = with_diversify(workflow, SCHEMAS, 1.0)
+        assert edited.pop("diversity_DiversityDiversifyModel")["inputs"] == {"strength": 1.0, "model": ["1", 0]}
+        edited["5"]["inputs"]["model"] = ["1", 0]
+        assert edited == workflow
+
+
+def test_what_comes_for_nothing_is_beside_the_nodes() -> None:
+    workflow = shipped_prompt("baseline_unet")
+    sampler = sampler_of(workflow)
+    workflow[sampler]["inputs"]["cfg"] = 7
+    edits = rows_for(Plan(), workflow)
+    assert list(edits)[:5] == [BASELINE, "CFG 3", "Pink noise 0.5", "Diversify, strength 0.5", "Diversify, strength 1"]
+    lower = edits["CFG 3"](workflow, SCHEMAS, "", 1)
+    assert lower[sampler]["inputs"].pop("cfg") == 3
+    assert lower[sampler]["inputs"].items() < workflow[sampler]["inputs"].items()
+    assert workflow[sampler]["inputs"]["cfg"] == 7
+    pink = edits["Pink noise 0.5"](workflow, SCHEMAS, "", 1)
+    node = pink[pink[sampler]["inputs"]["model"][0]]
+    assert (node["class_type"], node["inputs"]["strength"]) == ("DiversityCNO", 0)
+    assert pink[node["inputs"]["options"][0]]["inputs"] == {"window": 16, "pink": 0.5}
+    strengths = [
+        edits[f"Diversify, strength {given}"](workflow, SCHEMAS, "", 1)["diversity_DiversityDiversify"]["inputs"]
+        for given in ("0.5", "1")
+    ]
+    assert [inputs["strength"] for inputs in strengths] == [0.5, 1]
+
+
+def test_without_guidance_there_is_no_lower_cfg() -> None:
+    for workflow in (shipped_prompt("baseline_distilled"), guided_workflow()):
+        assert cfg_of(workflow) == 1
+        assert not any(name.startswith("CFG") for name in rows_for(Plan(), workflow))
+
+
+def test_by_default_an_hour_is_enough() -> None:
+    plan = Plan()
+    runs = len(rows_for(plan, shipped_prompt("baseline_unet"))) * len(plan.groups())
+    assert runs == 9 * 8 * 2  # as the module's docstring says
+    assert 0.7 * 3600 < runs * plan.images * 5 < 0.9 * 3600  # the rest is for what the nodes add
+
+
+def test_every_group_has_its_prompt_its_seed_and_one_batch() -> None:
+    workflow, plan = shipped_prompt("baseline_unet"), Plan(["a", "b"], [3, 4], 5)
+    jobs = jobs_of(workflow, rows_for(plan, workflow)["Diversify, strength 1"], plan, SCHEMAS)
+    found = []
+    for job in jobs:
+        sampler = job[sampler_of(job)]["inputs"]
+        text = job[sampler["positive"][0]]["inputs"]["text"]
+        found.append((text, sampler["seed"], job[sampler["latent_image"][0]]["inputs"]["batch_size"]))
+    assert found == [("a", 3, 5), ("a", 4, 5), ("b", 3, 5), ("b", 4, 5)]
+
+
+def test_a_row_that_cannot_be_made_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    class Idle:
+        def object_info(self) -> dict[str, Any]:
+            return SCHEMAS
+
+    workflow = shipped_prompt("baseline_unet")
+    encoder = encoder_of(workflow)
+    workflow[encoder] = {"class_type": "Else", "inputs": {"text": "a cat"}, "_meta": {"title": "Else"}}
+    options = argparse.Namespace(rows=None, clip="demo", out=tmp_path, workflow=tmp_path)
+    idle: Any = Idle()  # which cannot run anything
+    with pytest.raises(ValueError, match=r"^Diverse Prompts: No node on the positive side .*--rows"):
+        run(workflow, Plan(), idle, options)
+
+
+def test_a_workflow_without_titles_is_read(tmp_path: Path) -> None:
+    workflow = guided_workflow()
+    for node in workflow.values():
+        del node["_meta"]
+    assert cfg_of(read_workflow(write(tmp_path / "old.json", workflow))) == 1
+
+
 def test_a_workflow_without_a_sampler_or_with_several_is_refused_by_name(tmp_path: Path) -> None:
     workflow = guided_workflow()
     without = {name: node for name, node in workflow.items() if name != "7"}
@@ -123,7 +223,8 @@ def test_a_server_without_the_pack_is_told_so() -> None:
 def test_changes_are_taken_group_by_group() -> None:
     base = {"CLIP score": [10.0, 30.0], "Vendi": [1.0, 3.0], "MSS": [0.5, 0.5]}
     moved = {"CLIP score": [11.0, 31.0], "Vendi": [1.5, 3.5], "MSS": [0.4, 0.6]}
-    text = markdown({BASELINE: (base, 2.0), "some": (moved, 3.0)})
+    # The first group also waits for the model to load.
+    text = markdown({BASELINE: (base, [9.0, 2.0, 2.0]), "some": (moved, [3.0, 3.0, 3.0])})
     # A change that is the same everywhere is certain, however much the groups differ.
     assert "21.000 (+1.000; +1.000 to +1.000)" in text
     assert "0.500 (+0.000; -0.100 to +0.100)" in text

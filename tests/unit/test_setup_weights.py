@@ -28,6 +28,12 @@ def test_the_shipped_weights_are_whole():
     check_weights(HERE.weights)
 
 
+def test_the_shipped_weights_stay_small():
+    sizes = {path.name: path.stat().st_size for path in HERE.weights.rglob("*.safetensors")}
+    assert len(sizes) >= 10
+    assert sum(sizes.values()) <= 40_000_000, sizes
+
+
 def test_whole_weights_pass(weights: Path):
     check_weights(weights)
 
