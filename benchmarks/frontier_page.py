@@ -100,7 +100,7 @@ def outline(rows: Sequence[Entry], model: str) -> str:
     order = list(_KINDS)
     body = []
     for row in sorted(rows, key=lambda row: (order.index(row["role"]), row["name"], row["cfg"], row["vendi"])):
-        best = row["role"] != "data" and able and row["vendi"] == max(able) and row["good_share"] >= enough
+        best = row["role"] != "data" and row["good_share"] >= enough and row["vendi"] == max(able)
         ratio = row["seconds"] / base["seconds"] if base and row["role"] != "data" else 0.0
         settings = "; ".join(f"{key} {value}" for one in row["settings"].values() for key, value in one.items())
         body.append(

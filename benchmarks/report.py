@@ -72,7 +72,7 @@ def _ablation(method: str, against: str) -> Table:
     return Table(("ablations_mmdit_report_160",), _ABLATED, (BASELINE, f"{method}, *"), against=f"{method}, {against}")
 
 
-_OVI = ("text cosine", "nearest of the bank", "neighbours that fit", "prompt's images")
+_OVI = ("text cosine", "nearest of the bank", "neighbours that fit", "prompt's images", "other prompts")
 
 
 def _ovi(constraint: str, weight: str, *columns: str) -> Table:
@@ -127,14 +127,14 @@ TABLES = {
     "turbo base": Table(("turbo_turbo_base_tune_200",), _JUDGED, against="cfg 2.0"),
     "turbo tune": Table(("turbo_turbo_tune_120",), _JUDGED, ships=("shipped noise",)),
     "turbo report": Table(("turbo_turbo_report_600",), _JUDGED),
-    "ovi settings": Table(("ovi_settings_tune",), None),
+    "ovi settings": Table(("ovi_settings_tune",), (*_OVI[:3], "other prompts", "Mahalanobis", "length")),
     "ovi tokens": Table(
         ("ovi_settings_published_report_16",),
         ("text cosine", "halfway", "nearest of the bank", "neighbours that fit"),
         ("published, none*",),
         against="published, none",
     ),
-    "ovi mahalanobis": _ovi("mahalanobis", "0.009", "bank's mean", "other prompts"),
+    "ovi mahalanobis": _ovi("mahalanobis", "0.009", "bank's mean"),
     "ovi nearest": _ovi("nearest neighbour", "0.5"),
     "ovi images": Table(("ovi_images_unclip_tune_80",), ("adherence", "MSS", "Vendi", "rare share")),
     "ovi images report": Table(("ovi_images_unclip_report_300",), ("adherence", "MSS", "Vendi", "rare share")),
@@ -234,9 +234,9 @@ def outdated() -> dict[Path, str]:
 
 def any_table(path: Path) -> str:
     """The table of a file of results."""
-    found = read(path)
-    measured = "vendi" in found["rows"][0]
-    return block(Table((path.stem,), USUAL if measured else None), path.parent)
+    first = read(path)["rows"][0]
+    columns = None if "cells" in first else USUAL if "vendi" in first else tuple(first["by_prompt"])
+    return block(Table((path.stem,), columns), path.parent)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

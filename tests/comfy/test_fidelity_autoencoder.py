@@ -1,7 +1,7 @@
 """Sound drawings pass the fidelity check and broken ones fail it, as they come out of the demo's autoencoder.
 
-An image takes a sixth of a second there and back. With 200 of a kind, 96 of 100 that are seen pass nearly always (.98)
-and 88 of 100 nearly never (.01); so many are slow.
+An image takes a sixth of a second there and back, so many are slow. With 100 of a defect, a true share of .96 passes
+nearly always (.98) and one of .88 hardly ever (.14).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def broken(kind: Defect, count: int, trip: RoundTrip) -> int:
     return int(judge.broken(judge.residuals(images, Scorer.load().read(images))).sum())
 
 
-@pytest.mark.parametrize(("count", "share"), [(30, 0.93), pytest.param(200, 0.98, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "share"), [(30, 0.93), pytest.param(100, 0.96, marks=pytest.mark.slow)])
 def test_sound_drawings_pass(count: int, share: float, trip: RoundTrip) -> None:
     assert count - broken(draw, count, trip) >= share * count
 
 
-@pytest.mark.parametrize(("count", "share"), [(8, 0.87), pytest.param(200, 0.93, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "share"), [(8, 0.87), pytest.param(100, 0.92, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", list(KINDS))
 def test_defects_are_seen(name: str, count: int, share: float, trip: RoundTrip) -> None:
     assert broken(KINDS[name], count, trip) >= share * count

@@ -8,8 +8,10 @@ import pytest
 import torch
 from comfyui_diversity.core.drivers.ovi import published, text_target
 from comfyui_diversity.core.hooks.vision import VisionTower
+from comfyui_diversity.core.methods.ovi import initial_tokens
 from comfyui_diversity.demo import loader
 from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS
+from torch.nn import functional as F
 
 from benchmarks import ovi_settings as benchmark
 from benchmarks.measure import difference
@@ -55,3 +57,13 @@ def test_figures_of_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [benchmark.numbers(name, each) for name, each in (("texts", found), ("collapsed", collapsed))]
     more, (low, high) = difference(rows[0], rows[1], "text cosine")
     assert 0 < low <= more <= high
+
+
+@torch.inference_mode()
+def test_random_starts_are_nearly_one_embedding_and_have_one_neighbour() -> None:
+    """Why far too much weight on the nearest neighbour as published gives every prompt the same embedding."""
+    tower = VisionTower(loader.load_clip_vision())
+    starts = initial_tokens(4, published().tokens, tower.token_width, 0)
+    unit = F.normalize(torch.cat([tower.output(tokens).image_embeds for tokens in starts]), dim=1)
+    assert (unit @ unit.T).min() > 0.999
+    assert len(benchmark.make_bank(tower).nearest(unit)[1].unique()) == 1

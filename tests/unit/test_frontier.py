@@ -173,7 +173,7 @@ def marks(line: Any) -> tuple[str, str]:
 def test_a_curve_of_several_rows_is_joined_from_the_baseline_on_by_vendi() -> None:
     rows = [*reversed(ROWS), row("rival", "CFG", 0.90, 1.4)]
     [axis] = picture(rows).axes
-    joined = [list(line.get_xdata()) for line in axis.lines if line.get_linestyle() in ("-", "--")]
+    joined = [np.asarray(line.get_xdata()).tolist() for line in axis.lines if line.get_linestyle() in ("-", "--")]
     assert sorted(joined) == [[1.4, 1.6, 2.0], [1.6, 2.2, 2.6]]
 
 
