@@ -92,7 +92,7 @@ def _range(pair: Sequence[float], digits: int) -> str:
 def outline(rows: Sequence[Entry], model: str) -> str:
     """All rows of a model, each figure with the 95 % interval of its difference from the baseline, over the same
     prompts, or *unclear* where that holds 0. The greatest Vendi among rows with the baseline's quality less one point
-    is bold."""
+    is bold. Times of another machine than the baseline's are left out."""
     base = next((row for row in rows if row["role"] == "baseline"), None)
     enough = base["good_share"] - POINTS_LESS - 1e-9 if base else 0.0
     able = [row["vendi"] for row in rows if row["role"] != "data" and row["good_share"] >= enough]
@@ -101,7 +101,8 @@ def outline(rows: Sequence[Entry], model: str) -> str:
     body = []
     for row in sorted(rows, key=lambda row: (order.index(row["role"]), row["name"], row["cfg"], row["vendi"])):
         best = row["role"] != "data" and row["good_share"] >= enough and row["vendi"] == max(able)
-        ratio = row["seconds"] / base["seconds"] if base and row["role"] != "data" else 0.0
+        here = base is not None and row["role"] != "data" and row["machine"] == base["machine"]
+        ratio = row["seconds"] / base["seconds"] if base and here else 0.0
         settings = "; ".join(f"{key} {value}" for one in row["settings"].values() for key, value in one.items())
         body.append(
             [
@@ -129,12 +130,13 @@ def _figure(row: Entry, base: Entry | None, name: str, bold: bool) -> str:
 
 
 def made(rows: Sequence[Entry]) -> str:
-    """On what, and by which versions."""
-    first = rows[0]
-    versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
-    found = dict.fromkeys((row["model"], row["revision"]) for row in rows)  # in order, each once
-    own = ", ".join(
-        f"{' and '.join(revision for name, revision in found if name == model)} ({model})"
-        for model in dict.fromkeys(model for model, _ in found)
-    )
-    return f"Made on {first['machine']}; {versions}; revision {own}."
+    """On what, and by which versions; of each model the machines and revisions of its rows, in order."""
+    versions = ", ".join(f"{name} {value}" for name, value in rows[0]["versions"].items())
+    lines = [f"Made with {versions}:", ""]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        found = [
+            " and ".join(dict.fromkeys(row[name] for row in rows if row["model"] == model))
+            for name in ("machine", "revision")
+        ]
+        lines.append(f"- {model}: {found[0]}; revision {found[1]}.")
+    return "\n".join(lines)

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import provenance
 from benchmarks.frontier_figures import best_at, hypervolume, summary
-from benchmarks.frontier_page import gains, outline
+from benchmarks.frontier_page import gains, made, outline
 from benchmarks.frontier_plot import draw_frontier, looks, picture
 from benchmarks.frontier_rows import MODELS, rows_of
 from benchmarks.frontier_store import load, merged, save
@@ -152,6 +152,14 @@ def test_a_figure_has_the_interval_of_its_difference_from_the_baseline() -> None
     assert "0.950 | 1.60 |" in base  # with nothing to compare it with
     assert "0.950 (unclear)" in pink
     assert "**1.80** (+0.20 to +0.20)" in pink
+
+
+def test_times_of_two_machines_are_not_compared() -> None:
+    rows = [ROWS[0], row("rival", "here", 0.95, 1.8, seconds=3.0), row("rival", "there", 0.95, 1.8, machine="another")]
+    lines = {line.split(" | ")[1]: line for line in outline(rows, "mmdit").splitlines() if line.startswith("| rival")}
+    assert lines["here"].endswith("| 3.0 |")
+    assert lines["there"].endswith("|  |")
+    assert "- mmdit: some and another; revision a." in made(rows)
 
 
 def test_a_curve_looks_the_same_in_all_panels() -> None:
