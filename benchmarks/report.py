@@ -115,6 +115,7 @@ TABLES = {
     "tpso cosines": Table(("tpso_cosines",), None),
     "tpso speed": Table(("tpso_speed",), None),
     "turbo cosines": Table(("turbo_cosines",), None),
+    "cost prompts": Table(("cost_prompts",), None),
     "diversify tune": Table(
         tuple(f"diversify_strength_{model}_tune_600" for model in ("distilled", "turbo", "mmdit", "unet")), _JUDGED
     ),
