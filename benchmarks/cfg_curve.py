@@ -22,6 +22,7 @@ from comfyui_diversity.demo.scorer import Scorer
 from rich.console import Console
 
 from . import provenance
+from .command import exit_code
 from .image_store import STORE, stored
 from .measure import Group, measure
 from .results import SCRATCH, add_row
@@ -42,12 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
     parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of the results")
     options = parser.parse_args(arguments)
-    try:
-        carry_out(options)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: carry_out(options))
 
 
 def carry_out(options: argparse.Namespace) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from devtools.places import HERE
 
+from .command import exit_code
+
 FIGURES = HERE.root / "demo" / "output" / "figures.json"
 ATTRIBUTES = ("colour", "size", "place", "background")
 
@@ -56,12 +58,7 @@ def of_file(path: Path) -> str:
 
 def main() -> int:
     """Returns the exit code."""
-    try:
-        print(of_file(FIGURES))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: print(of_file(FIGURES)))
 
 
 if __name__ == "__main__":

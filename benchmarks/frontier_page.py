@@ -12,7 +12,7 @@ from devtools.pages import table
 
 from .frontier_figures import MOST_LESS, POINTS_LESS, summary
 from .frontier_store import FRONTIER, load
-from .intervals import mean_interval
+from .intervals import beside, mean_interval
 
 Entry = Mapping[str, Any]
 PICTURE = "frontier.png"
@@ -125,8 +125,8 @@ def _figure(row: Entry, base: Entry | None, name: str, bold: bool) -> str:
     text = f"**{text}**" if bold else text
     if base is None or row is base or row["role"] == "data":
         return text
-    low, high = mean_interval(np.subtract(*(one["per_prompt"][name] for one in (row, base))))
-    return f"{text} (unclear)" if low <= 0 <= high else f"{text} ({low:+.{digits}f} to {high:+.{digits}f})"
+    more = np.subtract(*(one["per_prompt"][name] for one in (row, base)))
+    return f"{text} {beside(mean_interval(more), digits)}"
 
 
 def made(rows: Sequence[Entry]) -> str:

@@ -21,3 +21,9 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def mean_interval(values: np.ndarray, replicates: int = REPLICATES) -> tuple[float, float]:
     """Of the mean of one value a prompt, `[prompts]`."""
     return interval(np.asarray(values)[resampled(len(values), replicates)].mean(1))
+
+
+def beside(bounds: tuple[float, float], digits: int) -> str:
+    """What stands behind a figure: the interval of its difference from another, or `unclear` where that holds 0."""
+    low, high = bounds
+    return "(unclear)" if low <= 0 <= high else f"({low:+.{digits}f} to {high:+.{digits}f})"

@@ -22,6 +22,7 @@ from devtools.places import HERE
 from . import families_page, frontier_page
 from .frontier_plot import draw_frontier
 from .frontier_store import load
+from .intervals import beside
 from .measure import difference
 from .results import COMMITTED, read
 
@@ -201,8 +202,7 @@ def _cells(row: Mapping[str, Any], baseline: Mapping[str, Any] | None, columns: 
         digits = 2 if column in _SCORES else 3
         text = f"{row[key]:.{digits}f}"
         if other is not None and key in row.get("by_prompt", ()):
-            _, (low, high) = difference(row, other, key)
-            text += " (unclear)" if low <= 0 <= high else f" ({low:+.{digits}f} to {high:+.{digits}f})"
+            text += f" {beside(difference(row, other, key)[1], digits)}"
         elif other is not None and "by_prompt" in row:
             pass  # taken over all images: no pairs to compare
         elif other is not None and column == "adherence":

@@ -26,6 +26,7 @@ from .bench import Bench, hold_revisions, made_as  # isort: skip - this makes Co
 import torch
 
 from . import provenance
+from .command import exit_code
 from .frontier_rows import BEST_CFG, CFGS, MODELS, Row
 from .ours import OURS
 from .results import COMMITTED, commit, replace
@@ -85,12 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, nargs="+", default=list(ROUNDS), help="prompts of each round, 0 is all")
     parser.add_argument("--out", type=Path, default=COMMITTED, help="folder of frontier_settings.json")
     options = parser.parse_args(arguments)
-    try:
-        carry_out(options)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: carry_out(options))
 
 
 def carry_out(options: argparse.Namespace) -> None:

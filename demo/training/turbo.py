@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..architectures import TURBO
 from ..turbo import SmallNextDiT, load_turbo_clip
 from .initialise import initialise, zero
 from .loop import Schedule, train
-from .turbo_targets import make_targets
+from .turbo_targets import Targets, make_targets
 
 BATCH = 16
 TEACHER = Schedule(2_300, 2.5e-3, warmup=100, average=0.997)
@@ -86,16 +87,21 @@ def velocity_error(model: nn.Module, states: Tensor, sigma: Tensor, context: Ten
     return (predicted - velocity).square().mean()
 
 
-def train_turbo_base(folder: Path) -> nn.Module:
-    torch.manual_seed(120)
-    targets = make_targets(folder)
+def loss_of_targets(targets: Targets, batch: int) -> Callable[[nn.Module, int, np.random.Generator], Tensor]:
+    """The error of the velocity at so many of these lessons, whose captions have one length."""
     samples = ByLength(targets.captions, Contexts())
 
     def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        chosen, context = samples.batch(rng, BATCH)
+        chosen, context = samples.batch(rng, batch)
         states, sigma, velocity = (
             part[chosen].float().to(DEVICE) for part in (targets.states, targets.sigmas, targets.velocities)
         )
         return velocity_error(model, states, sigma, context, velocity)
 
+    return loss_at
+
+
+def train_turbo_base(folder: Path) -> nn.Module:
+    torch.manual_seed(120)
+    loss_at = loss_of_targets(make_targets(folder), BATCH)
     return train("turbo_base", build(), loss_at, TEACHER, folder, seed=121)

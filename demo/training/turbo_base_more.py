@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-
-from .comfy_boot import DEVICE  # isort: skip
+from torch import nn
 
 from ..loader import TURBO_FILE
 from .loop import Schedule, train
 from .places import continued
-from .turbo import ByLength, Contexts, build, velocity_error
+from .turbo import build, loss_of_targets
 from .turbo_targets import make_more_targets
 
 BATCH = 32
@@ -28,14 +25,5 @@ SCHEDULE = Schedule(3_600, 2e-3, warmup=100, average=0.998)
 
 def train_turbo_base_more(folder: Path) -> nn.Module:
     torch.manual_seed(325)
-    targets = make_more_targets(folder)
-    samples = ByLength(targets.captions, Contexts())
-
-    def loss_at(model: nn.Module, step: int, rng: np.random.Generator) -> Tensor:
-        chosen, context = samples.batch(rng, BATCH)
-        states, sigma, velocity = (
-            part[chosen].float().to(DEVICE) for part in (targets.states, targets.sigmas, targets.velocities)
-        )
-        return velocity_error(model, states, sigma, context, velocity)
-
+    loss_at = loss_of_targets(make_more_targets(folder), BATCH)
     return train("turbo_base_more", continued(build(), TURBO_FILE), loss_at, SCHEDULE, folder, seed=326)
