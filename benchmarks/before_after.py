@@ -4,7 +4,7 @@
     python -m benchmarks.before_after unet diversify  # model and method of any row of the demo
 
 Nothing in it is chosen: those prompts of the demo that state at most one attribute, which are of every object once, and
-the first images of each.
+the first images of each. Broken images have the red mark that they have on the demo's sheets.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from devtools.places import HERE
 from .demo import OUTPUT, image_name
 from .demo_rows import RUNS, Run
 from .demo_sheet import Block, contact_sheet
+from .measure import Group, judge
 
 load_pack()
 
+from comfyui_diversity.demo.scorer import Scorer  # noqa: E402
 from comfyui_diversity.demo.world.prompts import DEMO_PROMPTS  # noqa: E402
 
 TARGET = HERE.root / "docs" / "before_after.jpg"
-PROMPTS = [prompt.text for prompt in DEMO_PROMPTS if len(prompt.stated) <= 2]
+PROMPTS = [prompt for prompt in DEMO_PROMPTS if len(prompt.stated) <= 2]
 COLUMNS, SIDE = 5, 96
 # What a reader looks for in ComfyUI; a method without an entry is named by itself.
 NODES = {
@@ -49,15 +51,23 @@ def before_after(model: str, method: str, output: Path = OUTPUT) -> Image.Image:
         if (row.model, row.method, row.cfg, row.steps) == (model, "baseline", after.cfg, after.steps)
     )
     settings = f"{model}, CFG {after.cfg:g}, {after.steps} steps"
+    scorer = Scorer.load()
     return contact_sheet(
-        PROMPTS,
+        [prompt.text for prompt in PROMPTS],
         [
-            Block("Without", settings, _images(before, output)),
-            Block(f"With {NODES.get(method, method)}", "the same prompts and seeds", _images(after, output)),
+            _block("Without", settings, _groups(before, output), scorer),
+            _block(f"With {NODES.get(method, method)}", "the same prompts and seeds", _groups(after, output), scorer),
         ],
         COLUMNS,
         SIDE,
     )
+
+
+def _block(title: str, caption: str, groups: Sequence[Group], scorer: Scorer) -> Block:
+    broken = [one.broken.tolist() for one in judge(groups, scorer)]
+    if any(map(any, broken)):
+        caption += "; a red mark: broken"
+    return Block(title, caption, [group.images for group in groups], broken)
 
 
 def _row(model: str, method: str) -> Run:
@@ -68,12 +78,13 @@ def _row(model: str, method: str) -> Run:
     return rows[model, method]
 
 
-def _images(row: Run, output: Path) -> list[np.ndarray]:
+def _groups(row: Run, output: Path) -> list[Group]:
     folder = output / row.model / row.name
-    return [
-        np.stack([np.asarray(Image.open(folder / image_name(text, k)).convert("RGB")) for k in range(COLUMNS)])
-        for text in PROMPTS
-    ]
+
+    def image(text: str, k: int) -> np.ndarray:
+        return np.asarray(Image.open(folder / image_name(text, k)).convert("RGB"))
+
+    return [Group(prompt, np.stack([image(prompt.text, k) for k in range(COLUMNS)])) for prompt in PROMPTS]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -106,7 +106,7 @@ def figures(judged: Sequence[Judged], scorer: Scorer) -> dict[str, Any]:
     draws = _draws(len(judged))
     result: dict[str, Any] = {}
     for name, figure in found.items():
-        result[name], result[f"{name}_interval"] = _with_interval(figure, draws)
+        result[name], result[f"{name}_interval"] = _with_interval(figure, draws, centred=name not in AVERAGED)
     numbers = {name: table[f"effective {name}"] for name in VALUES}
     numbers = {name: values for name, values in numbers.items() if np.isfinite(values).any()}
     both = {name: _with_interval(_mean_of(values), draws) for name, values in numbers.items()}
@@ -170,8 +170,13 @@ def _draws(prompts: int) -> np.ndarray:
     return np.concatenate([np.ones((1, prompts)), drawn])
 
 
-def _with_interval(figure: _Figure, draws: np.ndarray) -> tuple[float, list[float]]:
-    value, *others = figure(draws)
+def _with_interval(figure: _Figure, draws: np.ndarray, centred: bool = False) -> tuple[float, list[float]]:
+    """centred: of a figure that is no mean over prompts. Prompts drawn again are fewer different ones, which makes a
+    divergence greater; the values are moved so that their mean is the figure, or the interval might not hold it."""
+    value, *drawn = figure(draws)
+    others = np.array(drawn)
+    if centred:
+        others = others - (np.nanmean(others) - value)
     low, high = np.nanquantile(others, [0.025, 0.975])
     return round(float(value), 4), [round(float(low), 4), round(float(high), 4)]
 

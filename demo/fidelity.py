@@ -302,7 +302,10 @@ class Judge:
         """Raises ValueError for a file that is damaged."""
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            return cls(float(found["threshold"]), Tolerance(**found["tolerance"]))
+            threshold = float(found["threshold"])
+            if not 0 < threshold < 1:
+                raise ValueError(f"threshold is {threshold}; it must be above 0 and below 1")
+            return cls(threshold, Tolerance(**found["tolerance"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} cannot be read ({error}); restore it or run `python -m benchmarks.calibrate_fidelity`."

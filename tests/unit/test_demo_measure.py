@@ -160,5 +160,18 @@ def test_every_figure_has_an_interval_around_it(scorer: Scorer) -> None:
     for name in (*measuring.AVERAGED, "divergence", "kid"):
         low, high = found[f"{name}_interval"]
         assert low <= high
-        if name in measuring.AVERAGED:
-            assert low - 1e-9 <= found[name] <= high + 1e-9, name
+        assert low - 1e-9 <= found[name] <= high + 1e-9, name
+
+
+def test_divergence_lies_in_its_interval_though_few_images_make_it_too_great(scorer: Scorer) -> None:
+    """Three images of a prompt, as in the curves of CFG: prompts drawn again are fewer, and all come out greater."""
+    rng = np.random.default_rng(5)
+    judged = [
+        seen(make_prompt(obj), [sample_scene(rng, obj) for _ in range(3)], torch.rand(3, 128))
+        for obj in ("heart", "star", "fish") * 4
+    ]
+    found = figures(judged, scorer)
+    low, high = found["divergence_interval"]
+    draws = measuring._draws(len(judged))
+    assert np.mean(measuring._divergence(judged)(draws)[1:]) > found["divergence"] + 0.01
+    assert low < found["divergence"] < high

@@ -86,3 +86,7 @@ def test_bad_input_is_named(judge: Judge, tmp_path: Path) -> None:
     damaged.write_text(CALIBRATION.read_text()[:20])
     with pytest.raises(ValueError, match=r"fidelity\.json cannot be read .*; restore it"):
         Judge.load(damaged)
+    for threshold in ("NaN", "0", "Infinity"):
+        damaged.write_text(f'{{"threshold": {threshold}, "tolerance": {{}}}}')
+        with pytest.raises(ValueError, match=r"fidelity\.json .*threshold is .*above 0 and below 1"):
+            Judge.load(damaged)
