@@ -17,6 +17,7 @@ from .intervals import beside, mean_interval
 Entry = Mapping[str, Any]
 PICTURE = "frontier.png"
 BLOCK = "frontier: "
+_WITH = "with "
 # By name in a row: the column's head, and decimals. A model's table has those that all of its rows have.
 _FIGURES = {
     "adherence": ("adherence", 3),
@@ -31,7 +32,8 @@ _KINDS = {"baseline": "baseline", "rival": "rival", "method": "ours", "data": ""
 
 
 def block(name: str, path: Path = FRONTIER) -> str:
-    """What stands in the page's block of that name: `summary`, `picture`, `made`, or the rows of a model."""
+    """What stands in the page's block of that name: `summary`, `picture`, `made`, the rows of a model, or `with PART`,
+    the rows of all models that have a rival or method of this name."""
     rows = load(path)
     if not rows:
         return "Not measured yet."
@@ -42,6 +44,8 @@ def block(name: str, path: Path = FRONTIER) -> str:
         return f"![Good share against Vendi, one panel a model]({PICTURE})"
     if name == "made":
         return made(rows)
+    if name.startswith(_WITH):
+        return with_part(rows, name.removeprefix(_WITH))
     own = [row for row in rows if row["model"] == name]
     return outline(own, name) if own else "Not measured yet."
 
@@ -96,19 +100,17 @@ def outline(rows: Sequence[Entry], model: str) -> str:
     base = next((row for row in rows if row["role"] == "baseline"), None)
     enough = base["good_share"] - POINTS_LESS - 1e-9 if base else 0.0
     able = [row["vendi"] for row in rows if row["role"] != "data" and row["good_share"] >= enough]
-    figures = [name for name in _FIGURES if all(name in row["per_prompt"] for row in rows)]
-    order = list(_KINDS)
+    figures = _common(rows)
     body = []
-    for row in sorted(rows, key=lambda row: (order.index(row["role"]), row["name"], row["cfg"], row["vendi"])):
+    for row in sorted(rows, key=_place):
         best = row["role"] != "data" and row["good_share"] >= enough and row["vendi"] == max(able)
         here = base is not None and row["role"] != "data" and row["machine"] == base["machine"]
         ratio = row["seconds"] / base["seconds"] if base and here else 0.0
-        settings = "; ".join(f"{key} {value}" for one in row["settings"].values() for key, value in one.items())
         body.append(
             [
                 _KINDS[row["role"]],
                 row["name"],
-                settings,
+                _settings(row),
                 f"{row['cfg']:g}" if row["role"] != "data" else "",
                 *(_figure(row, base, name, best and name == "vendi") for name in figures),
                 f"{ratio:.1f}" if ratio else "",
@@ -116,6 +118,38 @@ def outline(rows: Sequence[Entry], model: str) -> str:
         )
     head = ["kind", "curve", "settings", "CFG", *(_FIGURES[name][0] for name in figures), "time"]
     return f"{model}: {rows[0]['prompts']} prompts, {rows[0]['images']} images a row.\n\n{table(head, body)}"
+
+
+def with_part(rows: Sequence[Entry], part: str) -> str:
+    """Of every model the baseline and the rows with this rival or method, alone or beside others, as `outline` has
+    them. Raises ValueError where no row has it."""
+    figures, body = _common(rows), []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model and (row["role"] == "baseline" or part in row["settings"])]
+        if all(row["role"] == "baseline" for row in own):
+            continue
+        base = next((row for row in own if row["role"] == "baseline"), None)
+        for row in sorted(own, key=_place):
+            cells = [_figure(row, base, name, False) for name in figures]
+            body.append([model, row["name"], _settings(row), f"{row['cfg']:g}", f"{row['images']}", *cells])
+            model = ""  # once is enough
+    if not body:
+        raise ValueError(f"The frontier has no row with {part!r}.")
+    return table(["model", "curve", "settings", "CFG", "images", *(_FIGURES[name][0] for name in figures)], body)
+
+
+def _common(rows: Sequence[Entry]) -> list[str]:
+    """The figures that all rows have."""
+    return [name for name in _FIGURES if all(name in row["per_prompt"] for row in rows)]
+
+
+def _place(row: Entry) -> tuple[int, str, float, float]:
+    """Sorts the rows of a model."""
+    return list(_KINDS).index(row["role"]), row["name"], row["cfg"], row["vendi"]
+
+
+def _settings(row: Entry) -> str:
+    return "; ".join(f"{key} {value}" for one in row["settings"].values() for key, value in one.items())
 
 
 def _figure(row: Entry, base: Entry | None, name: str, bold: bool) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import provenance
 from benchmarks.frontier_figures import best_at, hypervolume, summary
-from benchmarks.frontier_page import gains, made, outline
+from benchmarks.frontier_page import gains, made, outline, with_part
 from benchmarks.frontier_plot import draw_frontier, looks, picture
 from benchmarks.frontier_rows import MODELS, rows_of
 from benchmarks.frontier_store import load, merged, save
@@ -152,6 +152,21 @@ def test_a_figure_has_the_interval_of_its_difference_from_the_baseline() -> None
     assert "0.950 | 1.60 |" in base  # with nothing to compare it with
     assert "0.950 (unclear)" in pink
     assert "**1.80** (+0.20 to +0.20)" in pink
+
+
+def test_the_rows_of_one_method_stand_beside_the_baseline_of_their_model() -> None:
+    pink, both = {"pink": {"alpha": 0.5}}, {"pink": {"alpha": 0.5}, "ours": {}}
+    rows = [*ROWS, row("method", "both", 0.9, 2.3, settings=both), row("rival", "pink", 0.93, 1.8, settings=pink)]
+    rows += [{**ROWS[0], "model": "unet"}]
+    lines = [line.split(" | ")[:4] for line in with_part(rows, "pink").splitlines()[2:]]
+    assert lines == [
+        ["| mmdit", "CFG", "", "2"],
+        ["| ", "pink", "alpha 0.5", "2"],
+        ["| ", "both", "alpha 0.5", "2"],
+    ]
+    assert "1.80 (+0.20 to +0.20)" in with_part(rows, "pink")
+    with pytest.raises(ValueError, match="no row with 'nothing'"):
+        with_part(rows, "nothing")
 
 
 def test_times_of_two_machines_are_not_compared() -> None:
