@@ -1,6 +1,6 @@
 """What the settings of Text to Vision Embedding (OVI) do: constraint, weight, tokens and steps, on the demo CLIP.
 
-    python -m benchmarks.ovi_settings                           # choose: on eight prompts
+    python -m benchmarks.ovi_settings                           # choose: on the prompts for choosing
     python -m benchmarks.ovi_settings --report --only none "nearest neighbour 0.35"
     python -m benchmarks.ovi_settings --published --report --prompts 16     # the ablations of the paper
 
@@ -42,7 +42,7 @@ from comfyui_diversity.core.methods.ovi import (
 from comfyui_diversity.demo import loader
 from comfyui_diversity.demo.world.attributes import Scene, sample_scene, sample_uniform_scene
 from comfyui_diversity.demo.world.draw import draw
-from comfyui_diversity.demo.world.prompts import EIGHT_PROMPTS, REPORT_PROMPTS, Prompt
+from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS, Prompt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of the results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    prompts = (REPORT_PROMPTS if options.report else EIGHT_PROMPTS)[: options.prompts or None]
+    prompts = (REPORT_PROMPTS if options.report else TUNE_PROMPTS)[: options.prompts or None]
     clip, tower = loader.load_clip(), VisionTower(loader.load_clip_vision())
     bank = make_bank(tower)
     texts = torch.cat([text_target(clip, prompt.text, tower.width).vectors for prompt in prompts])

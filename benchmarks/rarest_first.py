@@ -93,7 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(RECIPES), default="unet")
     parser.add_argument("--report", action="store_true")
-    parser.add_argument("--set", choices=list(SETS), default="tune", help="other prompts than those for choosing")
     parser.add_argument("--only", nargs="*", choices=list(RANKINGS), default=list(RANKINGS))
     parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
     parser.add_argument("--out", type=Path, default=SCRATCH, help="folder of the results")
@@ -101,15 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     world, scorer = World(options.model), Scorer.load()
     found: dict[str, list[Any]] = {name: [] for name in options.only}
-    kind = "report" if options.report else options.set
+    kind = "report" if options.report else "tune"
     for k, prompt in enumerate(SETS[kind][: options.prompts or None]):
         latents = world.latents(prompt.text, FIRST_SEED[kind] + k, BATCH)
         rare, unlikely = zip(*(truths(prompt, a) for a in scorer.read(world.images(latents))), strict=True)
         for name in options.only:
             values = RANKINGS[name](world, world.conditioning(prompt.text), latents)
             found[name].append((values.tolist(), list(rare), list(unlikely)))
-    chosen = " --report" if kind == "report" else f" --set {kind}" if kind != "tune" else ""
-    command = f"python -m benchmarks.rarest_first --model {options.model}{chosen}"
+    command = f"python -m benchmarks.rarest_first --model {options.model}{' --report' if options.report else ''}"
     table = PrintedTable(options.out / f"rarest_first_{options.model}_{kind}.json", command, HEAD)
     for name, one in found.items():
         table.add(line(name, one))

@@ -31,7 +31,6 @@ USE = HERE.root / "docs" / "use"
 README = HERE.root / "README.md"
 BASELINE = "baseline"
 USUAL = ("adherence", "MSS", "centred MSS", "Vendi", "colours (eff.)", "rare share")
-SHORT = ("adherence", "MSS", "Vendi")
 _KEYS = {
     "MSS": "mss",
     "centred MSS": "mss_centred",
@@ -50,7 +49,7 @@ class Table:
     """A table of one or more files of results; every row of a file, or those whose names fit a pattern of `rows`.
 
     columns: of measured images (see `USUAL`); None: the file's own columns, which are texts.
-    ships: rows that are the settings of the nodes or workflows. data: adds the row of the data itself.
+    ships: rows that are the settings of the nodes or workflows.
     against: the row that the others are compared with.
     """
 
@@ -58,12 +57,7 @@ class Table:
     columns: tuple[str, ...] | None = USUAL
     rows: tuple[str, ...] | None = None
     ships: tuple[str, ...] = ()
-    data: bool = False
     against: str = BASELINE
-
-
-def _models(pattern: str) -> tuple[str, ...]:
-    return tuple(pattern.format(model) for model in ("unet", "mmdit", "distilled"))
 
 
 _ABLATED = ("adherence", "fidelity", "MSS", "Vendi", "rare share", "KID")
@@ -91,28 +85,7 @@ TABLES = {
     "ablations minority": _ablation("Minority", "published"),
     "cfg tune": Table(("cfg_curve_unet_tune", "cfg_curve_mmdit_tune"), _JUDGED, against="CFG 2"),
     "cfg tune one": Table(("cfg_curve_distilled_tune", "cfg_curve_turbo_tune"), _JUDGED),
-    "cno report": Table(_models("cno_settings_{}_report_300"), ships=("shipped",), data=True),
-    "cno tune 240": Table(_models("cno_settings_{}_tune_240"), SHORT, ships=("shipped",)),
-    "cno tune unet": Table(("cno_settings_unet_tune_60",), (*SHORT, "colours (eff.)", "rare share")),
-    "cno tune mmdit": Table(("cno_settings_mmdit_tune_60",), (*SHORT, "colours (eff.)", "rare share")),
-    "cno tune distilled": Table(("cno_settings_distilled_tune_80",), (*SHORT, "colours (eff.)", "rare share")),
-    "minority report": Table(_models("minority_settings_{}_report_300")[1:], ships=("shipped",), data=True),
-    "minority tune": Table(_models("minority_settings_{}_tune_80"), ("adherence", "rare share", "Vendi")),
-    "minority tune 240": Table(("minority_settings_mmdit_tune_240",), ("adherence", "rare share", "Vendi")),
     "minority memory": Table(("minority_memory",), None),
-    "rarest first": Table(("rarest_first_unet_report",), None, ships=("renoise 0.5",)),
-    "tpso report": Table(_models("tpso_settings_{}_report_300"), data=True),
-    "tpso tune": Table(
-        _models("tpso_settings_{}_tune_240"),
-        ("adherence", "centred MSS", "Vendi", "rare share"),
-    ),
-    "tpso objects": Table(("tpso_settings_mmdit_objects_180",), ("adherence", "centred MSS", "Vendi")),
-    "tpso pairs": Table(("tpso_settings_mmdit_pairs_160",), ("adherence", "centred MSS", "Vendi")),
-    "tpso window": Table(("tpso_settings_unet_tune_40",), ("adherence", "centred MSS", "Vendi")),
-    "tpso orderings": Table(
-        ("tpso_settings_mmdit_report_100",), ("adherence", "MSS", "centred MSS", "Vendi", "rare share")
-    ),
-    "tpso spread": Table(("tpso_spread",), None),
     "tpso cosines": Table(("tpso_cosines",), None),
     "tpso speed": Table(("tpso_speed",), None),
     "turbo cosines": Table(("turbo_cosines",), None),
@@ -129,7 +102,6 @@ TABLES = {
     "turbo base": Table(("turbo_turbo_base_tune_200",), _JUDGED, against="cfg 2.0"),
     "turbo tune": Table(("turbo_turbo_tune_120",), _JUDGED, ships=("shipped noise",)),
     "turbo report": Table(("turbo_turbo_report_600",), _JUDGED),
-    "ovi settings": Table(("ovi_settings_tune",), (*_OVI[:3], "other prompts", "Mahalanobis", "length")),
     "ovi tokens": Table(
         ("ovi_settings_published_report_16",),
         ("text cosine", "halfway", "nearest of the bank", "neighbours that fit"),
@@ -138,8 +110,6 @@ TABLES = {
     ),
     "ovi mahalanobis": _ovi("mahalanobis", "0.009", "bank's mean"),
     "ovi nearest": _ovi("nearest neighbour", "0.5"),
-    "ovi images": Table(("ovi_images_unclip_tune_80",), ("adherence", "MSS", "Vendi", "rare share")),
-    "ovi images report": Table(("ovi_images_unclip_report_300",), ("adherence", "MSS", "Vendi", "rare share")),
 }
 
 
@@ -162,11 +132,6 @@ def block(wanted: Table, folder: Path = COMMITTED) -> str:
             cells = _cells(rows[row_name], rows.get(wanted.against), wanted.columns)
             body.append([model, _marked(row_name, row_name, wanted), *cells])
             model = ""  # once is enough
-    if wanted.data:
-        found = read(folder / "data_diversity_ten.json")
-        [data] = found["rows"]
-        body.append(["", "*the data itself*", *_cells(data, None, wanted.columns)])
-        commands.append(f"`{found['command']}`")
     return "\n\n".join(["  \n".join(commands), table(head, body)])
 
 

@@ -14,14 +14,7 @@ from .world import RECIPES, World  # isort: skip - this makes ComfyUI and the pa
 
 import torch
 from comfyui_diversity.demo.scorer import Scorer
-from comfyui_diversity.demo.world.prompts import (
-    EIGHT_PROMPTS,
-    REPORT_PROMPTS,
-    TEN_PROMPTS,
-    TUNE_OBJECTS,
-    TUNE_PAIRS,
-    TUNE_PROMPTS,
-)
+from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS
 from rich.console import Console
 from torch import Tensor
 
@@ -29,18 +22,8 @@ from .measure import measure
 from .results import SCRATCH, add_row
 
 BATCH = 10
-# "ten" and "eight" are those of older measurements: the earlier prompts for reporting and for choosing.
-SETS = {
-    "tune": TUNE_PROMPTS,
-    "report": REPORT_PROMPTS,
-    "objects": TUNE_OBJECTS,
-    "pairs": TUNE_PAIRS,
-    "ten": TEN_PROMPTS,
-    "eight": EIGHT_PROMPTS,
-}
-PUBLISHED = ("report", "ten")  # no setting is chosen on these
-# Of each set's first prompt; those that figures are published on have the demo's.
-FIRST_SEED = {kind: 1000 if kind in PUBLISHED else 5000 for kind in SETS}
+SETS = {"tune": TUNE_PROMPTS, "report": REPORT_PROMPTS}  # for choosing; for reporting: no setting is chosen on these
+FIRST_SEED = {"tune": 5000, "report": 1000}  # of each set's first prompt
 
 # World, text and seed to finished latents.
 Make = Callable[[World, str, int], Tensor]
@@ -51,7 +34,6 @@ def arguments_of(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(RECIPES), default="unet")
     parser.add_argument("--report", action="store_true", help="the prompts that figures are published on")
-    parser.add_argument("--set", choices=list(SETS), default="tune", help="other prompts than those for choosing")
     parser.add_argument("--only", nargs="*", default=["*"], help='rows of these names, "*" for anything')
     parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
     parser.add_argument("--seeds", type=int, default=1, help="batches of ten for each prompt, each with another seed")
@@ -79,7 +61,7 @@ def _carry_out(
     name: str, rows: Mapping[str, Make], parser: argparse.ArgumentParser, options: argparse.Namespace
 ) -> None:
     torch.set_num_threads(1)
-    kind = "report" if options.report else options.set
+    kind = "report" if options.report else "tune"
     prompts = SETS[kind][: options.prompts or None]
     chosen = {row: make for row, make in rows.items() if any(fnmatch(row, wanted) for wanted in options.only)}
     if not chosen:
@@ -104,7 +86,7 @@ def _command(name: str, parser: argparse.ArgumentParser, options: argparse.Names
     """The command that makes all rows of a file."""
     words = [f"python -m benchmarks.{name} --model {options.model}"]
     words += ["--report"] if options.report else []
-    for option in ("set", "prompts", "seeds", "steps"):
+    for option in ("prompts", "seeds", "steps"):
         value = getattr(options, option)
         words += [f"--{option} {value}"] if value != parser.get_default(option) else []
     return " ".join(words)

@@ -21,11 +21,12 @@ import torch
 from comfyui_diversity.core.drivers.tpso import Recipe, vary_prompt
 from comfyui_diversity.core.methods.tpso import Settings, least_mean_pairwise
 from comfyui_diversity.demo import loader
-from comfyui_diversity.demo.world.prompts import EIGHT_PROMPTS, TEN_PROMPTS
+from comfyui_diversity.demo.world.prompts import TUNE_PROMPTS
 
 from .results import SCRATCH, PrintedTable
 
 VARIANTS = 10
+PROMPTS = TUNE_PROMPTS[:20]
 ROWS = ((0, True), (0, False), (1, False), (2, False), (4, False))  # tokens added, words kept
 HEAD = ["tokens", "similarity", "above the least (mean)", "above the least (most)", "variants that miss", "steps", "s"]
 
@@ -35,8 +36,7 @@ def line(clip: Any, added: int, keep: bool, kappa: float) -> list[str]:
     """One row of the table: means over prompts, and the worst of them."""
     settings, least = Settings(kappa), least_mean_pairwise(kappa, VARIANTS)
     above, steps, missed, started = [], [], 0, time.perf_counter()
-    prompts = (*EIGHT_PROMPTS, *TEN_PROMPTS)
-    for seed, prompt in enumerate(prompts):
+    for seed, prompt in enumerate(PROMPTS):
         _, [outcome] = vary_prompt(clip, prompt.text, VARIANTS, seed, Recipe(settings, added, keep))
         found = outcome.variants
         above.append(found.spreads[-1].item() / least - 1)
@@ -47,9 +47,9 @@ def line(clip: Any, added: int, keep: bool, kappa: float) -> list[str]:
         f"{kappa:g}",
         f"{fmean(above):.1%}",
         f"{max(above):.1%}",
-        f"{missed} of {VARIANTS * len(prompts)}",
+        f"{missed} of {VARIANTS * len(PROMPTS)}",
         f"{fmean(steps):.0f}",
-        f"{(time.perf_counter() - started) / len(prompts):.1f}",
+        f"{(time.perf_counter() - started) / len(PROMPTS):.1f}",
     ]
 
 

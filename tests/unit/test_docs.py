@@ -47,7 +47,7 @@ def test_tables_are_those_of_the_results() -> None:
 
 
 def test_every_result_has_a_table_and_its_provenance() -> None:
-    shown = {file for one in report.TABLES.values() for file in one.files} | {"data_diversity_ten"}
+    shown = {file for one in report.TABLES.values() for file in one.files}
     shown |= set(families_page.FILES)
     found = {path.stem: path for path in COMMITTED.glob("*.json")}
     assert found.keys() - {"frontier", "frontier_settings", *families_page.OFFICIAL} == shown

@@ -22,11 +22,7 @@ from comfyui_diversity.demo.world.captions import OPTIONAL, caption, random_capt
 from comfyui_diversity.demo.world.draw import draw
 from comfyui_diversity.demo.world.prompts import (
     DEMO_PROMPTS,
-    EIGHT_PROMPTS,
     REPORT_PROMPTS,
-    TEN_PROMPTS,
-    TUNE_OBJECTS,
-    TUNE_PAIRS,
     TUNE_PROMPTS,
     Prompt,
     draw_prompts,
@@ -99,17 +95,13 @@ def test_captions_say_what_is_stated_and_nothing_else() -> None:
 DRAWN = pytest.mark.parametrize("prompts", [REPORT_PROMPTS, TUNE_PROMPTS], ids=["report", "tune"])
 
 
-@pytest.mark.parametrize(
-    ("report", "choosing"),
-    [(REPORT_PROMPTS, (*TUNE_PROMPTS, *TUNE_PAIRS)), (TEN_PROMPTS, (*EIGHT_PROMPTS, *TUNE_OBJECTS, *TUNE_PAIRS))],
-    ids=["now", "earlier"],
-)
-def test_tuning_and_reporting_share_no_prompt(report: tuple[Prompt, ...], choosing: tuple[Prompt, ...]) -> None:
-    assert len({prompt.text for prompt in (*report, *choosing)}) == len(report) + len(choosing)
-    stated = [frozenset(prompt.stated.items()) for prompt in (*report, *choosing) if len(prompt.stated) > 1]
+def test_tuning_and_reporting_share_no_prompt() -> None:
+    every = (*REPORT_PROMPTS, *TUNE_PROMPTS)
+    assert len({prompt.text for prompt in every}) == len(every)
+    stated = [frozenset(prompt.stated.items()) for prompt in every if len(prompt.stated) > 1]
     assert len(set(stated)) == len(stated)
-    assert all(prompt.stated == stated_in(prompt.text) for prompt in (*report, *choosing))
-    assert {prompt.object for prompt in report} == set(OBJECTS)
+    assert all(prompt.stated == stated_in(prompt.text) for prompt in every)
+    assert {prompt.object for prompt in REPORT_PROMPTS} == set(OBJECTS)
 
 
 @DRAWN
