@@ -102,6 +102,22 @@ TABLES = {
     "turbo base": Table(("turbo_turbo_base_tune_200",), _JUDGED, against="cfg 2.0"),
     "turbo tune": Table(("turbo_turbo_tune_120",), _JUDGED, ships=("shipped noise",)),
     "turbo report": Table(("turbo_turbo_report_600",), _JUDGED),
+    "ovi settings": Table(
+        ("ovi_settings_tune_16",),
+        (*_OVI[:3], "other prompts", "Mahalanobis", "length"),
+        (
+            "image",
+            "text",
+            "none*token*",
+            "none",
+            "nearest neighbour *.*5",
+            "nearest neighbour 0.7",
+            "nearest neighbour 2.1",
+            "mahalanobis *",
+        ),
+        ("nearest neighbour 0.35",),
+        "nearest neighbour 0.35",
+    ),
     "ovi tokens": Table(
         ("ovi_settings_published_report_16",),
         ("text cosine", "halfway", "nearest of the bank", "neighbours that fit"),
