@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import provenance
 from benchmarks.frontier_figures import best_at, hypervolume, summary
-from benchmarks.frontier_page import gains, made, outline, with_part
+from benchmarks.frontier_page import block, gains, made, outline, with_part
 from benchmarks.frontier_plot import draw_frontier, looks, picture
 from benchmarks.frontier_rows import MODELS, rows_of
 from benchmarks.frontier_store import load, merged, save
@@ -167,6 +167,14 @@ def test_the_rows_of_one_method_stand_beside_the_baseline_of_their_model() -> No
     assert "1.80 (+0.20 to +0.20)" in with_part(rows, "pink")
     with pytest.raises(ValueError, match="no row with 'nothing'"):
         with_part(rows, "nothing")
+
+
+def test_rows_of_ten_images_stand_apart(tmp_path: Path) -> None:
+    save(tmp_path / "frontier.json", [ROWS[0]])
+    save(tmp_path / "frontier_ten.json", [ROWS[0], ROWS[2]])
+    assert "pink" not in block("mmdit", tmp_path / "frontier.json")
+    assert "pink" in block("ten mmdit", tmp_path / "frontier.json")
+    assert block("ten unet", tmp_path / "frontier.json") == "Not measured yet."
 
 
 def test_times_of_two_machines_are_not_compared() -> None:
