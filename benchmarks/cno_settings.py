@@ -18,7 +18,7 @@ from comfyui_diversity.core.drivers.cno import ContrastiveNoise
 from comfyui_diversity.core.hooks.denoise import CleanEstimate
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.sampling import SamplerRun, with_noise_change
-from comfyui_diversity.core.methods.cno import Settings, pool
+from comfyui_diversity.core.methods.cno import RECOMMENDED, Settings, pool
 from torch import Tensor
 
 from .peers import most_different, pink
@@ -80,15 +80,17 @@ CLOSER: dict[str, Any] = {
     "projection": "off",
 }
 BOLD: dict[str, Any] = {"strength": 0.5, "iterations": 10, "denominator": "positive", "projection": "norm"}
+BOLD_SAFE: dict[str, Any] = BOLD | {"projection": "spectrum", "denominator": "all"}
 ROWS: dict[str, Make] = {
     "baseline": lambda world, text, seed: world.latents(text, seed, BATCH),
     "published": published("paper"),
     "closer to the paper": cno(**CLOSER),
     "bold": cno(**BOLD),
-    "bold, spectrum": cno(**(BOLD | {"projection": "spectrum"})),
+    "bold, spectrum": cno(**(BOLD_SAFE | {"denominator": "positive"})),
     "bold, all": cno(**(BOLD | {"denominator": "all"})),
-    "all, strength 0.25, 3 iterations": cno(strength=0.25, iterations=3),
-    "shipped": cno(),
+    "bold, spectrum, all": cno(**BOLD_SAFE),
+    "bold, spectrum, all, strength 0.25, 3 iterations": cno(**(BOLD_SAFE | {"strength": 0.25, "iterations": 3})),
+    "shipped": cno(**vars(RECOMMENDED)),
     "chosen of 100": chosen(10),
     "pink 0.5": with_noise(partial(pink, alpha=0.5)),
 }
