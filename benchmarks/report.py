@@ -78,6 +78,7 @@ def _ovi(constraint: str, weight: str, *columns: str) -> Table:
 
 _JUDGED = ("adherence", "fidelity", "good share", "Vendi", "quality Vendi", "colours (eff.)", "rare share",
            "centred MSS", "divergence", "KID")  # fmt: skip
+_CHOSEN = ("adherence", "fidelity", "good share", "Vendi", "quality Vendi", "rare share", "centred MSS")
 TABLES = {
     "ablations tpso": _ablation("TPSO", "lambda 0"),
     "ablations cno": _ablation("CNO", "published"),
@@ -85,6 +86,7 @@ TABLES = {
     "ablations minority": _ablation("Minority", "published"),
     "cfg tune": Table(("cfg_curve_unet_tune", "cfg_curve_mmdit_tune"), _JUDGED, against="CFG 2"),
     "cfg tune one": Table(("cfg_curve_distilled_tune", "cfg_curve_turbo_tune"), _JUDGED),
+    "cno tune": Table(("cno_settings_distilled_tune_300",), _CHOSEN, ships=("shipped",)),
     "minority memory": Table(("minority_memory",), None),
     "tpso cosines": Table(("tpso_cosines",), None),
     "tpso speed": Table(("tpso_speed",), None),
