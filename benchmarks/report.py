@@ -103,7 +103,6 @@ TABLES = {
     ),
     "turbo base": Table(("turbo_turbo_base_tune_200",), _JUDGED, against="cfg 2.0"),
     "turbo tune": Table(("turbo_turbo_tune_120",), _JUDGED, ships=("shipped noise",)),
-    "turbo report": Table(("turbo_turbo_report_600",), _JUDGED),
     "ovi settings": Table(
         ("ovi_settings_tune_16",),
         (*_OVI[:3], "other prompts", "Mahalanobis", "length"),
