@@ -13,7 +13,7 @@ from benchmarks.results import COMMITTED, read
 from benchmarks.world import World
 from devtools.places import HERE
 
-ROWS_OF = ("ablations", "ovi_settings")
+ROWS_OF = ("ablations", "cno_settings", "tpso_settings", "minority_settings", "ovi_settings")
 
 
 @pytest.mark.parametrize("name", ROWS_OF)
