@@ -108,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             values = RANKINGS[name](world, world.conditioning(prompt.text), latents)
             found[name].append((values.tolist(), list(rare), list(unlikely)))
     command = f"python -m benchmarks.rarest_first --model {options.model}{' --report' if options.report else ''}"
+    command += f" --prompts {options.prompts}" if options.prompts else ""
     table = PrintedTable(options.out / f"rarest_first_{options.model}_{kind}.json", command, HEAD)
     for name, one in found.items():
         table.add(line(name, one))
