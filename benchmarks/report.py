@@ -122,6 +122,12 @@ TABLES = {
         ("nearest neighbour 0.35",),
         "nearest neighbour 0.35",
     ),
+    "ovi images": Table(
+        ("ovi_images_unclip_report_200",),
+        _CHOSEN,
+        ships=("nearest, weight 0.25, length matched",),
+        against="text directly",
+    ),
     "ovi tokens": Table(
         ("ovi_settings_published_report_16",),
         ("text cosine", "halfway", "nearest of the bank", "neighbours that fit"),

@@ -13,7 +13,15 @@ from benchmarks.results import COMMITTED, read
 from benchmarks.world import World
 from devtools.places import HERE
 
-ROWS_OF = ("ablations", "cno_settings", "tpso_settings", "minority_settings", "ovi_settings", "rarest_first")
+ROWS_OF = (
+    "ablations",
+    "cno_settings",
+    "tpso_settings",
+    "minority_settings",
+    "ovi_images",
+    "ovi_settings",
+    "rarest_first",
+)
 
 
 @pytest.mark.parametrize("name", ROWS_OF)
