@@ -27,7 +27,7 @@ import torch
 from comfyui_diversity.demo.scorer import Scorer
 from comfyui_diversity.demo.world.attributes import sample_scene
 from comfyui_diversity.demo.world.draw import draw
-from comfyui_diversity.demo.world.prompts import REPORT_PROMPTS, TUNE_PROMPTS, Prompt
+from comfyui_diversity.demo.world.prompts import Prompt
 
 from . import provenance
 from .frontier_plot import draw_frontier
@@ -40,9 +40,8 @@ from .job import finished, new_job
 from .measure import Group
 from .results import SCRATCH, commit
 from .results import replace as write_whole
+from .rows import FIRST_SEED, SETS
 
-FIRST_SEED = {"report": 1000, "tune": 5000}
-SETS = {"report": REPORT_PROMPTS, "tune": TUNE_PROMPTS}
 IMAGES = 10  # one batch
 QUICK_PROMPTS, QUICK_IMAGES, QUICK_MODELS = 4, 5, ("distilled",)
 DATA = "the data itself"

@@ -34,14 +34,10 @@ def cno(gradient: str = "stop", **settings: Any) -> Make:
     return make
 
 
-def published(form: str) -> Make:
+def published(world: World, text: str, seed: int) -> Tensor:
     """Images with noise that is optimised as the node does it with mode published."""
-
-    def make(world: World, text: str, seed: int) -> Tensor:
-        change = ContrastiveNoise.published(form=form)
-        return world.latents(text, seed, BATCH, patched=with_noise_change(world.model, "benchmark", change))
-
-    return make
+    change = ContrastiveNoise.published()
+    return world.latents(text, seed, BATCH, patched=with_noise_change(world.model, "benchmark", change))
 
 
 def patched(world: World, settings: Settings, gradient: str) -> Any:
@@ -80,16 +76,17 @@ CLOSER: dict[str, Any] = {
     "projection": "off",
 }
 BOLD: dict[str, Any] = {"strength": 0.5, "iterations": 10, "denominator": "positive", "projection": "norm"}
-BOLD_SAFE: dict[str, Any] = BOLD | {"projection": "spectrum", "denominator": "all"}
+SPECTRUM: dict[str, Any] = BOLD | {"projection": "spectrum"}
+ALL: dict[str, Any] = SPECTRUM | {"denominator": "all"}
 ROWS: dict[str, Make] = {
     "baseline": lambda world, text, seed: world.latents(text, seed, BATCH),
-    "published": published("paper"),
+    "published": published,
     "closer to the paper": cno(**CLOSER),
     "bold": cno(**BOLD),
-    "bold, spectrum": cno(**(BOLD_SAFE | {"denominator": "positive"})),
+    "bold, spectrum": cno(**SPECTRUM),
     "bold, all": cno(**(BOLD | {"denominator": "all"})),
-    "bold, spectrum, all": cno(**BOLD_SAFE),
-    "bold, spectrum, all, strength 0.25, 3 iterations": cno(**(BOLD_SAFE | {"strength": 0.25, "iterations": 3})),
+    "bold, spectrum, all": cno(**ALL),
+    "bold, spectrum, all, strength 0.25, 3 iterations": cno(**(ALL | {"strength": 0.25, "iterations": 3})),
     "shipped": cno(**vars(RECOMMENDED)),
     "chosen of 100": chosen(10),
     "pink 0.5": with_noise(partial(pink, alpha=0.5)),
