@@ -91,6 +91,7 @@ TABLES = {
     "minority memory": Table(("minority_memory",), None),
     "rarest first": Table(("rarest_first_unet_report",), None, ships=("renoise 0.5",)),
     "tpso tune": Table(("tpso_settings_distilled_tune_300",), _CHOSEN, ships=("added 2, kappa 0.8, ratio 0.2",)),
+    "tpso spread": Table(("tpso_spread",), None),
     "tpso cosines": Table(("tpso_cosines",), None),
     "tpso speed": Table(("tpso_speed",), None),
     "turbo cosines": Table(("turbo_cosines",), None),
