@@ -189,19 +189,21 @@ class PromptEncoder(InChunks):
 
     @cached_property
     def _unrelated_raw(self) -> list[Tensor]:
-        """Vectors of the unrelated prompts, before any mean is removed."""
-        found = []
+        """Vectors of the unrelated prompts, before any mean is removed; those of one length in one call."""
+        alike: dict[tuple[Any, ...], list[Section]] = {}
+        for text in UNRELATED:
+            section = self.read(self._clip.tokenize(text))[0]
+            if section.positions > 0:
+                key = (*section.mask.flatten().tolist(), section.end, *section.summary)
+                alike.setdefault(key, []).append(section)
+        found: list[Tensor] = []
         with gradients(self.module), torch.no_grad():
-            for text in UNRELATED:
-                sections = self.read(self._clip.tokenize(text))
-                for section in sections[:1]:
-                    if section.positions > 0:
-                        embeds = section.embeds[None]
-                        found.append(
-                            clip_vector(self.module, embeds[:, : section.end + 1], self.projected, self.layer)[0]
-                            if self.is_clip
-                            else mean_output(self.module, embeds, section, *section.summary)[0]
-                        )
+            for sections in alike.values():
+                embeds = torch.stack([section.embeds for section in sections])
+                if self.is_clip:
+                    found += clip_vector(self.module, embeds[:, : sections[0].end + 1], self.projected, self.layer)
+                else:
+                    found += mean_output(self.module, embeds, sections[0], *sections[0].summary)
         return found
 
     def unrelated_cosine(self) -> float:

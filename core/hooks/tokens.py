@@ -81,10 +81,11 @@ class LearnableToken:
         with gradients(), torch.no_grad():
             encoders = prompt_encoders(self._clip, tokens, which)
             # Some tokenizers cut long prompts: an encoder that would not read the token goes without.
-            with_room = [one for one in encoders if _more(one, shorter) or not _tokens_of(one, clip, added)]
+            more = {one.name: _more(one, shorter) for one in encoders}
+            with_room = [one for one in encoders if more[one.name] or not _tokens_of(one, clip, added)]
             if not with_room:
                 raise ValueError(f"{encoders[0].no_room} Shorten the prompt.")
-            self._parts = {one.name: _part(one, tokens, shorter, position, added) for one in with_room}
+            self._parts = {one.name: _part(one, tokens, more[one.name], position, added) for one in with_room}
         self._tokens = {**clip.tokenize(text), **{part.key: tokens[part.key] for part in self._parts.values()}}
         self._unchanged: dict[tuple[str, int], Any] = {}
 
@@ -227,10 +228,9 @@ def _tokens_of(encoder: PromptEncoder, clip: Any, word: str) -> int:
     return sum(section.positions for section in encoder.read(clip.tokenize(word)))
 
 
-def _part(encoder: PromptEncoder, tokens: dict[str, Any], shorter: dict[str, Any], position: str, word: str) -> _Part:
+def _part(encoder: PromptEncoder, tokens: dict[str, Any], count: int, position: str, word: str) -> _Part:
+    """count: how many tokens the prompt has more than without the word, which may be another number in each encoder."""
     own = [(k, at) for k, section in enumerate(encoder.all_sections) for at in range(section.first, section.last)]
-    # What the longer prompt has more of; a word may be of several tokens, and of another number in each encoder.
-    count = _more(encoder, shorter)
     if count <= 0:
         raise ValueError(f"initial_word is {word!r}, which has no token in {encoder.name}. Choose another word.")
     chosen = slice(len(own) - count, len(own)) if position == "end" else slice(0, count)

@@ -237,3 +237,32 @@ def test_what_stands_for_a_prompt_has_read_all_of_its_words(kind: str):
         assert not torch.equal(output(section.embeds, at, at + 1), output(moved, at, at + 1))
     plain, vector = encoder.reference(), output(section.embeds, *section.summary)[0]
     assert torch.allclose(vector - plain, encoder._common_mean, atol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", [pytest.param("sd1", marks=pytest.mark.fast), "t5", "qwen3"])
+def test_unrelated_prompts_of_one_length_are_read_at_once(kind: str):
+    clip = small_encoder(kind)
+    [encoder] = prompt_encoders(clip, clip.tokenize("a fish"))
+    read: list[int] = []
+    counted = encoder.module.transformer.register_forward_pre_hook(
+        lambda *given: read.append(len(given[2]["embeds"])), with_kwargs=True
+    )
+    if encoder.is_clip:
+        counted.remove()
+        tower = encoder.module.transformer.text_model.encoder
+        counted = tower.register_forward_pre_hook(lambda _, given: read.append(len(given[0])))
+    try:
+        found = torch.stack(encoder._unrelated_raw)
+    finally:
+        counted.remove()
+    assert sum(read) == len(hook.UNRELATED)
+    assert len(read) <= len(hook.UNRELATED) // 2
+    # In whichever order, the vectors of each prompt by itself.
+    alone = []
+    for text in hook.UNRELATED:
+        [own] = prompt_encoders(clip, clip.tokenize(text))
+        alone.append(own.reference() + (0 if own.is_clip else encoder._common_mean))
+    nearest = torch.cdist(found, torch.stack(alone)).min(1)
+    assert nearest.values.max().item() < 1e-4
+    assert len(set(nearest.indices.tolist())) == len(hook.UNRELATED)
