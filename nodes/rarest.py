@@ -87,7 +87,7 @@ def _advanced_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "renoise",
-            default=0.5,
+            default=0.75,
             min=0.05,
             max=1.0,
             step=0.05,

@@ -24,7 +24,7 @@ def rarity_of(
     positive: list,
     latent: dict[str, Any],
     seed: int,
-    renoise: float = 0.5,
+    renoise: float = 0.75,
     noises: int = 4,
     chunk_size: int = -1,
     after_noise: Callable[[], None] = lambda: None,

@@ -97,5 +97,5 @@ def test_nothing_is_learned_or_optimised_while_an_image_is_turned_into_noise() -
 
 def test_images_cannot_be_compared_for_a_prompt_that_is_not_in_force() -> None:
     latent = {"samples": random_latent("eps", 2)}
-    with torch.inference_mode(), pytest.raises(ValueError, match=r"not in force where renoise 0\.5 noises the images"):
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"not in force where renoise 0\.75 noises the images"):
         rarity_of(small_model("eps"), during(conditioning("eps"), 0.8, 1), latent, 0)
