@@ -314,7 +314,7 @@ class _Run:
         self.learning = learning
         self.kinds = kinds
         self.latent_image, self.denoise_mask = latent_image, denoise_mask
-        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.sigmas = sigmas.tolist()
         self.percents = [percent_of(model.model_sampling, sigma) for sigma in self.sigmas]
         shares = self.percents
         if learning.published:

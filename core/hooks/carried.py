@@ -290,7 +290,7 @@ def _at_call(
     """Before every call of the model: what is in force at exactly this noise level."""
     sigma = float(timestep.flatten()[0])
     sigmas = model_options.get("transformer_options", {}).get("sample_sigmas")
-    call = Call(model, sigma, [sigma, 0.0] if sigmas is None else [float(value) for value in sigmas], len(x))
+    call = Call(model, sigma, [sigma, 0.0] if sigmas is None else sigmas.tolist(), len(x))
     conds = [None if entries is None else [_in_force(entry, call) for entry in entries] for entries in conds]
     return executor(model, conds, x, timestep, model_options, *rest)
 

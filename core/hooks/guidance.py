@@ -46,7 +46,7 @@ def guide_between(guider: comfy.samplers.CFGGuider, sigmas: Tensor, first: int, 
     """In the run that has begun with this guider, guidance is off at its `first` first and `last` last steps, at
     whatever noise levels the sampler asks within them. The guider's options are the run's own copy, and nothing
     outlives the run."""
-    levels = [float(sigma) for sigma in sigmas]
+    levels = sigmas.tolist()
     end = len(levels) - 1 - last
 
     def predict(

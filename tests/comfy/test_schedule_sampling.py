@@ -379,3 +379,18 @@ def test_bad_inputs_are_named() -> None:
     with pytest.raises(ValueError, match="nothing to blend"):
         schedule([], plain)
     assert PAYLOAD not in payloads(plain[0][1])
+
+
+def test_noise_levels_are_not_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each of them would wait for all that was asked of it before."""
+    steps, read, iterate = 7, [], Tensor.__iter__
+
+    def counted(self: Tensor) -> Iterator[Tensor]:
+        read.append(tuple(self.shape))
+        return iterate(self)
+
+    text = [constant(value, "eps") for value in (1.0, 0.0)]
+    sample(small_model("eps"), "eps", text[1], text[1], steps=steps)  # what is loaded once
+    monkeypatch.setattr(Tensor, "__iter__", counted)
+    sample(small_model("eps"), "eps", schedule(*text), text[1], steps=steps)
+    assert (steps + 1,) not in read
