@@ -55,7 +55,7 @@ class Run:
     """idle: at how many of its last calls the patched model has nothing to do."""
 
     sample: Callable[[], Clock]
-    idle: int | None = None
+    idle: int
 
 
 class Bench:

@@ -389,8 +389,8 @@ def test_noise_levels_are_not_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -
         read.append(tuple(self.shape))
         return iterate(self)
 
-    text = [constant(value, "eps") for value in (1.0, 0.0)]
-    sample(small_model("eps"), "eps", text[1], text[1], steps=steps)  # what is loaded once
+    one, other = (constant(value, "eps") for value in (1.0, 0.0))
+    sample(small_model("eps"), "eps", other, other, steps=steps)  # what is loaded once
     monkeypatch.setattr(Tensor, "__iter__", counted)
-    sample(small_model("eps"), "eps", schedule(*text), text[1], steps=steps)
+    sample(small_model("eps"), "eps", schedule(one, other), other, steps=steps)
     assert (steps + 1,) not in read
