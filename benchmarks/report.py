@@ -96,7 +96,10 @@ TABLES = {
     "tpso cosines": Table(("tpso_cosines",), None),
     "tpso speed": Table(("tpso_speed",), None),
     "turbo cosines": Table(("turbo_cosines",), None),
-    "cost prompts": Table(("cost_prompts",), None),
+    **{
+        name: Table((name.replace(" ", "_"),), None)
+        for name in ("cost", "cost growth", "cost idle", "cost prompts", "cost profile")
+    },
     "diversify tune": Table(
         tuple(f"diversify_strength_{model}_tune_600" for model in ("distilled", "turbo", "mmdit", "unet")), _JUDGED
     ),

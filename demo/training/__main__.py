@@ -48,6 +48,10 @@ STAGES = {
     "unet_rare": "export.export_unet_rare",
     "turbo_base_targets": "turbo_targets.make_more_targets",
     "turbo_base_more": "export.export_turbo_base_more",
+    "turbo_base_runs": "turbo_base_own.make_runs",
+    "turbo_base_own": "export.export_turbo_base_own",
+    "turbo_base_runs_again": "turbo_base_own.make_runs_again",
+    "turbo_base_own_again": "export.export_turbo_base_own_again",
 }
 
 

@@ -190,6 +190,18 @@ def export_turbo_base_more(folder: Path) -> None:
     _write(WEIGHTS / TURBO_BASE_FILE, pack(train_turbo_base_more(folder).state_dict()))
 
 
+def export_turbo_base_own(folder: Path) -> None:
+    from .turbo_base_own import train_turbo_base_own
+
+    _write(WEIGHTS / TURBO_BASE_FILE, pack(train_turbo_base_own(folder).state_dict()))
+
+
+def export_turbo_base_own_again(folder: Path) -> None:
+    from .turbo_base_own import train_turbo_base_own_again
+
+    _write(WEIGHTS / TURBO_BASE_FILE, pack(train_turbo_base_own_again(folder).state_dict()))
+
+
 def export_turbo(folder: Path) -> None:
     from .turbo_distil import train_turbo
 

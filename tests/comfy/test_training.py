@@ -10,7 +10,17 @@ import pytest
 import torch
 from comfy.model_sampling import ModelSamplingDiscrete
 from comfyui_diversity.demo.loader import VAE_FILE, WEIGHTS
-from comfyui_diversity.demo.training import distil, loop, own_steps, pairs, rare_words, turbo_rare, turbo_targets, vae
+from comfyui_diversity.demo.training import (
+    distil,
+    loop,
+    own_steps,
+    pairs,
+    rare_words,
+    turbo_base_own,
+    turbo_rare,
+    turbo_targets,
+    vae,
+)
 from comfyui_diversity.demo.training.crisp import on_policy_loss
 from comfyui_diversity.demo.training.distil import captions_of_pairs
 from comfyui_diversity.demo.training.places import evenly_stated_scene
@@ -199,6 +209,53 @@ def test_own_sampling_is_followed_with_and_without_guidance(
     for k, sigma in enumerate(of.sigmas[of.first : own_steps.STEPS]):
         left = sigma / of.sigmas[0]
         torch.testing.assert_close(states[:, k], left * of.start(noise) + (1 - left) * ends, atol=1e-4, rtol=0)
+
+
+class ExactNextDiT(torch.nn.Module):
+    """An image is made of its context's first number, with the velocity that leads straight there."""
+
+    off = 0.0
+
+    def forward(self, x: Tensor, times: Tensor, context: Tensor, num_tokens: int) -> Tensor:
+        assert num_tokens == context.shape[1]
+        return (x - context[:, 0, 0].view(-1, 1, 1, 1) + self.off) / times.view(-1, 1, 1, 1)
+
+
+def test_the_base_models_own_sampling_is_followed_and_learned_from() -> None:
+    noise = torch.randn(3, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    context = torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1).expand(-1, 5, 2)
+    cfg, empty, model = torch.tensor([1.0, 3.0, 1.5]), torch.zeros(2, 2), ExactNextDiT()
+    states, made = turbo_base_own.followed(model, noise, context, empty, cfg)
+    ends = (torch.tensor([1.0, 2.0, 4.0]) * cfg).view(-1, 1, 1, 1)
+    torch.testing.assert_close(made, ends.expand_as(made), atol=1e-4, rtol=0)
+    for k, sigma in enumerate(turbo_base_own.SIGMAS[turbo_base_own.FIRST : turbo_base_own.STEPS]):
+        torch.testing.assert_close(states[:, k], sigma * noise + (1 - sigma) * ends, atol=1e-4, rtol=0)
+    cleans = torch.tensor([1.0, 2.0, 4.0]).view(-1, 1, 1, 1).expand_as(noise)
+    assert turbo_base_own.own_loss(model, states, cleans, context, np.random.default_rng(0)) < 1e-9
+    model.off = 0.5  # wherever its steps have led, its image is as far off
+    losses = [turbo_base_own.own_loss(model, states, cleans, context, np.random.default_rng(k)) for k in range(5)]
+    torch.testing.assert_close(torch.stack(losses), torch.full((5,), 0.25))
+
+
+def test_each_round_of_the_base_models_runs_has_captions_and_noises_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    def noted(path: Path, count: int, chunk: int, seed: int, teacher: object) -> dict[str, Tensor]:
+        asked.append({"path": path, "count": count, "seed": seed})
+        return dict.fromkeys(("noise", "states", "clean", "error"), torch.zeros(count))
+
+    monkeypatch.setattr(turbo_base_own, "made_pairs", noted)
+    first, second = turbo_base_own.make_runs(Path()), turbo_base_own.make_runs_again(Path())
+    assert [one["count"] for one in asked] == [len(first.captions), len(second.captions)]
+    assert asked[0]["path"] != asked[1]["path"]
+    assert asked[0]["seed"] != asked[1]["seed"]
+    for runs in (first, second):
+        lengths = [len(text.split()) for text in runs.captions]
+        assert lengths == sorted(lengths)
+        assert runs.captions.count("") == -(-len(runs.captions) // own_steps.EMPTY_RUNS)
+    assert first.captions[500:600] != second.captions[500:600]
 
 
 def test_pairs_that_were_stopped_are_those_that_were_not(tmp_path: Path) -> None:
