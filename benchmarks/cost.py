@@ -8,9 +8,9 @@
 
 Every run samples the same few steps in this process, on one thread in float32. Seconds are CPU time, the least of
 several runs of each in turn; peaks are those of PyTorch's allocator beyond what was there; both as multiples of the
-plain run's. *Calls* are forward passes of the diffusion model, of any batch. *Idle steps*: the least CPU time of a step
-at which the patched model has nothing to do, as a multiple of the plain model's. "released" is what the papers' own
-code does where it differs: full gradients for noise, one variant at a time, all positions, for prompts.
+plain run's. *Calls* are forward passes of the diffusion model, of any batch. *An idle step* is the least CPU time of a
+step at which the patched model has nothing to do. "released" is what the papers' own code does where it differs: full
+gradients for noise, one variant at a time, all positions, for prompts.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ from .minority_memory import peak_of
 from .results import SCRATCH, PrintedTable
 from .tpso_speed import full_clip_l, here, one_by_one
 
-HEAD = ["architecture", "run", "seconds", "times the plain run", "memory, times the plain run's", "calls",
-        "idle steps"]  # fmt: skip
+HEAD = ["architecture", "run", "seconds", "times the plain run", "memory, times the plain run's", "calls"]
 GROWTH_HEAD = ["images", "px", "words", "plain (s)", NOISE_3, MINORITY_5, "learning's memory", "4 variants (s)"]
 IDLE_HEAD = ["run", "an idle step (ms)", "the plain model's (ms)", "difference (ms)"]
 PROMPTS_HEAD = ["encoder", "words", "variants", "one at a time, all positions (s)", "here (s)", "times faster"]
@@ -58,11 +57,11 @@ def denoisers(names: Sequence[str], batch: int, side: int, words: int, repeats: 
             memory, _ = peak_of(run.sample)
             found = beside(bench, run, repeats)
             if first:
-                plain = [size, "plain", f"{found.plain:.1f}", "1", "1", str(bench.run().calls), "1"]
+                plain = [size, "plain", f"{found.plain:.1f}", "1", "1", str(bench.run().calls)]
                 table.add(plain, f"{size}, plain")
             first = False
-            times, idle = f"{found.seconds / found.plain:.2f}", f"{found.idle / found.plain_idle:.3f}"
-            cells = [size, run_name, f"{found.seconds:.1f}", times, f"{memory / peak:.2f}", str(found.calls), idle]
+            times = f"{found.seconds / found.plain:.2f}"
+            cells = [size, run_name, f"{found.seconds:.1f}", times, f"{memory / peak:.2f}", str(found.calls)]
             table.add(cells, f"{size}, {run_name}")
 
 
