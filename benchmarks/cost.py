@@ -5,6 +5,7 @@
     python -m benchmarks.cost --only idle       # steps at which a patched model has nothing to do
     python -m benchmarks.cost --only prompts    # variants of a prompt, beside one variant at a time
     python -m benchmarks.cost --only profile    # where the time of each method goes
+    python -m benchmarks.cost --only savings    # what was found there and taken out, as it was and as it is
 
 Every run samples the same few steps in this process, on one thread in float32. Seconds are CPU time, the least of
 several runs of each in turn; peaks are those of PyTorch's allocator beyond what was there; both as multiples of the
@@ -19,13 +20,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .cost_runs import MINORITY_5, NOISE_3, Bench, beside, text_of  # isort: skip - makes ComfyUI importable
+from .cost_runs import MINORITY_5, NOISE_3, Bench, Clock, beside, text_of  # isort: skip - makes ComfyUI importable
 
+import copy
 import time
+from unittest import mock
 
 import torch
 from comfyui_diversity.core.drivers.tpso import RECOMMENDED_RATE
-from comfyui_diversity.core.hooks.text import prompt_encoders
+from comfyui_diversity.core.hooks import text as text_hook
+from comfyui_diversity.core.hooks.text import UNRELATED, prompt_encoders
 from comfyui_diversity.core.methods.tpso import Settings as PromptSettings
 from comfyui_diversity.core.methods.tpso import initial_offsets
 from torch import Tensor
@@ -41,7 +45,8 @@ HEAD = ["architecture", "run", "seconds", "times the plain run", "memory, times 
 GROWTH_HEAD = ["images", "px", "words", "plain (s)", NOISE_3, MINORITY_5, "learning's memory", "4 variants (s)"]
 IDLE_HEAD = ["run", "an idle step (ms)", "the plain model's (ms)", "difference (ms)"]
 PROMPTS_HEAD = ["encoder", "words", "variants", "one at a time, all positions (s)", "here (s)", "times faster"]
-TABLES = ("growth", "idle", "prompts", "profile")
+SAVINGS_HEAD = ["what", "before (s)", "now (s)", "calls before", "calls now"]
+TABLES = ("growth", "idle", "prompts", "profile", "savings")
 CHANGES: tuple[dict[str, int], ...] = ({}, {"batch": 4}, {"batch": 8}, {"side": 24}, {"side": 32}, {"words": 40})
 _IDLE_STEPS = 60
 
@@ -129,6 +134,24 @@ def profiled(batch: int, side: int, words: int, table: PrintedTable) -> None:
         table.add(cells, f"{name}, {where}")
 
 
+def savings(own: Architecture, table: PrintedTable) -> None:
+    """The prompts that say what "unrelated" means in an encoder: one by one, and those of one length at once."""
+    calls, seconds = [], []
+    with torch.inference_mode(False):
+        [encoder] = prompt_encoders(own.clip, own.clip.tokenize(text_of(9)))
+        for groups in ([[text] for text in UNRELATED], [UNRELATED]):
+            ended = Clock()
+            [hook] = ended.watch(encoder.module.transformer)
+            started = time.process_time()
+            for texts in groups:
+                with mock.patch.object(text_hook, "UNRELATED", texts):
+                    copy.copy(encoder).unrelated_cosine()
+            seconds.append(time.process_time() - started)
+            calls.append(ended.calls)
+            hook.remove()
+    table.add([f"unrelated prompts, {own.name}", *(f"{one:.1f}" for one in seconds), *map(str, calls)])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=[*ARCHITECTURES, *TABLES], default=[*ARCHITECTURES, *TABLES])
@@ -155,6 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prompts(10, (3, options.words, 40), 2, table("prompts", PROMPTS_HEAD))
     if "profile" in options.only:
         profiled(*size, table("profile", PROFILE_HEAD))
+    if "savings" in options.only:
+        savings(ARCHITECTURES["Z-Image"](), table("savings", SAVINGS_HEAD))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ TABLES = {
     "turbo cosines": Table(("turbo_cosines",), None),
     **{
         name: Table((name.replace(" ", "_"),), None)
-        for name in ("cost", "cost growth", "cost idle", "cost prompts", "cost profile")
+        for name in ("cost", "cost growth", "cost idle", "cost prompts", "cost profile", "cost savings")
     },
     "diversify tune": Table(
         tuple(f"diversify_strength_{model}_tune_600" for model in ("distilled", "turbo", "mmdit", "unet")), _JUDGED

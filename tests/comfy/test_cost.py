@@ -100,3 +100,11 @@ def test_variants_all_at_once_beside_one_by_one(tmp_path: Path, monkeypatch: pyt
     cost.prompts(2, (3,), 1, table_in(tmp_path, cost.PROMPTS_HEAD))
     [row] = rows_in(tmp_path)
     assert (row["encoder"], row["words"], row["variants"]) == ("CLIP-L", "3", "2")
+
+
+def test_what_was_saved_is_counted(tmp_path: Path) -> None:
+    own = Architecture("small", small_model("eps"), small_encoder("qwen3"), 1.0, 64)
+    cost.savings(own, table_in(tmp_path, cost.SAVINGS_HEAD))
+    [row] = rows_in(tmp_path)
+    assert row["calls before"] == "12"
+    assert 1 <= int(row["calls now"]) <= 6
