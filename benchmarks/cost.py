@@ -128,7 +128,7 @@ def prompts(count: int, words: Sequence[int], steps: int, table: PrintedTable) -
 
 def profiled(batch: int, side: int, words: int, table: PrintedTable) -> None:
     found = paths(ARCHITECTURES["SD1.5"](), ARCHITECTURES["Z-Image"](), batch, side, words)
-    for name, (where, work) in found.items():
+    for name, where, work in found:
         seconds, shares = shares_of(work)
         cells = [name, where, f"{seconds:.1f}", *(f"{100 * share:.0f} %" for share in shares.values())]
         table.add(cells, f"{name}, {where}")

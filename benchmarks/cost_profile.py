@@ -76,13 +76,15 @@ def inversion(batch: int, tokens: int) -> Callable[[], Any]:
     return work
 
 
-def paths(sd15: Architecture, z_image: Architecture, batch: int, side: int, words: int) -> dict[str, tuple[str, Any]]:
-    """By name: what it runs on, and the run."""
-    runs = Bench(sd15, batch, side, words).runs()
-    return {
-        "Diverse Noise": (sd15.name, runs[NOISE_3].sample),
-        "Minority Prompt, 5 iterations": (sd15.name, runs[MINORITY_5].sample),
-        "Diverse Prompts, 4 variants, 5 steps": ("CLIP-L", variants_of(sd15, 4, words, 5)),
-        "Diverse Prompts, 4 variants, 5 steps ": (z_image.name, variants_of(z_image, 4, words, 5)),
-        "Text to Vision Embedding, 4 embeddings, a step": ("CLIP-L's vision tower", inversion(4, 16)),
-    }
+def paths(
+    sd15: Architecture, z_image: Architecture, batch: int, side: int, words: int
+) -> list[tuple[str, str, Callable[[], Any]]]:
+    """What is run, on what, and the run."""
+    runs, variants = Bench(sd15, batch, side, words).runs(), "Diverse Prompts, 4 variants, 5 steps"
+    return [
+        (NOISE_3, sd15.name, runs[NOISE_3].sample),
+        (MINORITY_5, sd15.name, runs[MINORITY_5].sample),
+        (variants, "CLIP-L", variants_of(sd15, 4, words, 5)),
+        (variants, z_image.name, variants_of(z_image, 4, words, 5)),
+        ("Text to Vision Embedding, 4 embeddings, a step", "CLIP-L's vision tower", inversion(4, 16)),
+    ]
