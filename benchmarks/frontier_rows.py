@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .job import Change
@@ -137,6 +137,10 @@ def rows_of(model: str, full: bool = True) -> list[Row]:
         if model in ours.models:
             found += curve(model, "method", name, ((name, chosen(model, name)),), ours.knob, cfg)
     found += [Row(model, "method", name, cfg, together(model, names), False) for name, names in TOGETHER.items()]
+    # The knob of noise on pink noise is the exponent, as it is of pink noise alone.
+    (_, pink), noise = together(model, TOGETHER["Noise on pink"])
+    for part in curve(model, "method", "Noise on pink", (("pink noise", pink),), RIVALS["pink noise"].knob, cfg):
+        found.append(replace(part, parts=(*part.parts, noise)))
     # One thing changed in what ships.
     extra: dict[str, Parts] = {
         "N of 2N, then Noise": (("N of 2N", {"times": 2}), ("Diverse Noise", {})),
