@@ -107,6 +107,13 @@ def curve(model: str, role: str, name: str, parts: Parts, knob: str, cfg: float,
         yield Row(model, role, name, cfg, (*others, (last, own)), free)
 
 
+def over_pink(row: Row) -> list[Row]:
+    """Rows over the exponent of the pink noise that this one begins with, as of pink noise alone."""
+    first, *others = row.parts
+    curved = curve(row.model, row.role, row.name, (first,), RIVALS[first[0]].knob, row.cfg, row.free)
+    return [replace(one, parts=(*one.parts, *others)) for one in curved]
+
+
 def swept(knob: str, value: float, factor: float) -> float:
     """A knob at half or twice its effect. A cosine is halved by the angle's square, a share stays below 1, whole
     numbers stay whole."""
@@ -136,11 +143,9 @@ def rows_of(model: str, full: bool = True) -> list[Row]:
     for name, ours in OURS.items():
         if model in ours.models:
             found += curve(model, "method", name, ((name, chosen(model, name)),), ours.knob, cfg)
-    found += [Row(model, "method", name, cfg, together(model, names), False) for name, names in TOGETHER.items()]
-    # The knob of noise on pink noise is the exponent, as it is of pink noise alone.
-    (_, pink), noise = together(model, TOGETHER["Noise on pink"])
-    for part in curve(model, "method", "Noise on pink", (("pink noise", pink),), RIVALS["pink noise"].knob, cfg):
-        found.append(replace(part, parts=(*part.parts, noise)))
+    for name, names in TOGETHER.items():
+        row = Row(model, "method", name, cfg, together(model, names), False)
+        found += over_pink(row) if name == "Noise on pink" else [row]
     # One thing changed in what ships.
     extra: dict[str, Parts] = {
         "N of 2N, then Noise": (("N of 2N", {"times": 2}), ("Diverse Noise", {})),

@@ -272,3 +272,13 @@ def test_what_a_rival_does_not_import_is_no_part_of_its_revision(tmp_path: Path)
         after = digests(tmp_path)
         assert {role for role, model in before if before[role, model] != after[role, model]} == roles
         before = after
+
+
+def test_noise_on_pink_noise_is_swept_as_pink_noise_alone() -> None:
+    rows = rows_of("distilled")
+    alone, under = ([row for row in rows if row.name == name] for name in ("pink noise", "Noise on pink"))
+    assert [row.settings["pink noise"] for row in under] == [row.settings["pink noise"] for row in alone]
+    assert all(list(row.settings) == ["pink noise", "Diverse Noise"] for row in under)
+    assert all(row.settings["Diverse Noise"] == {} for row in under)
+    [middle] = [row for row in rows_of("distilled", full=False) if row.name == "Noise on pink"]
+    assert middle == under[1]
