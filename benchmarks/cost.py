@@ -8,19 +8,20 @@
     python -m benchmarks.cost --only savings    # what was found there and taken out, as it was and as it is
 
 Every run samples the same few steps in this process, on one thread in float32. Seconds are CPU time, the least of
-several runs of each in turn; peaks are those of PyTorch's allocator beyond what was there; both as multiples of the
-plain run's. *Calls* are forward passes of the diffusion model, of any batch. *An idle step* is the least CPU time of a
-step at which the patched model has nothing to do. "released" is what the papers' own code does where it differs: full
-gradients for noise, one variant at a time, all positions, for prompts.
+several runs of each in turn (of growth one run); peaks are those of PyTorch's allocator beyond what was there; both as
+multiples of the plain run's. *Calls* are forward passes of the diffusion model, of any batch. *An idle step* is the
+least CPU time of a step at which the patched model has nothing to do. "released" is what the papers' own code does
+where it differs: full gradients for noise, one variant at a time, all positions, for prompts.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from .cost_runs import MINORITY_5, NOISE_3, Bench, Clock, beside, text_of  # isort: skip - makes ComfyUI importable
+from .cost_runs import MINORITY_5, DIVERSE_NOISE, Bench, Clock, beside, text_of  # isort: skip - makes ComfyUI importable
 
 import copy
 import time
@@ -32,17 +33,16 @@ from comfyui_diversity.core.hooks import text as text_hook
 from comfyui_diversity.core.hooks.text import UNRELATED, prompt_encoders
 from comfyui_diversity.core.methods.tpso import Settings as PromptSettings
 from comfyui_diversity.core.methods.tpso import initial_offsets
-from torch import Tensor
 
 from .cost_architectures import ARCHITECTURES, Architecture, tiny
 from .cost_profile import HEAD as PROFILE_HEAD
 from .cost_profile import paths, shares_of
 from .minority_memory import peak_of
 from .results import SCRATCH, PrintedTable
-from .tpso_speed import full_clip_l, here, one_by_one
+from .tpso_speed import Course, full_clip_l, here, one_by_one
 
 HEAD = ["architecture", "run", "seconds", "times the plain run", "memory, times the plain run's", "calls"]
-GROWTH_HEAD = ["images", "px", "words", "plain (s)", NOISE_3, MINORITY_5, "4 variants (s)"]
+GROWTH_HEAD = ["images", "px", "words", "plain (s)", DIVERSE_NOISE, MINORITY_5, "4 variants (s)"]
 IDLE_HEAD = ["run", "an idle step (ms)", "the plain model's (ms)", "difference (ms)"]
 PROMPTS_HEAD = ["encoder", "words", "variants", "one at a time, all positions (s)", "here (s)", "times faster"]
 SAVINGS_HEAD = ["what", "before (s)", "now (s)", "calls before", "calls now"]
@@ -57,42 +57,40 @@ def denoisers(names: Sequence[str], batch: int, side: int, words: int, repeats: 
         bench.run()  # what is loaded or prepared once is no part of any row
         peak, _ = peak_of(bench.run)
         size = f"{bench.own.name}; {batch} images, {8 * side} px, {words} words"
-        first = True
-        for run_name, run in bench.runs().items():
+        for number, (run_name, run) in enumerate(bench.runs().items()):
             memory, _ = peak_of(run.sample)
             found = beside(bench, run, repeats)
-            if first:
+            if number == 0:
                 plain = [size, "plain", f"{found.plain:.1f}", "1", "1", str(bench.run().calls)]
                 table.add(plain, f"{size}, plain")
-            first = False
             times = f"{found.seconds / found.plain:.2f}"
             cells = [size, run_name, f"{found.seconds:.1f}", times, f"{memory / peak:.2f}", str(found.calls)]
             table.add(cells, f"{size}, {run_name}")
 
 
-def growth(own: Architecture, batch: int, side: int, words: int, repeats: int, table: PrintedTable) -> None:
+def growth(own: Architecture, batch: int, side: int, words: int, table: PrintedTable) -> None:
     """Seconds as multiples of the plain run's of the same size, at sizes of which one is changed at a time."""
     for change in CHANGES:
         size = {"batch": batch, "side": side, "words": words, **change}
         bench = Bench(own, **size)
         bench.run()
         runs = bench.runs()
-        noise, learned = (beside(bench, runs[name], repeats) for name in (NOISE_3, MINORITY_5))
+        noise, learned = (beside(bench, runs[name], 1) for name in (DIVERSE_NOISE, MINORITY_5))
         times = [f"{one.seconds / one.plain:.2f}" for one in (noise, learned)]
-        with torch.inference_mode(False):
-            seconds = variants(own.clip, 4, size["words"], 5)
+        seconds = variants(own.clip, 4, size["words"], 5, here)
         numbers = [str(size["batch"]), str(8 * size["side"]), str(size["words"])]
         plain = f"{min(noise.plain, learned.plain):.1f}"
         table.add([*numbers, plain, *times, f"{seconds:.1f}"], ", ".join(numbers))
 
 
-def variants(clip: object, count: int, words: int, steps: int) -> float:
-    """CPU seconds of so many steps on so many variants of a prompt."""
-    [encoder] = prompt_encoders(clip, clip.tokenize(text_of(words)))  # type: ignore[attr-defined]
+@torch.inference_mode(False)
+def variants(clip: Any, count: int, words: int, steps: int, method: Callable[..., Course]) -> float:
+    """CPU seconds of so many steps on so many variants of a prompt, none of which arrives before."""
+    [encoder] = prompt_encoders(clip, clip.tokenize(text_of(words)))
     settings = PromptSettings(0.0, steps=steps, learning_rate=RECOMMENDED_RATE * encoder.deviation)
     start = initial_offsets(count, encoder.positions, encoder.width, 0)
     started = time.process_time()
-    here(encoder, start, settings)
+    method(encoder, start, settings)
     return time.process_time() - started
 
 
@@ -110,16 +108,7 @@ def prompts(count: int, words: Sequence[int], steps: int, table: PrintedTable) -
     """Variants of a prompt in CLIP-L, ours beside one variant at a time over all 77 positions."""
     clip = full_clip_l()
     for number in words:
-        with torch.inference_mode(False):
-            [encoder] = prompt_encoders(clip, clip.tokenize(text_of(number)))
-            rate = RECOMMENDED_RATE * encoder.deviation
-            settings = PromptSettings(0.0, steps=steps, learning_rate=rate)  # out of reach: all steps
-            start: Tensor = initial_offsets(count, encoder.positions, encoder.width, 0)
-            seconds = []
-            for method in (one_by_one, here):
-                started = time.process_time()
-                method(encoder, start, settings)
-                seconds.append(time.process_time() - started)
+        seconds = [variants(clip, count, number, steps, method) for method in (one_by_one, here)]
         times = f"{seconds[0] / seconds[1]:.1f}"
         cells = ["CLIP-L", str(number), str(count), *(f"{one:.1f}" for one in seconds), times]
         table.add(cells, f"CLIP-L, {number} words, {count} variants")
@@ -170,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if names := [name for name in options.only if name in ARCHITECTURES]:
         denoisers(names, *size, options.repeats, table("", HEAD))
     if "growth" in options.only:
-        growth(ARCHITECTURES["SD1.5"](), *size, 1, table("growth", GROWTH_HEAD))
+        growth(ARCHITECTURES["SD1.5"](), *size, table("growth", GROWTH_HEAD))
     if "idle" in options.only:
         idle(5, table("idle", IDLE_HEAD))
     if "prompts" in options.only:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .cost_runs import MINORITY_5, NOISE_3, Bench, text_of  # isort: skip - this makes ComfyUI and the pack importable
+from .cost_runs import MINORITY_5, DIVERSE_NOISE, Bench, text_of  # isort: skip - this makes ComfyUI and the pack importable
 
 import comfy.clip_vision
 import torch
@@ -82,7 +82,7 @@ def paths(
     """What is run, on what, and the run."""
     runs, variants = Bench(sd15, batch, side, words).runs(), "Diverse Prompts, 4 variants, 5 steps"
     return [
-        (NOISE_3, sd15.name, runs[NOISE_3].sample),
+        (DIVERSE_NOISE, sd15.name, runs[DIVERSE_NOISE].sample),
         (MINORITY_5, sd15.name, runs[MINORITY_5].sample),
         (variants, "CLIP-L", variants_of(sd15, 4, words, 5)),
         (variants, z_image.name, variants_of(z_image, 4, words, 5)),

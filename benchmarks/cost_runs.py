@@ -27,8 +27,8 @@ from comfyui_diversity.core.methods.tpso import Settings as PromptSettings
 from torch import nn
 
 STEPS = 4  # of sampling
-# The rows of which the growth is asked.
-PROMPTS, NOISE_3, MINORITY_5 = "Diverse Prompts, while sampling", "Diverse Noise", "Minority Prompt, 5 iterations"
+# Names of rows that other tables have, too.
+PROMPTS, DIVERSE_NOISE, MINORITY_5 = "Diverse Prompts, while sampling", "Diverse Noise", "Minority Prompt, 5 iterations"
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Bench:
         found = {PROMPTS: Run(lambda: self.run(positive=varied), rest)}
         if self.batch > 1:  # a single noise has nothing to be moved away from
             noise = {
-                NOISE_3: ContrastiveNoise(NOISE),
+                DIVERSE_NOISE: ContrastiveNoise(NOISE),
                 "Diverse Noise, 10 iterations": ContrastiveNoise(replace(NOISE, iterations=10)),
                 "Diverse Noise, released (full gradient, 3 iterations)": ContrastiveNoise(published("release"), "full"),
             }

@@ -107,8 +107,8 @@ def curve(model: str, role: str, name: str, parts: Parts, knob: str, cfg: float,
         yield Row(model, role, name, cfg, (*others, (last, own)), free)
 
 
-def over_pink(row: Row) -> list[Row]:
-    """Rows over the exponent of the pink noise that this one begins with, as of pink noise alone."""
+def over_rival(row: Row) -> list[Row]:
+    """Rows over the main knob of the rival that this one begins with, as of that rival alone."""
     first, *others = row.parts
     curved = curve(row.model, row.role, row.name, (first,), RIVALS[first[0]].knob, row.cfg, row.free)
     return [replace(one, parts=(*one.parts, *others)) for one in curved]
@@ -145,7 +145,7 @@ def rows_of(model: str, full: bool = True) -> list[Row]:
             found += curve(model, "method", name, ((name, chosen(model, name)),), ours.knob, cfg)
     for name, names in TOGETHER.items():
         row = Row(model, "method", name, cfg, together(model, names), False)
-        found += over_pink(row) if name == "Noise on pink" else [row]
+        found += over_rival(row) if names[0] in RIVALS else [row]
     # One thing changed in what ships.
     extra: dict[str, Parts] = {
         "N of 2N, then Noise": (("N of 2N", {"times": 2}), ("Diverse Noise", {})),

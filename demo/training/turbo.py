@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,12 @@ class Contexts:
 
     def __getitem__(self, text: str) -> Tensor:
         return self._known[text]
+
+    def together(self, texts: Sequence[str]) -> Iterator[tuple[list[int], Tensor]]:
+        """Places of captions in a row that have one length, and their contexts `[N, L, D]` (float32)."""
+        for _, places in groupby(range(len(texts)), lambda k: len(self[texts[k]])):
+            part = list(places)
+            yield part, torch.stack([self[texts[k]] for k in part]).float().to(DEVICE)
 
 
 class ByLength:

@@ -9,7 +9,7 @@ What it then draws worst is looked for once more, with new captions, and counts 
 
 from __future__ import annotations
 
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +62,8 @@ def _runs(path: Path, count: int, caption_seed: int, seed: int) -> Runs:
             texts = captions[own]
             states = torch.empty(len(noise), STEPS - FIRST, *noise.shape[1:])
             made = torch.empty_like(noise)
-            for _, places in groupby(range(len(texts)), lambda k: len(contexts[texts[k]])):
-                part = list(places)
-                context = torch.stack([contexts[texts[k]] for k in part]).float().to(DEVICE)
-                empty = contexts[""].float().to(DEVICE)
+            empty = contexts[""].float().to(DEVICE)
+            for part, context in contexts.together(texts):
                 states[part], made[part] = followed(model, noise[part], context, empty, scales[own][part])
             clean = redrawn(made, texts)
             return {"states": states.half(), "clean": clean.half(), "error": (made - clean).square().mean((1, 2, 3))}

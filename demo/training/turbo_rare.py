@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .comfy_boot import DEVICE  # isort: skip
+from . import comfy_boot  # noqa: F401 # isort: skip - this makes ComfyUI importable
 
 from ..loader import TURBO_FILE
 from . import turbo_crisp
@@ -79,9 +79,7 @@ def _pairs(path: Path, count: int, caption_seed: int, seed: int) -> Rare:
 
         def make(noise: Tensor, own: slice) -> dict[str, Tensor]:
             made = torch.empty_like(noise)
-            for _, places in groupby(range(len(noise)), lambda k: len(contexts[captions[own][k]])):
-                part = list(places)
-                context = torch.stack([contexts[captions[own][k]] for k in part]).float().to(DEVICE)
+            for part, context in contexts.together(captions[own]):
                 made[part] = _sampled(model, noise[part], context)
             clean = redrawn(made, captions[own])
             return {"clean": clean.half(), "error": (made - clean).square().mean((1, 2, 3))}

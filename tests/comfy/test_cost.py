@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small.encoders import small_encoder
 from small.models import small_model
 
 from benchmarks import cost, cost_profile
 from benchmarks.cost_architectures import Architecture
-from benchmarks.cost_runs import MINORITY_5, NOISE_3, PROMPTS, STEPS, Bench, Clock, beside, text_of
+from benchmarks.cost_runs import DIVERSE_NOISE, MINORITY_5, PROMPTS, STEPS, Bench, Clock, beside, text_of
 from benchmarks.results import PrintedTable, read
 
 
-def small(_: Any = None) -> Architecture:
+def small() -> Architecture:
     return Architecture("small", small_model("eps"), small_encoder("sd1"), 7.0, 64)
 
 
@@ -39,7 +40,7 @@ def test_calls_are_those_of_the_steps_and_of_the_iterations(bench: Bench) -> Non
         return runs[name].sample().calls - calls
 
     # Prompt and negative go together, or one after the other.
-    assert more(NOISE_3) == 3 * calls // STEPS
+    assert more(DIVERSE_NOISE) == 3 * calls // STEPS
     assert more(PROMPTS) == 0
     assert more(MINORITY_5) == 2 * 5  # each iteration asks twice
 
@@ -69,7 +70,7 @@ def test_tables_of_architectures_growth_and_idle_steps(tmp_path: Path, monkeypat
     found = rows_in(tmp_path / "one")
     assert [row["run"] for row in found] == ["plain", *Bench(small(), 2, 8, 5).runs()]
     assert all(float(row["memory, times the plain run's"]) > 0 for row in found)
-    cost.growth(small(), 2, 8, 5, 1, table_in(tmp_path / "two", cost.GROWTH_HEAD))
+    cost.growth(small(), 2, 8, 5, table_in(tmp_path / "two", cost.GROWTH_HEAD))
     assert [(row["images"], row["px"], row["words"]) for row in rows_in(tmp_path / "two")] == [
         ("2", "64", "5"),
         ("3", "64", "5"),
@@ -79,8 +80,6 @@ def test_tables_of_architectures_growth_and_idle_steps(tmp_path: Path, monkeypat
 
 
 def test_the_groups_of_a_profile_share_all_of_the_time() -> None:
-    import torch
-
     matrix = torch.randn(300, 300)
     seconds, shares = cost_profile.shares_of(lambda: [matrix @ matrix for _ in range(30)])
     assert seconds > 0

@@ -13,7 +13,7 @@ from benchmarks import provenance
 from benchmarks.frontier_figures import best_at, hypervolume, summary
 from benchmarks.frontier_page import block, gains, made, outline, with_part
 from benchmarks.frontier_plot import draw_frontier, looks, picture
-from benchmarks.frontier_rows import MODELS, rows_of
+from benchmarks.frontier_rows import MODELS, TOGETHER, rows_of
 from benchmarks.frontier_store import load, merged, save
 from benchmarks.intervals import mean_interval, resampled
 from benchmarks.search import survivors
@@ -274,11 +274,11 @@ def test_what_a_rival_does_not_import_is_no_part_of_its_revision(tmp_path: Path)
         before = after
 
 
-def test_noise_on_pink_noise_is_swept_as_pink_noise_alone() -> None:
+@pytest.mark.parametrize("name", [name for name, names in TOGETHER.items() if names[0] == "pink noise"])
+def test_what_stands_on_pink_noise_is_swept_as_pink_noise_alone(name: str) -> None:
     rows = rows_of("distilled")
-    alone, under = ([row for row in rows if row.name == name] for name in ("pink noise", "Noise on pink"))
+    alone, under = ([row for row in rows if row.name == wanted] for wanted in ("pink noise", name))
     assert [row.settings["pink noise"] for row in under] == [row.settings["pink noise"] for row in alone]
-    assert all(list(row.settings) == ["pink noise", "Diverse Noise"] for row in under)
-    assert all(row.settings["Diverse Noise"] == {} for row in under)
-    [middle] = [row for row in rows_of("distilled", full=False) if row.name == "Noise on pink"]
+    assert all(list(row.settings) == list(TOGETHER[name]) for row in under)
+    [middle] = [row for row in rows_of("distilled", full=False) if row.name == name]
     assert middle == under[1]
