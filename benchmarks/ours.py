@@ -197,6 +197,27 @@ def minority(mode: str = "recommended", window: Sequence[float] = (), **settings
     return change
 
 
+def keep_best(times: float, **settings: Any) -> Change:
+    """Keep the Best, of `times` as many images. It comes first, so that the other parts see the larger batch.
+    settings: see the driver."""
+
+    def change(job: Job) -> None:
+        import comfy.sample
+        from comfyui_diversity.core.drivers.selection import select
+
+        keep, plain, sample = job.images, job.positive, job.sample
+        job.images = round(times * keep)
+        job.noise = comfy.sample.prepare_noise(torch.zeros(job.images, *job.noise.shape[1:]), job.seed)
+
+        def of_more(job: Job) -> Tensor:
+            latents = sample(job)
+            return latents[select(job.world.model, plain, {"samples": latents}, keep, **settings).kept]
+
+        job.sample = of_more
+
+    return change
+
+
 STRENGTHS = [0.15, 0.25, 0.5, 1.0]
 OURS: dict[str, Rival] = {
     "Diverse Prompts": Rival(tpso, "kappa", _grid(kappa=[0.9, 0.8, 0.7, 0.6], ratio=[0.2, 0.4]), free=False),
@@ -222,4 +243,5 @@ BESIDE = {
     "Diversify": Rival(diversify, "strength", _grid(strength=[0.5, 1.0]), free=False),
     "shared noise": Rival(shared_noise, "per_step", ()),
     "N of 2N": Rival(group_selection, "times", (), ALL),
+    "Keep the Best": Rival(keep_best, "times", ()),
 }

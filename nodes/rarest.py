@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.utils
-import torch
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..core.drivers.rarity import rarity_of
 from ..core.hooks.progress import Progress, show
 from ._inputs import AUTO_NUMBER, advanced, checked
+from ._latents import rows_of
 
 _DIGITS = 5  # that count: more would tell apart what only rounding does
 
@@ -80,7 +78,7 @@ class RarestFirst(io.ComfyNode):
         order = sorted(range(count), key=lambda k: -float(text[k]))[: top or count]
         report = _report(text, order)
         show(report)
-        return io.NodeOutput(_rows(latent, order), report)
+        return io.NodeOutput(rows_of(latent, order), report)
 
 
 def _advanced_inputs() -> list[io.Input]:
@@ -119,17 +117,6 @@ def _report(values: list[str], order: list[int]) -> str:
     places = [f"{place}. image {k}: {values[k]}" for place, k in enumerate(order, 1)]
     head = f"Rarest first: {len(order)} of {len(values)} images (counted from 0)"
     return "\n".join([head, *places])
-
-
-def _rows(latent: dict[str, Any], order: list[int]) -> dict[str, Any]:
-    """The latent's images in this order, with their places in the batch and their masks, as a new latent."""
-    samples: Tensor = latent["samples"]
-    places = latent.get("batch_index", range(len(samples)))
-    sorted_latent = {**latent, "samples": samples[order], "batch_index": [places[k] for k in order]}
-    mask = latent.get("noise_mask")
-    if isinstance(mask, torch.Tensor) and len(mask) > 1:
-        sorted_latent["noise_mask"] = comfy.utils.repeat_to_batch_size(mask, len(samples))[order]
-    return sorted_latent
 
 
 NODES = [RarestFirst]

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..require import require
+from .selection import farthest
 
 
 def pink(noise: Tensor, exponent: float) -> Tensor:
@@ -52,14 +53,12 @@ def most_different(features: Tensor, alike: bool) -> list[tuple[int, int]]:
     least, about the mean of all: one of its own, or, where the images differ by nothing but their noise (`alike`), any
     that is not taken.
     """
+    if alike:
+        return [divmod(place, features.shape[1]) for place in farthest(features.flatten(0, 1), features.shape[1])]
     unit = F.normalize(features - features.mean((0, 1)), dim=2)
     kept = [(0, 0)]
     nearest = torch.full_like(unit[..., 0], -torch.inf)  # the greatest cosine to those kept
     for image in range(1, unit.shape[1]):
         nearest = torch.maximum(nearest, unit @ unit[kept[-1]])
-        nearest[kept[-1]] = torch.inf  # taken
-        if alike:
-            kept.append(divmod(int(nearest.argmin()), unit.shape[1]))
-        else:
-            kept.append((int(nearest[:, image].argmin()), image))
+        kept.append((int(nearest[:, image].argmin()), image))
     return kept
