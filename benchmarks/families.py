@@ -366,6 +366,14 @@ def _rarest(world: World) -> None:
         _same(found["samples"][k], world.plain[place], "each image is one of the batch")
 
 
+def _keep_best(world: World) -> None:
+    latent = {"samples": world.plain}
+    positive = world.setup.attach(world, world.positive)
+    found = _node("keep", "KeepBest").execute(world.model, positive, latent, 1, 0.5, 0, 0.3, 2, -1).args[0]
+    [place] = found["batch_index"]
+    _same(found["samples"][0], world.plain[place], "the image is one of the batch")
+
+
 def _shared_noise(world: World) -> Tensor:
     """Through both nodes: all images are the first one. With variants of the prompt they differ."""
     shared = _node("shared_noise", "UseSharedNoise").execute(world.model, 0.0).args[0]
@@ -436,6 +444,7 @@ METHODS: dict[str, Method] = {
     ),
     "Minority Prompt": Method(("DiversityMinorityPrompt",), _minority),
     "Rarest First": Method(("DiversityRarestFirst",), _rarest),
+    "Keep the Best": Method(("DiversityKeepBest",), _keep_best),
     "shared noise": Method(("DiversitySharedNoise", "DiversitySharedNoiseModel"), _shared_noise),
     "Text to Vision Embedding, unCLIP per Image": Method(
         ("DiversityOVI", "DiversityUnclipPerImage"),
@@ -457,9 +466,17 @@ IN_SETUPS = (
     "Schedule Conditioning",
     "Minority Prompt",
     "Rarest First",
+    "Keep the Best",
 )
 WITH_ENCODERS = ("Diversify, one image", "Diverse Prompts", "Diverse Conditioning", "Minority Prompt")
-WITH_MODELS = ("Diversify", "Diverse Noise", "Diverse Noise, full gradient", "Minority Prompt", "Rarest First")
+WITH_MODELS = (
+    "Diversify",
+    "Diverse Noise",
+    "Diverse Noise, full gradient",
+    "Minority Prompt",
+    "Rarest First",
+    "Keep the Best",
+)
 
 
 def methods_of(family: str, setup: str) -> dict[str, Method]:

@@ -16,7 +16,7 @@ from devtools.released import MODELS
 from devtools.server import Client, Server
 
 TEMPLATES = sorted({path.stem for path in HERE.workflows.glob("*.json")} - {model.template for model in MODELS})
-SAMPLE = ["tpso_turbo", "diversify_unet", "cno_mmdit", "minority_distilled", "ovi"]  # each method and each model once
+SAMPLE = ["tpso_turbo", "diversify_unet", "cno_mmdit", "minority_distilled", "ovi", "keep_distilled"]  # each method and each model once
 BATCH = 2
 SCRATCH = "tests"
 # What takes long and is tested where the methods are. At most so much; -1 is the method's own choice.
@@ -26,6 +26,7 @@ QUICK = {
     "DiversityOVI": {"variants": 3},
     "DiversityOVIOptions": {"steps": 20},
     "DiversityDemoImages": {"count": 60},
+    "DiversityKeepBest": {"keep": BATCH},
 }
 
 
@@ -39,8 +40,11 @@ def clean_output(server: Server) -> Iterator[None]:
 @pytest.fixture(scope="module", params=TEMPLATES)
 def prompt(request: pytest.FixtureRequest) -> dict[str, Any]:
     """A template as a small, quick prompt."""
-    values = {"steps": 2, "batch_size": BATCH, "seed": 11, "filename_prefix": f"{SCRATCH}/{request.param}"}
-    quick = with_values(shipped_prompt(request.param), values)
+    whole = shipped_prompt(request.param)
+    # Of more images than are kept, one goes.
+    batch = BATCH + any(node["class_type"] == "DiversityKeepBest" for node in whole.values())
+    values = {"steps": 2, "batch_size": batch, "seed": 11, "filename_prefix": f"{SCRATCH}/{request.param}"}
+    quick = with_values(whole, values)
     for node in quick.values():
         for name, most in QUICK.get(node["class_type"], {}).items():
             if not 0 <= node["inputs"][name] <= most:
