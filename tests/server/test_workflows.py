@@ -16,7 +16,8 @@ from devtools.released import MODELS
 from devtools.server import Client, Server
 
 TEMPLATES = sorted({path.stem for path in HERE.workflows.glob("*.json")} - {model.template for model in MODELS})
-SAMPLE = ["tpso_turbo", "diversify_unet", "cno_mmdit", "minority_distilled", "ovi", "keep_distilled"]  # each method and each model once
+# Each method and each model once.
+SAMPLE = ["tpso_turbo", "diversify_unet", "cno_mmdit", "minority_distilled", "ovi", "keep_distilled"]
 BATCH = 2
 SCRATCH = "tests"
 # What takes long and is tested where the methods are. At most so much; -1 is the method's own choice.
@@ -113,6 +114,11 @@ def test_nothing_new_is_not_run(client: Client, prompt: dict[str, Any]) -> None:
 def test_text_and_batch_reach_the_model(client: Client, prompt: dict[str, Any]) -> None:
     """Steps and CFG are the stock sampler's own inputs."""
     first, _ = run(client, prompt)
-    other, _ = run(client, with_values(prompt, {"text": "a small green fish", "batch_size": BATCH + 1}))
-    assert len(other) == BATCH + 1
+    more = BATCH + 1
+    changed = with_values(prompt, {"text": "a small green fish", "batch_size": more})
+    for node in changed.values():
+        if "keep" in node["inputs"]:
+            node["inputs"]["keep"] = more
+    other, _ = run(client, changed)
+    assert len(other) == more
     assert not set(pixels(other)) & set(pixels(first))
