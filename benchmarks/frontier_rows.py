@@ -87,12 +87,16 @@ TOGETHER: dict[str, Sequence[str]] = {
     "Noise on pink": ("pink noise", "Diverse Noise"),
     "Minority + pink": ("pink noise", "Minority Prompt"),
     "all together": ("pink noise", "Diverse Prompts", "Diverse Noise"),
+    "the best kept": ("Keep the Best",),
+    "pink, the best kept": ("Keep the Best", "pink noise"),
+    "Noise, the best kept": ("Keep the Best", "Diverse Noise"),
+    "Noise on pink, the best kept": ("Keep the Best", "pink noise", "Diverse Noise"),
 }
 
 
 def together(model: str, names: Sequence[str]) -> Parts:
     """Parts by name: ours as they ship, rivals as they were chosen."""
-    ships = {name: {} for name in OURS} | {"Diversify": {"strength": 0.5}}
+    ships = {name: {} for name in OURS} | {"Diversify": {"strength": 0.5}, "Keep the Best": {"times": 1.5}}
     return tuple((name, ships[name] if name in ships else chosen(model, name)) for name in names)
 
 
@@ -108,10 +112,13 @@ def curve(model: str, role: str, name: str, parts: Parts, knob: str, cfg: float,
 
 
 def over_rival(row: Row) -> list[Row]:
-    """Rows over the main knob of the rival that this one begins with, as of that rival alone."""
-    first, *others = row.parts
-    curved = curve(row.model, row.role, row.name, (first,), RIVALS[first[0]].knob, row.cfg, row.free)
-    return [replace(one, parts=(*one.parts, *others)) for one in curved]
+    """Rows over the main knob of the first rival in this one, as of that rival alone; without one, the row itself."""
+    place = next((k for k, (name, _) in enumerate(row.parts) if name in RIVALS), None)
+    if place is None:
+        return [row]
+    before, own, after = row.parts[:place], row.parts[place], row.parts[place + 1 :]
+    curved = curve(row.model, row.role, row.name, (own,), RIVALS[own[0]].knob, row.cfg, row.free)
+    return [replace(one, parts=(*before, *one.parts, *after)) for one in curved]
 
 
 def swept(knob: str, value: float, factor: float) -> float:
@@ -144,8 +151,9 @@ def rows_of(model: str, full: bool = True) -> list[Row]:
         if model in ours.models:
             found += curve(model, "method", name, ((name, chosen(model, name)),), ours.knob, cfg)
     for name, names in TOGETHER.items():
-        row = Row(model, "method", name, cfg, together(model, names), False)
-        found += over_rival(row) if names[0] in RIVALS else [row]
+        found += over_rival(Row(model, "method", name, cfg, together(model, names), False))
+    kept = together(model, ("Keep the Best", "Diversify"))
+    found += curve(model, "method", "Diversify, the best kept", kept, BESIDE["Diversify"].knob, cfg)
     # One thing changed in what ships.
     extra: dict[str, Parts] = {
         "N of 2N, then Noise": (("N of 2N", {"times": 2}), ("Diverse Noise", {})),

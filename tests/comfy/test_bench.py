@@ -69,6 +69,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Diverse Noise, low frequencies": {"iterations": 1, "cells": 4},
     "Diverse Noise, hinge": {"iterations": 2},
     "N of 2N": {"times": 4},
+    "Keep the Best": {"times": 2},
 }
 
 
@@ -213,4 +214,21 @@ def test_the_command_refuses_rows_of_another_revision(tmp_path: Path, capsys: py
 
 def test_pink_noise_goes_before_all_that_optimises_noise() -> None:
     for row in rows_of("distilled"):
-        assert "pink noise" not in [name for name, _ in row.parts][1:]
+        names = [name for name, _ in row.parts]
+        if "pink noise" in names:
+            assert set(names[: names.index("pink noise")]) <= {"Keep the Best"}
+
+
+def test_the_best_are_kept_of_images_as_ksampler_makes_them() -> None:
+    world = World("distilled", 4)
+    more = world.latents(TEXT, 3, 6)
+    for drop in (0.0, 0.5):
+        found = latents(world, 1.0, ("Keep the Best", {"times": 3, "drop": drop}))
+        assert len(found) == 2
+        assert all(any(torch.equal(one, other) for other in more) for one in found)
+
+
+def test_the_best_are_kept_of_a_larger_batch_that_all_other_parts_see() -> None:
+    rows = [row for row in rows_of("distilled") if "Keep the Best" in row.settings]
+    assert rows
+    assert all(row.parts[0][0] == "Keep the Best" for row in rows)
