@@ -163,7 +163,8 @@ def rows_of(model: str, full: bool = True) -> list[Row]:
     }
     if guided:
         extra["Noise, estimates at CFG 1"] = (("Diverse Noise", {"cfg": 1.0}),)
-        for name in ("Diversify", "Diverse Prompts", "Diverse Noise", "Minority Prompt", "Prompts + Noise"):
+        over = ("Diversify", "Diverse Prompts", "Diverse Noise", "Minority Prompt", "Prompts + Noise", "the best kept")
+        for name in over:
             parts = together(model, TOGETHER.get(name, (name,)))
             found += [Row(model, "method", f"{name}, over CFG", other, parts, False) for other in CFGS if other != cfg]
     found += [Row(model, "method", name, cfg, parts, False) for name, parts in extra.items()]
