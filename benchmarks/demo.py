@@ -176,7 +176,8 @@ def _queued(row: Run, plan: Plan, client: Client) -> tuple[list[str], str]:
         prompt = only_for(whole, save)  # plots, and the images without Diversify, would be made for nobody
         ids = []
         for wanted, seed in plan.prompts_of(row):
-            values: dict[str, Any] = {"seed": seed, "cfg": row.cfg, "steps": row.steps, "batch_size": IMAGES}
+            values: dict[str, Any] = {"seed": seed, "cfg": row.cfg, "steps": row.steps}
+            values["batch_size"] = row.made or IMAGES
             values["filename_prefix"] = f"{SCRATCH}/{row.model}_{row.name}_{seed}"
             own = with_settings(prompt, {row.text: wanted.text}) if row.text else prompt
             if not row.text:

@@ -16,6 +16,7 @@ class Run:
     `settings` are values of single nodes, `{"NodeType.input": value}`; `variant` tells apart rows that differ in
     nothing but these. `text` says in the same way where the prompt goes, for templates whose sampler does not get it
     from its positive side. `every` is 2 for every second prompt: the whole demo must not take longer than people wait.
+    `made` is how many images are made of a prompt, where not all of them are kept; 0 is as many as are kept.
     """
 
     template: str
@@ -27,6 +28,7 @@ class Run:
     variant: str = ""
     text: str = ""
     every: int = 1
+    made: int = 0
 
     @property
     def name(self) -> str:
@@ -56,6 +58,10 @@ RUNS: tuple[Run, ...] = (
     Run("cno_mmdit", "mmdit", "cno", 2, 20),
     Run("cno_turbo", "turbo", "cno", 1, 8),
     Run("tpso_mmdit", "mmdit", "tpso", 2, 20),
+    *(
+        Run(f"keep_{model}", model, "keep", 1, steps, {"DiversityKeepBest.keep": 5}, made=8)
+        for model, steps in (("distilled", 4), ("turbo", 8))
+    ),
     Run("minority_mmdit", "mmdit", "minority", 2, 20),
     Run("minority_distilled", "distilled", "minority", 1, 4),
     Run("ovi_real_images", "unclip", "baseline", 3, 10, variant="real", text="DiversityDemoImages.text", every=2),
