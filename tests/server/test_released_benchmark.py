@@ -26,12 +26,13 @@ def test_the_table_of_a_demo_workflow(client: Client, tmp_path: Path, capsys: py
         "Pink noise 0.5",
         "Diversify, strength 0.5",
         "Diversify, strength 1",
+        "Diversify, the best kept",
         "Diverse Prompts",
         "Diverse Noise",
         "Minority Prompt",
         "Prompts + Noise",
     ]
-    assert "9 rows x 1 prompts x 1 seeds = 9 runs of 2 images" in printed
+    assert "10 rows x 1 prompts x 1 seeds = 10 runs of 2 images" in printed
     base = rows["without"]["figures"]
     assert 1 <= base["Vendi"][0] < 2
     assert all(f"| {name} |" in printed for name in rows)

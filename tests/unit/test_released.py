@@ -23,6 +23,7 @@ from benchmarks.released import (
     run,
     sampler_of,
     steps_of,
+    with_best_kept,
     with_diversify,
     with_minority,
     with_noise,
@@ -50,6 +51,9 @@ SCHEMAS: dict[str, Any] = {
     },
     "DiversityDiversify": {"input": {"required": {"seed": ["INT", {"default": 0}]}}},
     "DiversityDiversifyModel": {"input": {"required": {"strength": ["FLOAT", {"default": 0.5}]}}},
+    "DiversityKeepBest": {
+        "input": {"required": {"keep": ["INT", {"default": 4}], "drop": ["FLOAT", {"default": 0.15}]}}
+    },
     "DiversityMinorityPrompt": {"input": {"required": {"preset": ["COMBO", {"default": "base model"}]}}},
 }
 
@@ -123,6 +127,23 @@ def test_diversify_takes_the_place_of_clip_text_encode_alone() -> None:
         assert edited == workflow
 
 
+def test_the_best_are_kept_of_half_as_many_again_by_the_plain_model() -> None:
+    workflow = guided_workflow()
+    workflow["latent"] = {"class_type": "EmptyLatentImage", "inputs": {"batch_size": 4}, "_meta": {"title": "empty"}}
+    sampler = sampler_of(workflow)
+    workflow[sampler]["inputs"]["latent_image"] = ["latent", 0]
+    workflow["decode"] = {"class_type": "VAEDecode", "inputs": {"samples": [sampler, 0]}, "_meta": {"title": "decode"}}
+    edited = with_diversify(with_best_kept(workflow, SCHEMAS, 4), SCHEMAS, 1.0)
+    kept = {"keep": 4, "drop": 0.15, "model": ["1", 0], "positive": ["4", 0], "latent": [sampler, 0]}
+    assert edited["diversity_DiversityKeepBest"]["inputs"] == kept
+    assert edited["decode"]["inputs"]["samples"] == ["diversity_DiversityKeepBest", 0]
+    assert edited["latent"]["inputs"]["batch_size"] == 6
+    assert workflow["decode"]["inputs"]["samples"] == [sampler, 0]
+    workflow["other"] = {"class_type": "VAEDecode", "inputs": {"samples": [sampler, 1]}, "_meta": {"title": "other"}}
+    with pytest.raises(ValueError, match="must have one output that is read"):
+        with_best_kept(workflow, SCHEMAS, 4)
+
+
 def test_what_comes_for_nothing_is_beside_the_nodes() -> None:
     workflow = shipped_prompt("baseline_unet")
     sampler = sampler_of(workflow)
@@ -153,7 +174,7 @@ def test_without_guidance_there_is_no_lower_cfg() -> None:
 def test_by_default_an_hour_is_enough() -> None:
     plan = Plan()
     runs = len(rows_for(plan, shipped_prompt("baseline_unet"))) * len(plan.groups())
-    assert runs == 9 * 8 * 2  # as the module's docstring says
+    assert runs == 10 * 8 * 2  # as the module's docstring says
     assert 0.7 * 3600 < runs * plan.images * 5 < 0.9 * 3600  # the rest is for what the nodes add
 
 
