@@ -135,6 +135,8 @@ class World:
         self.steps_done = 0
         self.negative, self.positive = self.encode(""), self.encode(TEXT)
         self._weights = self._checksums()
+        # The first run of a model may differ from all later ones by rounding (HiDream-O1), with ComfyUI alone too.
+        self.sample(self.model, self.positive)
         self.plain = self.sample(self.model, self.positive)
 
     @property
