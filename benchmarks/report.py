@@ -87,6 +87,11 @@ TABLES = {
     "cfg tune": Table(("cfg_curve_unet_tune", "cfg_curve_mmdit_tune"), _JUDGED, against="CFG 2"),
     "cfg tune one": Table(("cfg_curve_distilled_tune", "cfg_curve_turbo_tune"), _JUDGED),
     "cno tune": Table(("cno_settings_distilled_tune_300",), _CHOSEN, ships=("shipped",)),
+    "keep tune": Table(
+        ("keep_settings_distilled_tune_300",),
+        _CHOSEN,
+        ships=("10 of 15",),
+    ),
     "minority tune": Table(("minority_settings_distilled_tune_300",), _CHOSEN, ships=("shipped",)),
     "minority memory": Table(("minority_memory",), None),
     "rarest first chosen": Table(("rarest_first_unet_tune",), None, ships=("renoise 0.75",)),

@@ -17,6 +17,7 @@ ROWS_OF = (
     "ablations",
     "cno_settings",
     "tpso_settings",
+    "keep_settings",
     "minority_settings",
     "ovi_images",
     "ovi_settings",
