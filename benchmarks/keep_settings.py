@@ -64,9 +64,8 @@ ROWS: dict[str, Make] = {
     "baseline": lambda world, text, seed: world.latents(text, seed, BATCH),
     "as made": kept(BATCH),
     **{f"10 of {number}": kept(number) for number in (12, 15, 20)},
-    **{f"10 of 15, drop {drop:g}": kept(15, drop=drop) for drop in (0.0, 0.05, 0.3)},
+    **{f"10 of 15, drop {drop:g}": kept(15, drop=drop) for drop in (0.0, 0.15, 0.3)},
     **{f"10 of 15, renoise {share:g}": kept(15, renoise=share) for share in (0.15, 0.5, 0.75)},
-    "10 of 15, one noise": kept(15, noises=1),
     "10 of 15, far from the mean": far_from_the_mean(15),
 }
 

@@ -13,7 +13,7 @@ from ..methods.selection import dropped, keepers
 from ..require import require
 from .rarity import rarity_of
 
-DROP, RENOISE, NOISES = 0.15, 0.3, 3
+DROP, RENOISE, NOISES = 0.05, 0.3, 3
 _WINDOW = 16  # latents are averaged to a grid of so many cells a side before they are compared
 _DIGITS = 5  # that count: more would tell apart what only rounding does
 
