@@ -37,8 +37,8 @@ class KeepBest(io.ComfyNode):
                     max=0.9,
                     step=0.05,
                     tooltip=(
-                        "The share of all images to drop as badly made. Higher: fewer broken ones, and images more "
-                        "alike. 0: keep only what differs most, broken or not."
+                        "The share of all images to drop as badly made, at least one image. Higher: fewer broken ones, "
+                        "and images more alike. 0: keep only what differs most, broken or not."
                     ),
                 ),
                 *(advanced(widget) for widget in _advanced_inputs()),

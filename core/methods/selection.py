@@ -26,13 +26,15 @@ def farthest(features: Tensor, count: int, first: int = 0) -> list[int]:
 
 
 def dropped(rarity: Sequence[float], keep: int, drop: float) -> list[int]:
-    """The images to drop: those of the greatest rarity, a share `drop` of all, but none of the last `keep`.
+    """The images to drop: those of the greatest rarity, a share `drop` of all and at least one, but none of the last
+    `keep`; with a share of 0 none.
 
     Of equal ones the later are dropped. Raises ValueError for a value that is not allowed.
     """
     require(1 <= keep <= len(rarity), "keep", keep, f"from 1 to the {len(rarity)} images there are")
     require(0 <= drop < 1, "drop", drop, "from 0 to below 1")
-    count = min(int(drop * len(rarity) + 0.5), len(rarity) - keep)
+    share = max(int(drop * len(rarity) + 0.5), 1) if drop > 0 else 0
+    count = min(share, len(rarity) - keep)
     order = sorted(range(len(rarity)), key=lambda k: rarity[k])
     return order[len(order) - count :]
 

@@ -13,7 +13,7 @@ PINK = {"distilled": 0.6, "turbo": 0.4}
 _MORE = IMAGES + IMAGES // 2
 
 NOTE = f"""**{_MORE} images made to differ, the {IMAGES} best of them kept.** *Diverse Noise* on pink noise makes them \
-differ further than it would alone; what that breaks, *Keep the Best* drops, and of the rest what is like another.
+differ further than it would alone. *Keep the Best* drops what came out worst, and of the rest what is like another.
 
 Press **Run** and compare with *baseline_%s*. Its report says which images went, and why.
 

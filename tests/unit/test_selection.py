@@ -53,6 +53,7 @@ def test_equal_images_are_taken_last_and_each_once() -> None:
         (4, 0.9, [4, 2]),
         (1, 0.5, [4, 2, 0]),
         (2, 0.0, []),
+        (2, 0.01, [4]),  # less than one is one
         (6, 0.5, []),
     ],
 )
