@@ -94,6 +94,9 @@ TOGETHER: dict[str, Sequence[str]] = {
 }
 
 
+_KEPT = ", the best kept"
+
+
 def together(model: str, names: Sequence[str]) -> Parts:
     """Parts by name: ours as they ship, rivals as they were chosen."""
     ships = {name: {} for name in OURS} | {"Diversify": {"strength": 0.5}, "Keep the Best": {"times": 1.5}}
@@ -119,6 +122,12 @@ def over_rival(row: Row) -> list[Row]:
     before, own, after = row.parts[:place], row.parts[place], row.parts[place + 1 :]
     curved = curve(row.model, row.role, row.name, (own,), RIVALS[own[0]].knob, row.cfg, row.free)
     return [replace(one, parts=(*before, *one.parts, *after)) for one in curved]
+
+
+def more_dropped(row: Row) -> Row:
+    """A row of the best kept, with three times as many dropped."""
+    parts = tuple((name, {**own, "drop": 0.15} if name == "Keep the Best" else own) for name, own in row.parts)
+    return replace(row, name=row.name.replace(_KEPT, ", more dropped"), parts=parts)
 
 
 def swept(knob: str, value: float, factor: float) -> float:
@@ -154,6 +163,7 @@ def rows_of(model: str, full: bool = True) -> list[Row]:
         found += over_rival(Row(model, "method", name, cfg, together(model, names), False))
     kept = together(model, ("Keep the Best", "Diversify"))
     found += curve(model, "method", "Diversify, the best kept", kept, BESIDE["Diversify"].knob, cfg)
+    found += [more_dropped(row) for row in found if row.name.endswith(_KEPT)]
     # One thing changed in what ships.
     extra: dict[str, Parts] = {
         "N of 2N, then Noise": (("N of 2N", {"times": 2}), ("Diverse Noise", {})),
