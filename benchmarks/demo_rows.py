@@ -59,8 +59,8 @@ RUNS: tuple[Run, ...] = (
     Run("cno_turbo", "turbo", "cno", 1, 8),
     Run("tpso_mmdit", "mmdit", "tpso", 2, 20),
     *(
-        Run(f"keep_{model}", model, "keep", 1, steps, {"DiversityKeepBest.keep": 5}, made=8)
-        for model, steps in (("distilled", 4), ("turbo", 8))
+        Run(f"keep_{model}", model, "keep", cfg, steps, {"DiversityKeepBest.keep": 5}, made=8)
+        for model, cfg, steps in (("distilled", 1, 4), ("mmdit", 2, 20))
     ),
     Run("minority_mmdit", "mmdit", "minority", 2, 20),
     Run("minority_distilled", "distilled", "minority", 1, 4),

@@ -3,39 +3,65 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ..frontend import Node
 from .baseline import IMAGES, baseline, finished, moved
 
 BLUE = ("#223", "#335")
 _WIDTH = 360  # a column
-PINK = {"distilled": 0.6, "turbo": 0.4}
+PINK, STRENGTH = 0.6, 1.0
 _MORE = IMAGES + IMAGES // 2
+_READ = """Its report says which images went, and why.
 
-NOTE = f"""**{_MORE} images made to differ, the {IMAGES} best of them kept.** *Diverse Noise* on pink noise makes them \
-differ further than it would alone. *Keep the Best* drops what came out worst, and of the rest what is like another.
+**drop** is the knob: higher for fewer broken images, lower for more difference."""
 
-Press **Run** and compare with *baseline_%s*. Its report says which images went, and why.
+NOTES = {
+    "keep_distilled": f"""**{_MORE} images made to differ, the {IMAGES} best of them kept.** *Diverse Noise* on pink \
+noise makes them differ further than it would alone, and breaks more of them. *Keep the Best* drops what came out \
+worst, and of the rest what is like another.
 
-**drop** is the knob: higher for fewer broken images, lower for more difference. *batch_size* says of how many."""
+Press **Run** and compare with *baseline_distilled*. {_READ}""",
+    "keep_mmdit": f"""**The same with CFG:** *Diversify* at {STRENGTH:g} makes {_MORE} images differ, *Keep the Best* \
+keeps {IMAGES} of them.
+
+Press **Run** and compare with *diversify_mmdit*. {_READ}""",
+}
 
 
-def kept(model: str) -> dict[str, Node]:
-    """Diverse Noise on pink noise, and Keep the Best behind the sampler."""
-    nodes = moved(baseline(model), _WIDTH, ("sampler", "vae", "decode", "save"))
+def kept(nodes: dict[str, Node], **values: Any) -> dict[str, Node]:
+    """The same of more images, with Keep the Best behind the sampler, which reads the model as it is loaded."""
     nodes = moved(nodes, _WIDTH, ("vae", "decode", "save"))
-    source = nodes["sampler"].inputs["model"]
     nodes["latent"] = replace(nodes["latent"], values={**nodes["latent"].values, "batch_size": _MORE})
-    nodes["options"] = Node("DiversityCNOOptions", (740, 180), (300, 340), values={"pink": PINK[model]}, color=BLUE)
-    links = {"model": source, "options": ("options", 0)}
-    nodes["cno"] = Node("DiversityCNO", (740, 0), (300, 126), inputs=links, color=BLUE)
-    nodes["sampler"] = replace(nodes["sampler"], inputs={**nodes["sampler"].inputs, "model": ("cno", 0)})
-    inputs = {"model": source, "positive": ("positive", 0), "latent": ("sampler", 0)}
-    nodes["keep"] = Node("DiversityKeepBest", (1460, 0), (300, 250), values={"keep": IMAGES}, inputs=inputs, color=BLUE)
+    inputs = {"model": ("model", 0), "positive": ("positive", 0), "latent": ("sampler", 0)}
+    own = {"keep": IMAGES, **values}
+    nodes["keep"] = Node("DiversityKeepBest", (1460, 0), (300, 250), values=own, inputs=inputs, color=BLUE)
     nodes["decode"] = replace(nodes["decode"], inputs={"samples": ("keep", 0), "vae": ("vae", 0)})
     return nodes
 
 
+def on_model(model: str, node: Node) -> dict[str, Node]:
+    """The baseline with a node between model and sampler."""
+    nodes = moved(baseline(model), _WIDTH, ("sampler", "vae", "decode", "save"))
+    nodes["diverse"] = replace(node, inputs={**node.inputs, "model": ("model", 0)})
+    nodes["sampler"] = replace(nodes["sampler"], inputs={**nodes["sampler"].inputs, "model": ("diverse", 0)})
+    return nodes
+
+
+def with_noise_on_pink() -> dict[str, Node]:
+    noise = Node("DiversityCNO", (740, 0), (300, 126), inputs={"options": ("options", 0)}, color=BLUE)
+    nodes = on_model("distilled", noise)
+    nodes["options"] = Node("DiversityCNOOptions", (740, 180), (300, 340), values={"pink": PINK}, color=BLUE)
+    # On a few-step model about so many of them are broken.
+    return kept(nodes, drop=0.15)
+
+
+def with_diversify() -> dict[str, Node]:
+    node = Node("DiversityDiversifyModel", (740, 0), (300, 106), values={"strength": STRENGTH}, color=BLUE)
+    return kept(on_model("mmdit", node))
+
+
 KEEP_TEMPLATES: dict[str, dict[str, Node]] = {
-    f"keep_{model}": finished(f"keep_{model}", kept(model), NOTE % model) for model in PINK
+    name: finished(name, nodes, NOTES[name])
+    for name, nodes in {"keep_distilled": with_noise_on_pink(), "keep_mmdit": with_diversify()}.items()
 }
