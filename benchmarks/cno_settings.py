@@ -88,6 +88,7 @@ ROWS: dict[str, Make] = {
     "bold, spectrum, all": cno(**ALL),
     "bold, spectrum, all, strength 0.25, 3 iterations": cno(**(ALL | {"strength": 0.25, "iterations": 3})),
     "shipped": cno(**vars(RECOMMENDED)),
+    "shipped, two cells": cno(**(vars(RECOMMENDED) | {"cells": 2})),
     "chosen of 100": chosen(10),
     "pink 0.5": with_noise(partial(pink, alpha=0.5)),
 }

@@ -27,17 +27,21 @@ sampler.
 
 Press **Run** and compare with *baseline_distilled*.""",
     "cno_turbo": """**On a model like Z-Image Turbo**, eight steps at cfg 1: *Diverse Noise* goes between \
-*ModelSamplingAuraFlow* and the sampler.
+*ModelSamplingAuraFlow* and the sampler. \
+**cells** at 2 moves the layout alone, which is enough for images that are as alike as these.
 
 Press **Run** and compare with *baseline_turbo*: the same prompt and seed.""",
 }
 
 
-def with_sampler(model: str, **settings: Any) -> dict[str, Node]:
-    """KSampler with a patched model."""
+def with_sampler(model: str, options: dict[str, Any] | None = None, **settings: Any) -> dict[str, Node]:
+    """KSampler with a patched model. options: what is set in an options node, if there is one."""
     nodes = moved(baseline(model), _WIDTH, ("sampler", "vae", "decode", "save"))
     source = nodes["sampler"].inputs["model"]
     nodes["cno"] = Node("DiversityCNO", (740, 0), (300, 126), values=settings, inputs={"model": source}, color=BLUE)
+    if options:
+        nodes["options"] = Node("DiversityCNOOptions", (740, 180), (300, 340), values=options, color=BLUE)
+        nodes["cno"] = replace(nodes["cno"], inputs={**nodes["cno"].inputs, "options": ("options", 0)})
     nodes["sampler"] = replace(nodes["sampler"], inputs={**nodes["sampler"].inputs, "model": ("cno", 0)})
     return nodes
 
@@ -90,6 +94,6 @@ CNO_TEMPLATES: dict[str, dict[str, Node]] = {
         "cno_unet": with_sampler("unet"),
         "cno_mmdit": with_guider("mmdit"),
         "cno_distilled": with_sampler("distilled"),
-        "cno_turbo": with_sampler("turbo"),
+        "cno_turbo": with_sampler("turbo", {"cells": 2}),
     }.items()
 }
