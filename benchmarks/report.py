@@ -86,7 +86,7 @@ TABLES = {
     "ablations minority": _ablation("Minority", "published"),
     "cfg tune": Table(("cfg_curve_unet_tune", "cfg_curve_mmdit_tune"), _JUDGED, against="CFG 2"),
     "cfg tune one": Table(("cfg_curve_distilled_tune", "cfg_curve_turbo_tune"), _JUDGED),
-    "cno tune": Table(("cno_settings_distilled_tune_300",), _CHOSEN, ships=("shipped",)),
+    "cno tune": Table(("cno_settings_distilled_tune_300", "cno_settings_turbo_tune_600"), _CHOSEN, ships=("shipped",)),
     "keep tune": Table(
         ("keep_settings_distilled_tune_300",),
         _CHOSEN,
