@@ -8,8 +8,8 @@ from comfy_api.latest import io
 
 from ..core.drivers.selection import DROP, NOISES, RENOISE, Selection, select
 from ..core.hooks.progress import Progress, show
-from ._inputs import AUTO_NUMBER, advanced, checked
-from ._latents import rows_of
+from ._inputs import advanced, checked
+from ._measured import images_inputs, measure_inputs, rows_of, seed_input
 
 
 class KeepBest(io.ComfyNode):
@@ -24,9 +24,7 @@ class KeepBest(io.ComfyNode):
                 "rest keeps those that differ most. Make a few images more than you want."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="The diffusion model that the images were made with."),
-                io.Conditioning.Input("positive", tooltip="The plain prompt that the images were made for."),
-                io.Latent.Input("latent", tooltip="Finished images, from the sampler: more than you want to keep."),
+                *images_inputs(": more than you want to keep"),
                 io.Int.Input(
                     "keep", default=4, min=1, max=4096, tooltip="How many images to keep. No more than there are."
                 ),
@@ -41,7 +39,8 @@ class KeepBest(io.ComfyNode):
                         "and images more alike. 0: keep only what differs most, broken or not."
                     ),
                 ),
-                *(advanced(widget) for widget in _advanced_inputs()),
+                advanced(seed_input("choice")),
+                *measure_inputs(RENOISE, NOISES),
             ],
             outputs=[
                 io.Latent.Output(display_name="LATENT", tooltip="The images that were kept, in their order."),
@@ -70,44 +69,6 @@ class KeepBest(io.ComfyNode):
         report = _report(found)
         show(report)
         return io.NodeOutput(rows_of(latent, found.kept), report)
-
-
-def _advanced_inputs() -> list[io.Input]:
-    return [
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=False,
-            tooltip="Of the noise that the images are noised again with. The same seed, the same choice.",
-        ),
-        io.Float.Input(
-            "renoise",
-            default=RENOISE,
-            min=0.05,
-            max=1.0,
-            step=0.05,
-            tooltip=(
-                "How noisy an image is made again, as a share of the noise schedule. High: its layout and colours "
-                "decide; low: its details."
-            ),
-        ),
-        io.Int.Input(
-            "noises",
-            default=NOISES,
-            min=1,
-            max=100,
-            tooltip="Noises that the measure is averaged over. Each costs half a sampling step with CFG.",
-        ),
-        io.Int.Input(
-            "chunk_size",
-            default=AUTO_NUMBER,
-            min=AUTO_NUMBER,
-            max=4096,
-            tooltip="Images that go through the model at once. -1: all, and fewer when memory runs out.",
-        ),
-    ]
 
 
 def _report(found: Selection) -> str:

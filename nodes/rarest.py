@@ -8,8 +8,8 @@ from comfy_api.latest import io
 
 from ..core.drivers.rarity import rarity_of
 from ..core.hooks.progress import Progress, show
-from ._inputs import AUTO_NUMBER, advanced, checked
-from ._latents import rows_of
+from ._inputs import checked
+from ._measured import images_inputs, measure_inputs, rows_of, seed_input
 
 _DIGITS = 5  # that count: more would tell apart what only rounding does
 
@@ -26,17 +26,8 @@ class RarestFirst(io.ComfyNode):
                 "typical ones. Noises each image again and measures how far the model leads away from it."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="The diffusion model that the images were made with."),
-                io.Conditioning.Input("positive", tooltip="The plain prompt that the images were made for."),
-                io.Latent.Input("latent", tooltip="Finished images, from the sampler."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Of the noise that the images are noised again with. The same seed, the same order.",
-                ),
+                *images_inputs(""),
+                seed_input("order"),
                 io.Int.Input(
                     "top",
                     default=0,
@@ -44,7 +35,7 @@ class RarestFirst(io.ComfyNode):
                     max=4096,
                     tooltip="How many images to keep, the rarest ones. 0: all. No more than there are.",
                 ),
-                *(advanced(widget) for widget in _advanced_inputs()),
+                *measure_inputs(0.75, 4),
             ],
             outputs=[
                 io.Latent.Output(display_name="LATENT", tooltip="The images, rarest first."),
@@ -79,36 +70,6 @@ class RarestFirst(io.ComfyNode):
         report = _report(text, order)
         show(report)
         return io.NodeOutput(rows_of(latent, order), report)
-
-
-def _advanced_inputs() -> list[io.Input]:
-    return [
-        io.Float.Input(
-            "renoise",
-            default=0.75,
-            min=0.05,
-            max=1.0,
-            step=0.05,
-            tooltip=(
-                "How noisy an image is made again, as a share of the noise schedule. High: its layout and colours "
-                "decide; low: its details."
-            ),
-        ),
-        io.Int.Input(
-            "noises",
-            default=4,
-            min=1,
-            max=100,
-            tooltip="Noises that the value is averaged over. Each costs half a sampling step with CFG.",
-        ),
-        io.Int.Input(
-            "chunk_size",
-            default=AUTO_NUMBER,
-            min=AUTO_NUMBER,
-            max=4096,
-            tooltip="Images that go through the model at once. -1: all, and fewer when memory runs out.",
-        ),
-    ]
 
 
 def _report(values: list[str], order: list[int]) -> str:
