@@ -77,6 +77,12 @@ def test_what_is_kept_is_sound_and_differs() -> None:
     assert 2 in keepers(rarity, points, 4, 0.0)
 
 
+def test_the_choice_begins_with_the_likeliest() -> None:
+    assert keepers([2.0, 1.0, 3.0], around(0, 90, 180), 1, 0.0) == [1]
+    # From 90 degrees, what is furthest about the mean is 270.
+    assert keepers([2.0, 1.0, 3.0, 4.0], around(0, 90, 180, 270), 2, 0.0) == [1, 3]
+
+
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=12), st.data())
 def test_as_many_as_are_asked_for_and_never_a_worse_one_among_the_dropped(
     values: list[float], data: st.DataObject
