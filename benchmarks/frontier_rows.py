@@ -91,10 +91,10 @@ TOGETHER: dict[str, Sequence[str]] = {
     "pink, the best kept": ("Keep the Best", "pink noise"),
     "Noise, the best kept": ("Keep the Best", "Diverse Noise"),
     "Noise on pink, the best kept": ("Keep the Best", "pink noise", "Diverse Noise"),
+    "Diversify, the best kept": ("Keep the Best", "Diversify"),
 }
-
-
-_KEPT = ", the best kept"
+# Parts whose main knob the rows of these are taken over.
+SWEPT: dict[str, Rival] = {**RIVALS, "Diversify": BESIDE["Diversify"]}
 
 
 def together(model: str, names: Sequence[str]) -> Parts:
@@ -114,20 +114,20 @@ def curve(model: str, role: str, name: str, parts: Parts, knob: str, cfg: float,
         yield Row(model, role, name, cfg, (*others, (last, own)), free)
 
 
-def over_rival(row: Row) -> list[Row]:
-    """Rows over the main knob of the first rival in this one, as of that rival alone; without one, the row itself."""
-    place = next((k for k, (name, _) in enumerate(row.parts) if name in RIVALS), None)
+def over_knob(row: Row) -> list[Row]:
+    """Rows over the main knob of the first part that is swept, as of that part alone; without one, the row itself."""
+    place = next((k for k, (name, _) in enumerate(row.parts) if name in SWEPT), None)
     if place is None:
         return [row]
     before, own, after = row.parts[:place], row.parts[place], row.parts[place + 1 :]
-    curved = curve(row.model, row.role, row.name, (own,), RIVALS[own[0]].knob, row.cfg, row.free)
+    curved = curve(row.model, row.role, row.name, (own,), SWEPT[own[0]].knob, row.cfg, row.free)
     return [replace(one, parts=(*before, *one.parts, *after)) for one in curved]
 
 
 def more_dropped(row: Row) -> Row:
     """A row of the best kept, with three times as many dropped."""
     parts = tuple((name, {**own, "drop": 0.15} if name == "Keep the Best" else own) for name, own in row.parts)
-    return replace(row, name=row.name.replace(_KEPT, ", more dropped"), parts=parts)
+    return replace(row, name=row.name.replace("the best kept", "more dropped"), parts=parts)
 
 
 def swept(knob: str, value: float, factor: float) -> float:
@@ -160,14 +160,13 @@ def rows_of(model: str, full: bool = True) -> list[Row]:
         if model in ours.models:
             found += curve(model, "method", name, ((name, chosen(model, name)),), ours.knob, cfg)
     for name, names in TOGETHER.items():
-        found += over_rival(Row(model, "method", name, cfg, together(model, names), False))
-    kept = together(model, ("Keep the Best", "Diversify"))
-    found += curve(model, "method", "Diversify, the best kept", kept, BESIDE["Diversify"].knob, cfg)
-    found += [more_dropped(row) for row in found if row.name.endswith(_KEPT)]
+        found += over_knob(Row(model, "method", name, cfg, together(model, names), False))
+    found += [more_dropped(row) for row in found if "Keep the Best" in row.settings]
     # One thing changed in what ships.
     extra: dict[str, Parts] = {
         "N of 2N, then Noise": (("N of 2N", {"times": 2}), ("Diverse Noise", {})),
         "Noise, 10 iterations": (("Diverse Noise", {"iterations": 10}),),
+        "Noise, two cells": (("Diverse Noise", {"cells": 2}),),
         "Noise, fine detail too": (("Diverse Noise", {"cells": 0, "strength": 0.25}),),
         "Minority, one step": (("Minority Prompt", {"window": [0.0, 0.01], "keep_until": 0.0}),),
     }

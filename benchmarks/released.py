@@ -264,11 +264,10 @@ def with_best_kept(prompt: Prompt, schemas: Schemas, images: int) -> Prompt:
     nodes of the pack, so that the model is the plain one."""
     edited = with_values(prompt, {"batch_size": images + images // 2})
     sampler = sampler_of(edited)
-    found = {
-        name: upstream(edited, sampler, names)
-        for name, names in (("model", ("model",)), ("positive", ("positive", "conditioning")))
-    }
-    own = {name: edited[node_id]["inputs"][key] for name, (node_id, key) in found.items()}
+    own: dict[str, Any] = {"keep": images}
+    for name, names in (("model", ("model",)), ("positive", ("positive", "conditioning"))):
+        node_id, key = upstream(edited, sampler, names)
+        own[name] = edited[node_id]["inputs"][key]
     readers = [
         (node, key, value)
         for node in edited.values()
@@ -277,8 +276,8 @@ def with_best_kept(prompt: Prompt, schemas: Schemas, images: int) -> Prompt:
     ]
     if len({value[1] for *_, value in readers}) != 1:
         raise ValueError(f"{_title(edited, sampler)} must have one output that is read; the best cannot be kept of it.")
-    kept = {**defaults_of(schemas, "DiversityKeepBest"), **own, "latent": readers[0][2], "keep": images}
-    new = _new(edited, "DiversityKeepBest", kept)
+    own = {**defaults_of(schemas, "DiversityKeepBest"), **own, "latent": readers[0][2]}
+    new = _new(edited, "DiversityKeepBest", own)
     for node, key, _ in readers:
         node["inputs"][key] = [new, 0]
     return edited

@@ -13,12 +13,12 @@ from torch import Tensor
 from ._inputs import AUTO_NUMBER, advanced
 
 
-def images_inputs(latent: str) -> list[io.Input]:
-    """The sockets; `latent` is what stands behind the colon of the latent's tooltip."""
+def images_inputs(more: str = "") -> list[io.Input]:
+    """The sockets; `more` is what the latent's tooltip says besides."""
     return [
         io.Model.Input("model", tooltip="The diffusion model that the images were made with."),
         io.Conditioning.Input("positive", tooltip="The plain prompt that the images were made for."),
-        io.Latent.Input("latent", tooltip=f"Finished images, from the sampler{latent}."),
+        io.Latent.Input("latent", tooltip=f"Finished images, from the sampler{more}."),
     ]
 
 

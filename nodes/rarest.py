@@ -26,7 +26,7 @@ class RarestFirst(io.ComfyNode):
                 "typical ones. Noises each image again and measures how far the model leads away from it."
             ),
             inputs=[
-                *images_inputs(""),
+                *images_inputs(),
                 seed_input("order"),
                 io.Int.Input(
                     "top",

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..frontend import Node
 from .baseline import IMAGES, baseline, finished, moved
+from .cno import BLUE, with_sampler
 
-BLUE = ("#223", "#335")
 _WIDTH = 360  # a column
 PINK, STRENGTH = 0.6, 1.0
 _MORE = IMAGES + IMAGES // 2
@@ -40,25 +40,19 @@ def kept(nodes: dict[str, Node], **values: Any) -> dict[str, Node]:
     return nodes
 
 
-def on_model(model: str, node: Node) -> dict[str, Node]:
-    """The baseline with a node between model and sampler."""
-    nodes = moved(baseline(model), _WIDTH, ("sampler", "vae", "decode", "save"))
-    nodes["diverse"] = replace(node, inputs={**node.inputs, "model": ("model", 0)})
-    nodes["sampler"] = replace(nodes["sampler"], inputs={**nodes["sampler"].inputs, "model": ("diverse", 0)})
-    return nodes
-
-
 def with_noise_on_pink() -> dict[str, Node]:
-    noise = Node("DiversityCNO", (740, 0), (300, 126), inputs={"options": ("options", 0)}, color=BLUE)
-    nodes = on_model("distilled", noise)
-    nodes["options"] = Node("DiversityCNOOptions", (740, 180), (300, 340), values={"pink": PINK}, color=BLUE)
     # On a few-step model about so many of them are broken.
-    return kept(nodes, drop=0.15)
+    return kept(with_sampler("distilled", {"pink": PINK}), drop=0.15)
 
 
 def with_diversify() -> dict[str, Node]:
-    node = Node("DiversityDiversifyModel", (740, 0), (300, 106), values={"strength": STRENGTH}, color=BLUE)
-    return kept(on_model("mmdit", node))
+    nodes = moved(baseline("mmdit"), _WIDTH, ("sampler", "vae", "decode", "save"))
+    links = {"model": ("model", 0)}
+    nodes["diversify"] = Node(
+        "DiversityDiversifyModel", (740, 0), (300, 106), values={"strength": STRENGTH}, inputs=links, color=BLUE
+    )
+    nodes["sampler"] = replace(nodes["sampler"], inputs={**nodes["sampler"].inputs, "model": ("diversify", 0)})
+    return kept(nodes)
 
 
 KEEP_TEMPLATES: dict[str, dict[str, Node]] = {
