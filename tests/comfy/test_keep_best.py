@@ -7,15 +7,13 @@ from typing import Any
 import comfy.model_management
 import pytest
 import torch
-from comfy.patcher_extension import WrappersMP
 from comfyui_diversity.core.drivers.rarity import rarity_of
 from comfyui_diversity.core.drivers.selection import select
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.methods.selection import keepers
 from comfyui_diversity.nodes.keep import KeepBest
 from comfyui_diversity.nodes.rarest import RarestFirst
-from small.models import Counter, conditioning, random_latent, small_model
-from torch import Tensor
+from small.models import Counter, cancelling, conditioning, random_latent, small_model
 
 COUNT = 5
 SHOWN: dict[str, Any] = {"keep": 3, "drop": 0.2}
@@ -139,14 +137,8 @@ def test_a_model_whose_noise_another_node_moves_is_measured_as_it_is(model: Any)
 
 
 def test_cancel_ends_it(model: Any) -> None:
-    def cancel(executor: Any, *rest: Any, **named: Any) -> Tensor:
-        comfy.model_management.interrupt_current_processing()
-        return executor(*rest, **named)
-
-    cancelled = model.clone()
-    cancelled.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cancel", cancel)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        kept(cancelled, images())
+        kept(cancelling(model), images())
     assert kept(model, images())[1] == kept(model, images())[1]
 
 

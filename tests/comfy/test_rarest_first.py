@@ -15,7 +15,7 @@ from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.methods.minority import Estimates, Settings, minority
 from comfyui_diversity.nodes.rarest import RarestFirst
 from small.encoders import small_encoder
-from small.models import Counter, conditioning, random_latent, small_model
+from small.models import Counter, cancelling, conditioning, random_latent, small_model
 from torch import Tensor
 
 COUNT = 4
@@ -208,14 +208,8 @@ def test_fewer_images_at_once_when_memory_runs_out(model: Any) -> None:
 
 
 def test_cancel_ends_it(model: Any) -> None:
-    def cancel(executor: Any, *rest: Any, **named: Any) -> Tensor:
-        comfy.model_management.interrupt_current_processing()
-        return executor(*rest, **named)
-
-    cancelled = model.clone()
-    cancelled.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cancel", cancel)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        rarest(cancelled, images())
+        rarest(cancelling(model), images())
     assert rarest(model, images())[1] == rarest(model, images())[1]
 
 

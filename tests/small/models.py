@@ -10,6 +10,7 @@ from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
+import comfy.model_management
 import comfy.supported_models
 import comfy.supported_models_base
 import torch
@@ -110,6 +111,18 @@ class Counter:
         counted = model.clone()
         counted.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "counter", wrapper)
         return counted
+
+
+def cancelling(model: ModelPatcher) -> ModelPatcher:
+    """A clone at whose first call the user presses Cancel."""
+
+    def cancel(executor: Any, *rest: Any, **named: Any) -> Tensor:
+        comfy.model_management.interrupt_current_processing()
+        return executor(*rest, **named)
+
+    found = model.clone()
+    found.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cancel", cancel)
+    return found
 
 
 def _unet(model_type: ModelType) -> comfy.model_base.BaseModel:
