@@ -88,7 +88,7 @@ TABLES = {
     "cfg tune one": Table(("cfg_curve_distilled_tune", "cfg_curve_turbo_tune"), _JUDGED),
     "cno tune": Table(("cno_settings_distilled_tune_300", "cno_settings_turbo_tune_600"), _CHOSEN, ships=("shipped",)),
     "keep tune": Table(
-        ("keep_settings_distilled_tune_300",),
+        ("keep_settings_distilled_tune_300", "keep_settings_mmdit_tune_200", "keep_settings_unet_tune_200"),
         _CHOSEN,
         ships=("10 of 15",),
     ),

@@ -27,8 +27,7 @@ sampler.
 
 Press **Run** and compare with *baseline_distilled*.""",
     "cno_turbo": """**On a model like Z-Image Turbo**, eight steps at cfg 1: *Diverse Noise* goes between \
-*ModelSamplingAuraFlow* and the sampler. \
-**cells** at 2 moves the layout alone, which is enough for images that are as alike as these.
+*ModelSamplingAuraFlow* and the sampler. Half of the usual **strength** is enough for images that are as alike as these.
 
 Press **Run** and compare with *baseline_turbo*: the same prompt and seed.""",
 }
@@ -94,6 +93,6 @@ CNO_TEMPLATES: dict[str, dict[str, Node]] = {
         "cno_unet": with_sampler("unet"),
         "cno_mmdit": with_guider("mmdit"),
         "cno_distilled": with_sampler("distilled"),
-        "cno_turbo": with_sampler("turbo", {"cells": 2}),
+        "cno_turbo": with_sampler("turbo", strength=0.25),
     }.items()
 }
