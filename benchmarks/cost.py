@@ -28,9 +28,9 @@ import time
 from unittest import mock
 
 import torch
-from comfyui_diversity.core.drivers.tpso import RECOMMENDED_RATE
+from comfyui_diversity.core.drivers.tpso import ADDED_TOKENS, RECOMMENDED_RATE, to_vary
 from comfyui_diversity.core.hooks import text as text_hook
-from comfyui_diversity.core.hooks.text import UNRELATED, prompt_encoders
+from comfyui_diversity.core.hooks.text import UNRELATED, PromptEncoder, prompt_encoders
 from comfyui_diversity.core.methods.tpso import Settings as PromptSettings
 from comfyui_diversity.core.methods.tpso import initial_offsets
 
@@ -44,7 +44,15 @@ from .tpso_speed import Course, full_clip_l, here, one_by_one
 HEAD = ["architecture", "run", "seconds", "times the plain run", "memory, times the plain run's", "calls"]
 GROWTH_HEAD = ["images", "px", "words", "plain (s)", DIVERSE_NOISE, MINORITY_5, "4 variants (s)"]
 IDLE_HEAD = ["run", "an idle step (ms)", "the plain model's (ms)", "difference (ms)"]
-PROMPTS_HEAD = ["encoder", "words", "variants", "one at a time, all positions (s)", "here (s)", "times faster"]
+PROMPTS_HEAD = [
+    "encoder",
+    "words",
+    "varied",
+    "variants",
+    "one at a time, all positions (s)",
+    "here (s)",
+    "times faster",
+]
 SAVINGS_HEAD = ["what", "before (s)", "now (s)", "calls before", "calls now"]
 TABLES = ("growth", "idle", "prompts", "profile", "savings")
 CHANGES: tuple[dict[str, int], ...] = ({}, {"batch": 4}, {"side": 24}, {"words": 40})
@@ -84,9 +92,12 @@ def growth(own: Architecture, batch: int, side: int, words: int, table: PrintedT
 
 
 @torch.inference_mode(False)
-def variants(clip: Any, count: int, words: int, steps: int, method: Callable[..., Course]) -> float:
-    """CPU seconds of so many steps on so many variants of a prompt, none of which arrives before."""
-    [encoder] = prompt_encoders(clip, clip.tokenize(text_of(words)))
+def variants(
+    clip: Any, count: int, words: int, steps: int, method: Callable[..., Course], added: int = ADDED_TOKENS
+) -> float:
+    """CPU seconds of so many steps on so many variants of a prompt, none of which arrives before. added: tokens that
+    are varied behind the prompt, as the nodes do it; 0 varies its words, as the paper does."""
+    _, [encoder] = to_vary(clip, text_of(words), "auto", added)
     settings = PromptSettings(0.0, steps=steps, learning_rate=RECOMMENDED_RATE * encoder.deviation)
     start = initial_offsets(count, encoder.positions, encoder.width, 0)
     started = time.process_time()
@@ -107,11 +118,12 @@ def idle(repeats: int, table: PrintedTable) -> None:
 def prompts(count: int, words: Sequence[int], steps: int, table: PrintedTable) -> None:
     """Variants of a prompt in CLIP-L, ours beside one variant at a time over all 77 positions."""
     clip = full_clip_l()
-    for number in words:
-        seconds = [variants(clip, count, number, steps, method) for method in (one_by_one, here)]
-        times = f"{seconds[0] / seconds[1]:.1f}"
-        cells = ["CLIP-L", str(number), str(count), *(f"{one:.1f}" for one in seconds), times]
-        table.add(cells, f"CLIP-L, {number} words, {count} variants")
+    for added, varied in ((ADDED_TOKENS, f"{ADDED_TOKENS} added tokens"), (0, "its words")):
+        for number in words:
+            seconds = [variants(clip, count, number, steps, method, added) for method in (one_by_one, here)]
+            times = f"{seconds[0] / seconds[1]:.1f}"
+            cells = ["CLIP-L", str(number), varied, str(count), *(f"{one:.1f}" for one in seconds), times]
+            table.add(cells, f"CLIP-L, {number} words, {varied}, {count} variants")
 
 
 def profiled(batch: int, side: int, words: int, table: PrintedTable) -> None:
@@ -122,8 +134,9 @@ def profiled(batch: int, side: int, words: int, table: PrintedTable) -> None:
         table.add(cells, f"{name}, {where}")
 
 
-def savings(own: Architecture, table: PrintedTable) -> None:
-    """The prompts that say what "unrelated" means in an encoder: one by one, and those of one length at once."""
+def savings(own: Architecture, words: Sequence[int], table: PrintedTable) -> None:
+    """As it was and as it is: the prompts that say what "unrelated" means in an encoder were read one by one, of which
+    those of one length are read at once; and what variants of a prompt share was read by each of them."""
     calls, seconds = [], []
     with torch.inference_mode(False):
         [encoder] = prompt_encoders(own.clip, own.clip.tokenize(text_of(9)))
@@ -138,6 +151,16 @@ def savings(own: Architecture, table: PrintedTable) -> None:
             calls.append(ended.calls)
             hook.remove()
     table.add([f"unrelated prompts, {own.name}", *(f"{one:.1f}" for one in seconds), *map(str, calls)])
+    for number in words:
+        steps, what = 5, f"4 variants, 5 steps, {number} words, {own.name}"
+        before, now = (variants(own.clip, 4, number, steps, method) for method in (row_by_row, here))
+        table.add([what, f"{before:.1f}", f"{now:.1f}", str(steps), str(steps)])
+
+
+def row_by_row(encoder: PromptEncoder, start: torch.Tensor, settings: PromptSettings) -> Course:
+    """As `here`, but that every variant reads the whole prompt."""
+    vars(encoder)["_shared"] = [0] * len(encoder.sections)
+    return here(encoder, start, settings)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -167,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "profile" in options.only:
         profiled(*size, table("profile", PROFILE_HEAD))
     if "savings" in options.only:
-        savings(ARCHITECTURES["Z-Image"](), table("savings", SAVINGS_HEAD))
+        savings(ARCHITECTURES["Z-Image"](), (options.words, 40), table("savings", SAVINGS_HEAD))
 
 
 if __name__ == "__main__":

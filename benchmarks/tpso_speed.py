@@ -58,7 +58,7 @@ class OneByOne:
 
     def vector(self, offset: Tensor) -> Tensor:
         """`[E]`, with its graph; call it inside `gradients(module)`."""
-        embeds, first, last = self.section.embeds.to(offset), self.section.first, self.section.last
+        embeds, first, last = self.section.embeds.to(offset), self.section.start, self.section.last
         moved = torch.cat([embeds[:first], embeds[first:last] + offset, embeds[last:]])[None]
         outputs = self.module.transformer(
             None, None, embeds=moved, num_tokens=[self.section.end + 1], dtype=offset.dtype, embeds_info=[]

@@ -238,7 +238,7 @@ def vary_prompt(
     Raises ValueError for a prompt or CLIP that cannot be varied.
     """
     check_clip(clip)
-    tokens, encoders = _to_vary(clip, text, which, recipe.added_tokens)
+    tokens, encoders = to_vary(clip, text, which, recipe.added_tokens)
     needed = max(encoder.memory(count) for encoder in encoders)
     comfy.model_management.load_models_gpu([clip.patcher], memory_required=needed)
     outcomes = [_vary(encoder, count, seed, recipe, on_step, cache) for encoder in encoders]
@@ -267,10 +267,12 @@ def _differ(conditionings: list) -> bool:
 
 def unvaried(clip: Any, text: str, which: str, added_tokens: int) -> list:
     """CONDITIONING of the prompt with the tokens that `vary_prompt` appends, as they are."""
-    return plain_conditioning(clip, _to_vary(clip, text, which, added_tokens)[0])
+    return plain_conditioning(clip, to_vary(clip, text, which, added_tokens)[0])
 
 
-def _to_vary(clip: Any, text: str, which: str, added: int) -> tuple[dict[str, Any], list[PromptEncoder]]:
+def to_vary(clip: Any, text: str, which: str, added: int) -> tuple[dict[str, Any], list[PromptEncoder]]:
+    """The tokens of a prompt with so many neutral ones behind it, and the encoders in which these are varied; without
+    any, its own words. which: see `prompt_encoders`."""
     plain = clip.tokenize(text)
     longer = clip.tokenize(_with_neutral_words(text, added)) if added else plain
     encoders = prompt_encoders(clip, longer, which, plain if added else None)

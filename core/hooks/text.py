@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from .chunks import InChunks
 from .gradients import gradients
+from .packed import LONGEST, can_be_packed, rows_at_once
 from .prompt import (
     NO_ENCODER,
     Section,
@@ -35,11 +36,15 @@ from .prompt import (
     read_templates,
     text_encoders,
 )
+from .prompt_vector import clip_vector, mean_output
 
 KINDS = ("auto", "clip", "all")
 # The vectors of encoders that are not CLIP: those that read both ways, and language models.
 MEAN = "mean of the output, common mean removed"
 BEHIND = "output behind the words, common mean removed"
+
+# Of the difference between two rows: so far may the output of rows that are read as one sequence be from their own.
+_SAME = 0.1
 
 # Short prompts that have nothing to do with one another: what "unrelated" means in a space of prompt vectors.
 UNRELATED = (
@@ -90,6 +95,7 @@ class PromptEncoder(InChunks):
 
         They may go on behind the words, through EOS and padding, which every text of CLIP has to its full length.
         """
+        vars(self).pop("_shared", None)
         own, *others = self.all_sections
         if count is not None:
             own = replace(own, last=min(own.first + count, len(own.embeds) - 1))
@@ -166,22 +172,42 @@ class PromptEncoder(InChunks):
 
     def _vectors(self, offsets: Tensor) -> Tensor:
         found, at = [], 0
-        for section in self.sections:
+        for section, shared in zip(self.sections, self._shared, strict=True):
             own = offsets[:, at : at + section.positions]
             at += section.positions
-            embeds = section.embeds.to(own).expand(len(own), -1, -1)
-            embeds = torch.cat([embeds[:, : section.start], embeds[:, section.start : section.last] + own,
-                                embeds[:, section.last :]], dim=1)  # fmt: skip
-            found.append(self._section_vector(embeds, section))
+            rows = rows_at_once(shared, self._length(section)) if shared else len(own)
+            parts = [self._section_vector(_moved(section, some), section, shared) for some in own.split(rows)]
+            found.append(torch.cat(parts) if len(parts) > 1 else parts[0])
         if len(found) == 1:
             return found[0]
         return torch.cat([F.normalize(vector, dim=1) for vector in found], dim=1)
 
-    def _section_vector(self, embeds: Tensor, section: Section) -> Tensor:
+    def _section_vector(self, embeds: Tensor, section: Section, shared: int) -> Tensor:
+        """shared: so many positions in front are the same in all rows, and read once; 0 reads each row by itself."""
         if self.is_clip:
-            return clip_vector(self.module, embeds[:, : section.end + 1], self.projected, self.layer)
-        raw = mean_output(self.module, embeds, section, *section.summary)
+            return clip_vector(self.module, embeds[:, : section.end + 1], self.projected, self.layer, shared)
+        raw = mean_output(self.module, embeds, section, *section.summary, shared)
         return raw - self._common_mean.to(raw)
+
+    def _length(self, section: Section) -> int:
+        """How many positions of a section are read where rows are read as one sequence."""
+        return section.end + 1 if self.is_clip else section.summary[1]
+
+    @cached_property
+    def _shared(self) -> list[int]:
+        """Of each section, how many positions in front are read once for all rows; 0 where that is no gain, or not
+        the same, which is found by trying: an encoder may be of a kind that we have never seen."""
+        return [section.start if self._reads_the_same(section) else 0 for section in self.sections]
+
+    def _reads_the_same(self, section: Section) -> bool:
+        if not can_be_packed(self.module) or section.start < self._length(section) - section.start:
+            return False
+        generator = torch.Generator().manual_seed(0)
+        offsets = torch.randn(2, section.positions, self.width, generator=generator) * self.deviation
+        rows = _moved(section, offsets.to(section.embeds))
+        with torch.no_grad():
+            apart, once = (self._section_vector(rows, section, shared) for shared in (0, section.start))
+        return bool((once - apart).norm() <= _SAME * (apart[0] - apart[1]).norm())
 
     @cached_property
     def _common_mean(self) -> Tensor:
@@ -216,28 +242,21 @@ class PromptEncoder(InChunks):
         return ((unit.sum(0).square().sum() - count) / (count * (count - 1))).item()
 
     def _bytes_per_row(self) -> int:
-        """Of what autograd keeps: about 34 activations of the width in each layer, float32, and the attention."""
+        """Of what autograd keeps: about 34 activations of the width in each layer, float32, and the attention. What all
+        rows share is kept once and left out."""
         longest = max(section.end + 1 if self.is_clip else len(section.embeds) for section in self.sections)
         layers = getattr(self.module, "num_layers", 12)
-        return len(self.sections) * layers * longest * (34 * self.width + 16 * longest) * 4
+        if not all(self._shared):
+            return len(self.sections) * layers * longest * (34 * self.width + 16 * longest) * 4
+        own = sum(self._length(section) - section.start for section in self.sections)
+        return layers * own * (34 * self.width + 16 * LONGEST) * 4
 
 
-def clip_vector(module: SDClipModel, embeds: Tensor, projected: bool, layer: int | None = None) -> Tensor:
-    """Pooled vectors `[N, E]` of a CLIP text tower from token embeddings `[N, L, D]` whose last position is EOS, by the
-    output of the last layer or of another.
-
-    Attention is causal, so what follows EOS (padding) cannot change the pooled vector and is left out.
-    """
-    tower = module.transformer.text_model
-    length = embeds.shape[1]
-    position = tower.embeddings.position_embedding.weight[:length]
-    x = embeds + comfy.ops.cast_to(position, dtype=embeds.dtype, device=embeds.device)
-    lowest = -torch.finfo(x.dtype).max
-    causal = torch.full((length, length), lowest, dtype=x.dtype, device=x.device).triu_(1)
-    last, other = tower.encoder(x, mask=causal, intermediate_output=layer)
-    pooled = tower.final_layer_norm(last if layer is None else other)[:, -1]
-    pooled = module.transformer.text_projection(pooled) if projected else pooled
-    return pooled.to(torch.promote_types(pooled.dtype, torch.float32))
+def _moved(section: Section, offsets: Tensor) -> Tensor:
+    """Token embeddings `[N, T, D]` of a section with offsets `[N, P, D]` on the positions that are varied."""
+    embeds = section.embeds.to(offsets).expand(len(offsets), -1, -1)
+    moved = embeds[:, section.start : section.last] + offsets
+    return torch.cat([embeds[:, : section.start], moved, embeds[:, section.last :]], dim=1)
 
 
 def normed_layer(module: SDClipModel) -> int | None:
@@ -291,26 +310,6 @@ def is_trained(weight: Tensor | None) -> bool:
             return False
     # The identity, which stands in for a projection in some files, changes nothing and would be "real" in vain.
     return bool((matrix != 0).float().mean() > 0.5)
-
-
-def mean_output(module: SDClipModel, embeds: Tensor, section: Section, first: int, last: int) -> Tensor:
-    """Mean `[N, D]` of the encoder's output over positions from `first` to `last`, exclusive. section: for the mask."""
-    mask = section.mask.expand(len(embeds), -1) if module.enable_attention_masks else None
-    layer = module.layer if isinstance(module.layer, list) or module.layer == "all" else module.layer_idx
-    outputs = module.transformer(
-        None,
-        mask,
-        embeds=embeds.clone(),  # Gemma scales it in place
-        num_tokens=[section.end + 1] * len(embeds),
-        intermediate_output=layer,
-        final_layer_norm_intermediate=module.layer_norm_hidden_state,
-        dtype=torch.float32,
-        embeds_info=[],
-    )
-    z = (outputs[0] if module.layer == "last" else outputs[1]).float()
-    if z.ndim == 4:  # several layers, [N, layers, T, D]
-        z = z.mean(1)
-    return z[:, first:last].mean(1)
 
 
 class NoRoom(ValueError):
