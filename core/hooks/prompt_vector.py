@@ -30,15 +30,15 @@ def clip_vector(
     position = tower.embeddings.position_embedding.weight[:length]
     x = embeds + comfy.ops.cast_to(position, dtype=embeds.dtype, device=embeds.device)
     lowest = -torch.finfo(x.dtype).max
-    if shared:
-        packing = Packing(count, shared, length)
+    packing = Packing(count, shared, length) if shared else None
+    if packing is None:
+        mask = torch.full((length, length), lowest, dtype=x.dtype, device=x.device).triu_(1)
+    else:
         x, allowed = packing.pack(x), packing.allowed(x.device)
         mask = torch.zeros(allowed.shape, dtype=x.dtype, device=x.device).masked_fill_(~allowed, lowest)
-    else:
-        mask = torch.full((length, length), lowest, dtype=x.dtype, device=x.device).triu_(1)
     last, other = tower.encoder(x, mask=mask, intermediate_output=layer)
     output = tower.final_layer_norm(last if layer is None else other)
-    pooled = (packing.unpack(output) if shared else output)[:, -1]
+    pooled = (output if packing is None else packing.unpack(output))[:, -1]
     pooled = module.transformer.text_projection(pooled) if projected else pooled
     return pooled.to(torch.promote_types(pooled.dtype, torch.float32))
 
@@ -56,7 +56,7 @@ def mean_output(
         if module.enable_attention_masks:
             allowed = allowed & section.mask.to(embeds.device)[0, positions].bool()
         embeds, mask = packing.pack(embeds[:, :last]), allowed[None].to(embeds.dtype)
-        # Of the models that are packed the same, but that it takes positions (Qwen2.5-VL's own does not).
+        # The inner model takes positions, which the outer one of some (Qwen2.5-VL) does not pass on.
         z = _output(module, module.transformer.model, embeds, mask, section, position_ids=positions[None])
         return packing.unpack(z)[:, first - shared :].mean(1)
     mask = section.mask.expand(len(embeds), -1) if module.enable_attention_masks else None
