@@ -6,12 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..core.drivers.rarity import rarity_of
+from ..core.drivers.rarity import in_digits, rarity_of
 from ..core.hooks.progress import Progress, show
 from ._inputs import checked
 from ._measured import images_inputs, measure_inputs, rows_of, seed_input
-
-_DIGITS = 5  # that count: more would tell apart what only rounding does
 
 
 class RarestFirst(io.ComfyNode):
@@ -63,8 +61,7 @@ class RarestFirst(io.ComfyNode):
         if not 0 <= top <= count:
             raise ValueError(f"top is {top}; it must be from 0 (all) to the {count} images of this latent.")
         progress = Progress(noises)
-        values = rarity_of(model, positive, latent, seed, renoise, noises, chunk_size, progress.step)
-        text = [f"{value:.{_DIGITS}g}" for value in values.tolist()]
+        text = in_digits(rarity_of(model, positive, latent, seed, renoise, noises, chunk_size, progress.step))
         # Stable: images of equal value stay in the order they came in.
         order = sorted(range(count), key=lambda k: -float(text[k]))[: top or count]
         report = _report(text, order)

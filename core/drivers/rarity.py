@@ -66,6 +66,11 @@ def rarity_of(
     return values
 
 
+def in_digits(values: Tensor) -> list[str]:
+    """Of each value the five digits that count: more would tell apart what only rounding does."""
+    return [f"{value:.5g}" for value in values.tolist()]
+
+
 def _lengths(run: SamplerRun, seed: int, chunk_size: int) -> Tensor:
     """Distance of each image to its re-noised estimate under one noise, `[B]`."""
     images, sigma = run.latent_image, run.sigmas[0]

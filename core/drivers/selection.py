@@ -11,11 +11,10 @@ from comfy.model_patcher import ModelPatcher
 from ..methods.cno import pool
 from ..methods.selection import dropped, keepers
 from ..require import require
-from .rarity import rarity_of
+from .rarity import in_digits, rarity_of
 
 DROP, RENOISE, NOISES = 0.05, 0.3, 3
 _WINDOW = 16  # latents are averaged to a grid of so many cells a side before they are compared
-_DIGITS = 5  # that count: more would tell apart what only rounding does
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ def select(
     require(1 <= keep <= count, "keep", keep, f"from 1 to the {count} images of this latent")
     if keep == count:
         return Selection(list(range(count)), [], [], [])
-    values = rarity_of(model, positive, latent, seed, renoise, noises, chunk_size, after_noise).tolist()
-    rarity = [float(f"{value:.{_DIGITS}g}") for value in values]
+    values = rarity_of(model, positive, latent, seed, renoise, noises, chunk_size, after_noise)
+    rarity = [float(value) for value in in_digits(values)]
     kept = keepers(rarity, pool(samples.float(), _WINDOW).flatten(1), keep, drop)
     bad = sorted(dropped(rarity, keep, drop))
     alike = [k for k in range(count) if k not in kept and k not in bad]
