@@ -53,7 +53,7 @@ def measure_inputs(renoise: float, noises: int) -> list[io.Input]:
             default=noises,
             min=1,
             max=100,
-            tooltip="Noises that the value is averaged over. Each costs half a sampling step with CFG.",
+            tooltip="Noises that the value is averaged over. Each costs one pass of the model, without CFG.",
         ),
         io.Int.Input(
             "chunk_size",

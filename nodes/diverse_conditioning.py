@@ -15,7 +15,7 @@ from ..core.methods.schedule import Window
 from ..core.methods.tpso import Settings
 from ..core.require import require
 from ._inputs import AUTO_NUMBER, OFF, CheckedNode, Options, check_clip, checked, options_input, read_options
-from .tpso import RATIO, DiversePromptsOptions
+from .tpso import RATIO, DiversePromptsOptions, refuse_published_alone
 
 
 class DiverseConditioning(CheckedNode):
@@ -93,6 +93,7 @@ class DiverseConditioning(CheckedNode):
         check_clip(clip)
         chosen = read_options(DiversePromptsOptions, options)
         require(not chosen["vary_negative"], "vary_negative", "on", "off: Diverse Conditioning has no negative prompt")
+        refuse_published_alone(chosen)
         variant = chosen["variant"]
         require(variant <= variants, "variant", variant, f"0 (all) or 1 to {variants}, the number of variants")
         check_rows(conditioning, 1 if variant else variants)

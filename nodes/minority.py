@@ -73,8 +73,8 @@ class MinorityPrompt(CheckedNode):
                         '"base model": learns at the steps in the first tenth of the noise schedule. "few-step model" '
                         "(Lightning, Turbo, distilled): learns more, at the first step alone. Sets all that the "
                         "options leave at -1. With mode published: the paper's settings for SD1.5 and SD2, those for "
-                        'SDXL-Lightning on COCO, and "SDXL-Lightning, one image" those of the code\'s other script, '
-                        'which starts at "handsome" in place of "cool".'
+                        'SDXL-Lightning on COCO, and "SDXL-Lightning, one image", for that mode alone, those of the '
+                        'code\'s other script, which starts at "handsome" in place of "cool".'
                     ),
                 ),
                 io.Float.Input(

@@ -82,6 +82,12 @@ _PUBLISHED_ALONE = {"preset": (AUTO,), "negative_bank": (AUTO, OFF), "published_
 _Control = getattr(io, "ControlAfterGenerate", None)
 
 
+def refuse_published_alone(chosen: dict[str, Any]) -> None:
+    """Raises ValueError for an option of mode published, in mode recommended."""
+    for name, default in _PUBLISHED_ALONE.items():
+        require(chosen[name] in default, name, chosen[name], f"{default[0]} with mode {RECOMMENDED}, which has none")
+
+
 class DiversePromptsOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -377,8 +383,7 @@ def _recommended(
     seed: int,
     chosen: dict[str, Any],
 ) -> _Found:
-    for name, default in _PUBLISHED_ALONE.items():
-        require(chosen[name] in default, name, chosen[name], f"{default[0]} with mode {RECOMMENDED}, which has none")
+    refuse_published_alone(chosen)
     recipe = recommended(
         similarity,
         chosen["tolerance"],

@@ -45,7 +45,7 @@ Leave cfg at 1: guidance is built into this model.""",
     "turbo": """**A model like Z-Image Turbo:** a language model reads the prompt, a single-stream transformer draws \
 it in **8 steps** at **cfg 1**. Nodes and settings are those of the official Z-Image Turbo template.
 
-Press **Run** and count: ten seeds, nearly one image.
+Press **Run** and count: ten images, nearly one.
 
 For Z-Image Turbo itself, put *Load Diffusion Model* and *Load CLIP* in place of *Load Demo World*.""",
 }

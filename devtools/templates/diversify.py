@@ -26,7 +26,7 @@ ones that people find monotonous.
 Press **Run** and compare, then turn **strength**. *Diversify* sees that there are few steps and no cfg, and \
 goes more gently than in *diversify_mmdit*: the node tells how far.""",
     "turbo": """**On a model like Z-Image Turbo:** a language model reads the prompt, a single-stream transformer \
-draws it in eight steps at cfg 1. Above: ten seeds, nearly one image.
+draws it in eight steps at cfg 1. Above: ten images, nearly one.
 
 Press **Run** and compare, then turn **strength**. With no cfg to switch off, *Diversify* moves the noises apart and \
 does nothing else: the node tells how far.

@@ -81,7 +81,12 @@ def from_text() -> dict[str, Node]:
         "DiversityOVI",
         (360, 0),
         (340, 330),
-        values={"text": PROMPT, "variants": IMAGES, "constraint": "nearest neighbour"},
+        values={
+            "text": PROMPT,
+            "variants": IMAGES,
+            "constraint": "nearest neighbour",
+            "control_after_generate": "fixed",
+        },
         inputs={"clip": ("world", 1), "clip_vision": ("world", 2), "bank": ("bank", 0), "options": ("options", 0)},
         color=BLUE,
     )

@@ -31,7 +31,7 @@ Other images: change **Seed**. Diversify's own seed is used for single images on
 **Enough compared?** Select the nodes in *{without}* and press Ctrl+M: they no longer run.
 
 **In a workflow of yours:** *Diversify* takes the place of *CLIP Text Encode* and goes between the model and the \
-sampler; connect both outputs.
+sampler; connect both outputs, and set the batch size to 4 or more.
 
 Settings: {sampler}, {scheduler}, {steps} steps, CFG {cfg:g}{more}, as the model's own workflow has them.{needs}
 

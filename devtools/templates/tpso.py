@@ -24,7 +24,8 @@ shows how far apart the variants are.""",
     "tpso_mmdit": """**On a flow-matching transformer, with the schedule as a node of its own:** *Diverse Prompts* has \
 its schedule switched off; *Schedule Conditioning* turns its variants into the plain prompt.
 
-Press **Run** and compare with *baseline_mmdit*: the same prompt and seed. Then try **start** and **easing**.""",
+Press **Run** and compare with *baseline_mmdit*: the same prompt and seed. Then try **start_percent** and \
+**easing**.""",
     "tpso_distilled": """**On a fast model:** four steps at cfg 1. The option **perturbed_steps** says in how many \
 of the four the variants have a share: the first.
 

@@ -107,7 +107,14 @@ def test_what_is_refused(qwen: Any, flux: Any) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             run(*arguments)
-    wrong: dict[str, Any] = {"added_tokens": 2, "vary_negative": True, "variant": 4}
+    wrong: dict[str, Any] = {
+        "added_tokens": 2,
+        "vary_negative": True,
+        "variant": 4,
+        "preset": "sd35",
+        "negative_bank": "on",
+        "published_diversity": 2.0,
+    }
     for name in wrong:
         with pytest.raises(ValueError, match=name):
             run(given, qwen, **{name: wrong[name]})
