@@ -146,8 +146,8 @@ class DiverseNoiseOptions(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "Only the coarse structure of the noise moves: its averages over a grid of cells x cells "
-                        "blocks. More: finer structure. 0: all of it moves; set strength to 0.25 or less then. -1: auto, 4 in "
-                        "recommended mode, 0 in published mode."
+                        "blocks. More: finer structure. 0: all of it moves; set strength to 0.25 or less then. -1: "
+                        "auto, 4 in recommended mode, 0 in published mode."
                     ),
                 ),
                 io.Float.Input(

@@ -22,8 +22,8 @@ noise makes them differ further than it would alone, and breaks more of them. *K
 worst, and of the rest what is like another.
 
 Press **Run** and compare with *baseline_distilled*. {_READ}""",
-    "keep_mmdit": f"""**The same with CFG:** *Diversify (Model Only)* at {STRENGTH:g} makes {_MORE} images differ, *Keep the \
-Best* keeps {IMAGES} of them.
+    "keep_mmdit": f"""**The same with CFG:** *Diversify (Model Only)* at {STRENGTH:g} makes {_MORE} images differ, \
+*Keep the Best* keeps {IMAGES} of them.
 
 Press **Run** and compare with *diversify_mmdit*. {_READ}""",
 }
