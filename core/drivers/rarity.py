@@ -53,7 +53,7 @@ def rarity_of(
         check_in_force(run.guider.conds["positive"], sigma, f"where renoise {renoise:g} noises the images")
         values = torch.zeros(len(samples), dtype=torch.float64)
         for number in range(noises):
-            values += _lengths(run, seed + number, chunk_size).double().cpu()
+            values += _lengths(run, seed + number, chunk_size).cpu().double()  # not every device has float64
             after_noise()
         return values / noises
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .. import files
+from ..hooks.chunks import load_for_gradients
 from ..hooks.gradients import gradients
 from ..hooks.progress import Progress
 from ..hooks.text import PromptEncoder, encode_variants, prompt_encoders
@@ -239,8 +239,7 @@ def vary_prompt(
     """
     check_clip(clip)
     tokens, encoders = to_vary(clip, text, which, recipe.added_tokens)
-    needed = max(encoder.memory(count) for encoder in encoders)
-    comfy.model_management.load_models_gpu([clip.patcher], memory_required=needed)
+    load_for_gradients(clip.patcher, encoders, count)
     outcomes = [_vary(encoder, count, seed, recipe, on_step, cache) for encoder in encoders]
     offsets = {outcome.encoder: outcome.variants.offsets for outcome in outcomes}
     chunk = min(encoder.chunk or count for encoder in encoders)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management
 import torch
 from torch import Tensor
 
 from .. import files
+from ..hooks.chunks import load_for_gradients
 from ..hooks.gradients import gradients
 from ..hooks.text import (
     BEHIND,
@@ -310,9 +310,8 @@ def _set_up(encoder: PromptEncoder, preset: Preset, positions: int | None) -> No
 
 
 def _load(clip: Any, encoders: Sequence[PromptEncoder], count: int) -> None:
-    # More than fits at once goes through in chunks.
-    needed = max(encoder.memory(min(count, 32)) for encoder in encoders)
-    comfy.model_management.load_models_gpu([clip.patcher], memory_required=needed)
+    # More goes through in chunks.
+    load_for_gradients(clip.patcher, encoders, min(count, 32))
 
 
 def _starts(encoders: Sequence[PromptEncoder], count: int, seed: int, rule: Rule) -> list[Tensor]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import comfy.model_management
 import comfy.samplers
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -21,10 +22,14 @@ Pullback = Callable[[Tensor], Tensor]
 _Result = TypeVar("_Result")
 
 
+_SHARE_BESIDE = 0.8  # of what a model leaves of the device's memory
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether fewer rows at once may help: PyTorch's own error, an accelerator's of that meaning (which newer versions
-    of ComfyUI know), or that of the CPU."""
-    if "DefaultCPUAllocator" in str(error):
+    of ComfyUI know), or one that says so in words: the CPU's, Apple's, that of a library of the GPU's."""
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY):
         return True
     management: Any = comfy.model_management
     # Where PyTorch has no such error, ComfyUI's name stands for every error.
@@ -83,6 +88,26 @@ class Chunks:
             comfy.model_management.soft_empty_cache()
 
 
+def in_half_where_memory_runs_out(
+    pull_back: Pullback, chunks: Chunks, halved: Callable[[], None], again: Pullback
+) -> Pullback:
+    """A pullback through one graph of all rows; where memory runs out on the way, `again` goes there and back with half
+    as many rows at once. halved: called before that. The graph must not outlive the call of `pull_back`."""
+
+    def careful(gradient: Tensor) -> Tensor:
+        try:
+            return pull_back(gradient)
+        except Exception as error:
+            if not is_out_of_memory(error) or chunks.count == 1:
+                raise
+        chunks.size = math.ceil(chunks.count / 2)
+        halved()
+        comfy.model_management.soft_empty_cache()
+        return again(gradient)
+
+    return careful
+
+
 class Batch(Chunks):
     """The images of a run, with the guider's conditioning cut to those of a chunk."""
 
@@ -109,14 +134,27 @@ def rows_of(tensor: Tensor | None, rows: slice, count: int) -> Tensor | None:
     return tensor[rows] if tensor is not None and len(tensor) == count else tensor
 
 
+def load_for_gradients(patcher: ModelPatcher, parts: Sequence[InChunks], count: int) -> None:
+    """Loads a model, and makes room for a gradient of `count` rows through its parts, one after the other.
+
+    No more room than there is beside the model, for which ComfyUI would move the model itself out; then fewer rows go
+    through at once.
+    """
+    beside = comfy.model_management.get_total_memory(patcher.load_device) - patcher.model_size()
+    all_rows, one_row = (max(part.memory(rows) for part in parts) for rows in (count, 1))
+    needed = max(min(all_rows, int(_SHARE_BESIDE * beside)), one_row)
+    comfy.model_management.load_models_gpu([patcher], memory_required=needed)
+
+
 class InChunks:
     """A differentiable function of rows through a model, as many rows at once as memory allows: gives vectors and
-    their pullback. A subclass has `module`, `device`, and the two methods at the end.
+    their pullback. A subclass has `module`, `patcher`, `device`, and the two methods at the end.
 
     Row k of the result depends on row k of the input alone, and so not on the chunks.
     """
 
     module: Any
+    patcher: ModelPatcher
     chunk: int = 0  # rows at once, once memory has not allowed all of them; 0 is all
 
     @property
@@ -129,12 +167,15 @@ class InChunks:
 
         def work() -> tuple[Tensor, Pullback]:
             self._remember(chunks)
-            if chunks.whole:
-                return self._with_graph(rows)
+
             # The graphs of all chunks would not fit together: each is computed again for the gradient.
-            return self.vectors(rows), lambda gradient: self._in_chunks(
-                len(rows), lambda some: self._with_graph(rows[some])[1](gradient[some])
-            )
+            def again(gradient: Tensor) -> Tensor:
+                return self._in_chunks(len(rows), lambda some: self._with_graph(rows[some])[1](gradient[some]))
+
+            if not chunks.whole:
+                return self.vectors(rows), again
+            vectors, pull_back = self._with_graph(rows)
+            return vectors, in_half_where_memory_runs_out(pull_back, chunks, lambda: self._remember(chunks), again)
 
         return chunks.retried(work)
 
@@ -181,20 +222,22 @@ class InChunks:
     def _with_graph(self, rows: Tensor) -> tuple[Tensor, Pullback]:
         variable = rows.detach().clone().requires_grad_()
         with gradients(self.module):
-            vectors = self._vectors(variable)
+            graph = [self._vectors(variable)]
 
         def pull_back(gradient: Tensor) -> Tensor:
             with gradients(self.module):
+                vectors = graph.pop()  # kept no longer than it takes
                 return torch.autograd.grad(vectors, variable, gradient.to(vectors))[0]
 
-        return vectors.detach(), pull_back
+        return graph[0].detach(), pull_back
 
     def _plain(self, rows: Tensor) -> Tensor:
         with gradients(self.module), torch.no_grad():
             return self._vectors(rows.detach()).clone()
 
     def _chunk_for(self, count: int) -> int:
-        free = comfy.model_management.get_free_memory(self.device)
+        # Newer versions of ComfyUI give back, when it is asked for, what other models only keep in place.
+        free = getattr(self.patcher, "get_free_memory", comfy.model_management.get_free_memory)(self.device)
         fits = int(0.5 * free / max(self._bytes_per_row(), 1))
         return max(1, min(count, fits))
 

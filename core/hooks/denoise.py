@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import comfy.samplers
@@ -12,10 +14,10 @@ from torch import Tensor
 
 from ..require import require
 from .caches import guider_without_caches, without_caches
-from .chunks import Batch
+from .chunks import Batch, in_half_where_memory_runs_out
 from .conditioning import in_force
 from .gradient_check import BackwardError, backward_pass
-from .gradients import gradients, with_differentiable_attention
+from .gradients import checkpointed, gradients, with_differentiable_attention
 from .noise_levels import level_before, read_one_level_late
 from .sampling import SamplerRun
 
@@ -51,7 +53,7 @@ class CleanEstimate:
             guider_without_caches(run.guider), len(run.noise), len(run.noise) if chunk_size == -1 else chunk_size
         )
         self._gradient = gradient
-        self._is_checked = False
+        self._is_checked = self._checkpointing = False
         self._before = level_before(run.model.model_sampling, float(run.sigmas[0])) if late else None
         # Under the sampler's own inference mode a model computes exactly what it does in the sampler's first step.
         self._inference = torch.is_inference_mode_enabled()
@@ -65,17 +67,25 @@ class CleanEstimate:
             self._mask = None if run.denoise_mask is None else run.denoise_mask.clone()
 
     def __call__(self, noise: Tensor) -> tuple[Tensor, Pullback]:
-        return self._batch.retried(lambda: self._in_chunks(noise))
+        return self._batch.retried(lambda: self._in_chunks(noise), self._compute_again)
+
+    def _compute_again(self) -> bool:
+        """Gradient checkpointing, where memory runs out for a single image."""
+        before, self._checkpointing = self._checkpointing, self._gradient == "full"
+        return self._checkpointing and not before
 
     def _in_chunks(self, noise: Tensor) -> tuple[Tensor, Pullback]:
+        def back_in_chunks(gradient: Tensor) -> Tensor:
+            work = partial(self._pull_back, noise, gradient)
+            return self._batch.retried(lambda: self._batch.joined(work), self._compute_again)
+
         if self._gradient == "full" and self._batch.whole:
             clean, pull_back = self._with_graph(noise)
-            return clean, self._checked(noise, pull_back)
+            careful = in_half_where_memory_runs_out(pull_back, self._batch, lambda: None, back_in_chunks)
+            return clean, self._checked(noise, careful)
         clean = self._batch.each(lambda rows: self._without_graph(noise[rows], rows))
         if self._gradient == "full":
-            return clean, self._checked(
-                noise, lambda gradient: self._batch.each(lambda rows: self._pull_back(noise, gradient, rows))
-            )
+            return clean, self._checked(noise, back_in_chunks)
         slope = self._slope(noise)
         return clean, lambda gradient: slope * gradient
 
@@ -97,19 +107,25 @@ class CleanEstimate:
 
     def _with_graph(self, noise: Tensor) -> tuple[Tensor, Pullback]:
         variable = noise.detach().clone().requires_grad_()
-        with gradients(self._run.model):
-            clean = self._first_step(self._batch.guider(slice(None)), variable, slice(None))
+        with self._gradients():
+            graph = [self._first_step(self._batch.guider(slice(None)), variable, slice(None))]
 
         def pull_back(gradient: Tensor) -> Tensor:
-            with gradients(self._run.model):
-                return _backward(clean, variable, gradient)
+            with self._gradients():
+                return _backward(graph.pop(), variable, gradient)  # kept no longer than it takes
 
-        return clean.detach(), pull_back
+        return graph[0].detach(), pull_back
+
+    @contextlib.contextmanager
+    def _gradients(self) -> Iterator[None]:
+        again = checkpointed(self._run.model) if self._checkpointing else contextlib.nullcontext()
+        with gradients(self._run.model), again:
+            yield
 
     def _pull_back(self, noise: Tensor, gradient: Tensor, rows: slice) -> Tensor:
         """Backward pass of one chunk, with its forward pass again: the graphs of all chunks together are too large."""
         variable = noise[rows].detach().clone().requires_grad_()
-        with gradients(self._run.model):
+        with self._gradients():
             clean = self._first_step(self._batch.guider(rows), variable, rows)
             return _backward(clean, variable, gradient[rows])
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import comfy.model_management
+import comfy.ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ def _gradients(fixed: set[int | None] | None) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         if fixed is not None:
             stack.enter_context(_no_fused_kernels())
+            stack.enter_context(_quantised_layers())
             stack.enter_context(_OrdinaryTensors())
             stack.enter_context(_saved_by_value(fixed))
         yield
@@ -59,6 +61,19 @@ def checkpointed(*modules: nn.Module) -> Iterator[None]:
         for layer in itertools.chain.from_iterable(_layers(module) for module in modules):
             stack.enter_context(_replaced_forward(layer, modules, fixed))
         yield
+
+
+def casts_weights(module: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether matrices of a model's layers are kept in another type or elsewhere than it computes, or are changed at
+    every call (LoRAs): a graph keeps the copies that were made for the call, which together are the whole model."""
+    for layer in _layers(module):
+        for part in layer.modules():
+            own = [weight for weight in part._parameters.values() if weight is not None and weight.ndim > 1]
+            if own and getattr(part, "weight_function", None):
+                return True
+            if any(_is_wrapped(one) or one.dtype != dtype or one.device != device for one in own):
+                return True
+    return False
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
@@ -247,8 +262,7 @@ def _ordinary(value: Any) -> Any:
     if isinstance(value, Tensor):
         # Quantised and other wrapped tensors have no memory of their own to share.
         is_weight = type(value) is nn.Parameter
-        wrapped = type(value.data if is_weight else value) is not Tensor
-        if wrapped or not (_is_inference(value) or (is_weight and value.requires_grad)):
+        if _is_wrapped(value) or not (_is_inference(value) or (is_weight and value.requires_grad)):
             return value
         with torch.no_grad():
             same_memory = torch.empty(0, dtype=value.dtype, device=value.device)
@@ -256,6 +270,11 @@ def _ordinary(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_ordinary(item) for item in value)
     return value
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    """Whether a tensor is of a kind of its own, as quantised ones are."""
+    return type(tensor.data if type(tensor) is nn.Parameter else tensor) is not Tensor
 
 
 def _is_inference(tensor: Tensor) -> bool:
@@ -311,3 +330,39 @@ def _no_fused_kernels() -> Iterator[None]:
         yield
     finally:
         comfy.model_management.in_training = before
+
+
+@contextlib.contextmanager
+def _quantised_layers() -> Iterator[None]:
+    """Newer versions of ComfyUI have a gradient for layers that round their activations, too (fp8 on GPUs that compute
+    in it), by a function that keeps the weight: inside, an ordinary tensor over the same memory."""
+    stock = getattr(comfy.ops, "QuantLinearFunc", None)
+    if stock is None or isinstance(stock, _QuantisedLayer):
+        yield
+        return
+    setattr(comfy.ops, "QuantLinearFunc", _QuantisedLayer(stock))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(comfy.ops, "QuantLinearFunc", stock)  # noqa: B010
+
+
+class _QuantisedLayer:
+    """In place of a function of autograd's whose second and third argument are a weight and a bias."""
+
+    def __init__(self, stock: Any) -> None:
+        self._stock = stock
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+        return self._stock.apply(x, _rewrapped(weight), None if bias is None else _rewrapped(bias), *rest)
+
+
+def _rewrapped(tensor: Tensor) -> Tensor:
+    """An ordinary tensor over the same memory; of a quantised one, one of its kind over ordinary numbers."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return _ordinary(tensor)
+    with torch.no_grad():
+        kind: Any = type(tensor)
+        names, settings = tensor.__tensor_flatten__()
+        parts = {name: _ordinary(getattr(tensor, name)) for name in names}
+        return kind.__tensor_unflatten__(parts, settings, None, None)

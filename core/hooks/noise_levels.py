@@ -38,9 +38,9 @@ def level_before(model_sampling: Any, sigma: float) -> float | None:
     """The noise level one training step below `sigma`, 0 below the lowest; None where levels are not discrete."""
     if training_steps(model_sampling) is None:
         return None
-    sigmas: Tensor = model_sampling.sigmas
-    index = int((sigmas.double() / sigma).log().abs().argmin())
-    return sigma * float(sigmas[index - 1].double() / sigmas[index].double()) if index > 0 else 0.0
+    sigmas: Tensor = model_sampling.sigmas.cpu().double()  # not every device has float64
+    index = int((sigmas / sigma).log().abs().argmin())
+    return sigma * float(sigmas[index - 1] / sigmas[index]) if index > 0 else 0.0
 
 
 def read_one_level_late(clean: Tensor, x: Tensor, sigma: float, before: float) -> Tensor:

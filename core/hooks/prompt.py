@@ -65,6 +65,13 @@ def text_encoders(clip: Any) -> dict[str, SDClipModel]:
     return {name: module for name, module in modules if isinstance(module, SDClipModel)}
 
 
+def device_of(module: SDClipModel) -> torch.device:
+    """Where an encoder computes, once it is loaded: newer versions of ComfyUI keep its weights elsewhere, and bring
+    each one when it is used."""
+    chosen = getattr(module, "execution_device", None)
+    return module.transformer.get_input_embeddings().weight.device if chosen is None else chosen
+
+
 @dataclass(frozen=True)
 class Template:
     """What a tokenizer writes around a prompt: the tokens in front of its words and behind them, without padding.
@@ -128,7 +135,7 @@ def read_sections(module: SDClipModel, chunks: list[Any], templates: Sequence[Te
     """What an encoder is fed for the chunks of a tokenized prompt, whose words are what no template explains. Raises
     ValueError for a text with a mark of the template or the encoder's end token."""
     rows = [[word[0] for word in chunk] for chunk in chunks]
-    device = module.transformer.get_input_embeddings().weight.device
+    device = device_of(module)
     with torch.inference_mode(False), torch.no_grad():
         embeds, masks, numbers = type(module).process_tokens(module, rows, device)[:3]
         return [

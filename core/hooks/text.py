@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .chunks import InChunks
-from .gradients import gradients
+from .gradients import casts_weights, checkpointed, gradients
 from .packed import LONGEST, can_be_packed, rows_at_once
 from .prompt import (
     NO_ENCODER,
@@ -79,7 +80,7 @@ class PromptEncoder(InChunks):
     layer: int | None = None
 
     def __init__(self, clip: Any, name: str, key: str, tokens: Tokens, plain: Tokens | None = None) -> None:
-        self.name, self.module = name, text_encoders(clip)[name]
+        self.name, self.module, self.patcher = name, text_encoders(clip)[name], clip.patcher
         self._clip, self.key, self.is_continued = clip, key, plain is not None
         self.all_sections = self.read(tokens)
         if plain is not None:
@@ -171,6 +172,16 @@ class PromptEncoder(InChunks):
             return self._plain(torch.zeros(1, self.positions, self.width, device=self.device))[0]
 
     def _vectors(self, offsets: Tensor) -> Tensor:
+        with checkpointed(self.module) if self._casts_weights else contextlib.nullcontext():
+            return self._of_sections(offsets)
+
+    @cached_property
+    def _casts_weights(self) -> bool:
+        """Whether a graph through the encoder would keep all of its weights once more, in the type of what goes through
+        them."""
+        return casts_weights(self.module, torch.float32, self.device)
+
+    def _of_sections(self, offsets: Tensor) -> Tensor:
         found, at = [], 0
         for section, shared in zip(self.sections, self._shared, strict=True):
             own = offsets[:, at : at + section.positions]
@@ -242,14 +253,14 @@ class PromptEncoder(InChunks):
         return ((unit.sum(0).square().sum() - count) / (count * (count - 1))).item()
 
     def _bytes_per_row(self) -> int:
-        """Of what autograd keeps: about 34 activations of the width in each layer, float32, and the attention. What all
-        rows share is kept once and left out."""
+        """Of what autograd keeps: about 34 activations of the width in each layer, float32, and the attention; of
+        checkpointed layers one at a time, and what went into each. What all rows share is kept once and left out."""
         longest = max(section.end + 1 if self.is_clip else len(section.embeds) for section in self.sections)
-        layers = getattr(self.module, "num_layers", 12)
-        if not all(self._shared):
-            return len(self.sections) * layers * longest * (34 * self.width + 16 * longest) * 4
-        own = sum(self._length(section) - section.start for section in self.sections)
-        return layers * own * (34 * self.width + 16 * LONGEST) * 4
+        positions, span = len(self.sections) * longest, longest
+        if all(self._shared):
+            positions, span = sum(self._length(section) - section.start for section in self.sections), LONGEST
+        layers, of_layer = getattr(self.module, "num_layers", 12), 34 * self.width + 16 * span
+        return 4 * positions * (layers * self.width + of_layer if self._casts_weights else layers * of_layer)
 
 
 def _moved(section: Section, offsets: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .. import files
 from ..require import require
 from .gradients import gradients
-from .prompt import cut_rows, encode_rows, stack_rows
+from .prompt import cut_rows, device_of, encode_rows, stack_rows
 from .text import PromptEncoder, prompt_encoders
 
 # By text encoder: [N, P, D] for N images and the P tokens that the word has in that encoder.
@@ -214,7 +214,7 @@ def _table(module: Any) -> Tensor:
     """All token embeddings `[V, D]` of a text encoder, float32 on the CPU."""
     layer = module.transformer.get_input_embeddings()
     with torch.inference_mode(False), torch.no_grad():
-        rows = torch.arange(len(layer.weight), device=layer.weight.device)
+        rows = torch.arange(len(layer.weight), device=device_of(module))
         return torch.cat([layer(some, out_dtype=torch.float32).cpu() for some in rows.split(4096)])
 
 

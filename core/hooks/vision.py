@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..methods.image_bank import ImageBank
-from .chunks import InChunks
+from .chunks import InChunks, load_for_gradients
 from .gradients import checkpointed
 from .text import is_trained
 
@@ -60,7 +60,7 @@ class VisionTower(InChunks):
                 "The projection of clip_vision (visual_projection) was never loaded: its file holds none. Use a "
                 f"complete CLIP vision file. {PAIRS}"
             )
-        self.clip_vision, self.module = clip_vision, module
+        self.clip_vision, self.module, self.patcher = clip_vision, module, clip_vision.patcher
         self.width = int(weight.shape[0])
         self.token_width = int(weight.shape[1])
         self.patches = int(self._embeddings.position_embedding.weight.shape[0]) - 1
@@ -75,8 +75,7 @@ class VisionTower(InChunks):
 
     def load(self, variants: int) -> None:
         """Makes room for a gradient of so many variants, and loads the tower."""
-        needed = self.memory(variants)
-        comfy.model_management.load_models_gpu([self.clip_vision.patcher], memory_required=needed)
+        load_for_gradients(self.patcher, [self], variants)
 
     def output(self, tokens: Tensor) -> comfy.clip_vision.Output:
         """What encode_image would give if an image's patches were these tokens `[P, D]`: a batch of one."""

@@ -134,9 +134,10 @@ def pool(latent: Tensor, window: int) -> Tensor:
     """
     *frames, height, width = latent.shape[2:]
     grid = (min(window, height), min(window, width))
-    if not frames:
-        return F.adaptive_avg_pool2d(latent, grid).flatten(2)
-    return F.adaptive_avg_pool3d(latent, (frames[0], *grid)).flatten(2)
+    # Apple's devices pool only where the grid divides the sides.
+    own = latent.cpu() if latent.device.type == "mps" else latent
+    pooled = F.adaptive_avg_pool3d(own, (frames[0], *grid)) if frames else F.adaptive_avg_pool2d(own, grid)
+    return pooled.flatten(2).to(latent.device)
 
 
 def contrastive_loss(
@@ -279,10 +280,13 @@ def _optimise_coarse(
     return found.to(noise.dtype)
 
 
+_HAVE_FLOAT64 = ("cpu", "cuda")
+
+
 def _working_type(noise: Tensor, settings: Settings) -> torch.dtype:
     """Of the loss. Where an estimate is much like itself and little like the others, as at the start, its gradient is
     below what single precision leaves of terms that cancel; Adam without scaled gradients would make steps of that."""
-    return torch.float32 if settings.scaled or noise.device.type == "mps" else torch.float64
+    return torch.float64 if not settings.scaled and noise.device.type in _HAVE_FLOAT64 else torch.float32
 
 
 def _with_length_of(start: Tensor, moved: Tensor, movable: Tensor | None) -> Tensor:

@@ -74,6 +74,24 @@ def test_an_accelerators_own_error() -> None:
     assert sizes == [4, 2, 2]
 
 
+@pytest.mark.parametrize(
+    "words", ["MPS backend out of memory (allocated: 8 GB)", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"]
+)
+def test_errors_that_say_so_in_words(words: str) -> None:
+    values, sizes = torch.arange(4.0), []
+
+    def work(rows: slice) -> Tensor:
+        sizes.append(len(values[rows]))
+        if sizes[-1] > 2:
+            raise RuntimeError(words)
+        return values[rows]
+
+    with pytest.raises(RuntimeError, match=words[:10]), backward_pass():  # no word about gradients
+        work(slice(0, 4))
+    assert torch.equal(Chunks(4).each(work), values)
+    assert sizes == [4, 4, 2, 2]
+
+
 def test_where_pytorch_has_no_such_error_none_is_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comfy.model_management, "OOM_EXCEPTION", Exception)
     sizes: list[int] = []

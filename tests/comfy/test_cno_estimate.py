@@ -13,6 +13,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+from comfyui_diversity.core.hooks import denoise
 from comfyui_diversity.core.hooks.denoise import CleanEstimate
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.sampling import SamplerRun, changed_noise
@@ -270,6 +271,49 @@ def test_fewer_images_at_once_when_memory_runs_out(gradient: str) -> None:
     assert sizes[0] == 2 * BATCH
     assert max(sizes[1:]) == 4
     assert torch.equal(result, optimised("eps", gradient, 2))
+
+
+def little_memory_back(fits: int, times: int = 1000) -> tuple[Any, list[int]]:
+    """A small model through which no more than so many images go back at once, so many `times`; how many were tried."""
+    sizes: list[int] = []
+
+    def back(gradient: Tensor) -> None:
+        sizes.append(len(gradient) // 2)  # with and without the prompt
+        if sizes[-1] > fits and len(sizes) <= times:
+            raise comfy.model_management.OOM_EXCEPTION("out of memory")
+
+    def wrapper(executor: Any, *rest: Any, **named: Any) -> Tensor:
+        output = executor(*rest, **named)
+        if output.requires_grad:
+            output.register_hook(back)
+        return output
+
+    model = small_model("eps").clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "little memory", wrapper)
+    return model, sizes
+
+
+def test_fewer_images_at_once_when_memory_runs_out_on_the_way_back() -> None:
+    model, sizes = little_memory_back(2)
+    result = optimised("eps", "full", -1, guider("eps", model))
+    assert (sizes[0], max(sizes[1:])) == (BATCH, 2)
+    expected = optimised("eps", "full", -1)
+    assert (result - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_where_not_even_one_image_goes_back_layers_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    again: list[int] = []
+    real = denoise.checkpointed
+    monkeypatch.setattr(denoise, "checkpointed", lambda *modules: again.append(1) or real(*modules))
+    model, sizes = little_memory_back(0, times=3)
+    result = optimised("eps", "full", -1, guider("eps", model))
+    assert sizes[:3] == [3, 2, 1]
+    assert again
+    expected = optimised("eps", "full", -1)
+    assert (result - expected).norm() < 1e-4 * expected.norm()
+    model, _ = little_memory_back(0)
+    with pytest.raises(comfy.model_management.OOM_EXCEPTION):
+        optimised("eps", "full", -1, guider("eps", model))
 
 
 def test_memory_for_not_even_one_image_is_an_error() -> None:

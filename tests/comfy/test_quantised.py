@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.ops
 import pytest
 import torch
 from comfyui_diversity.core.drivers import tpso_search
 from comfyui_diversity.core.drivers.tpso import RECOMMENDED_START, recommended, vary_prompt
 from comfyui_diversity.core.hooks.gradient_check import missing_gradient
+from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.text import prompt_encoders
 from comfyui_diversity.core.methods.tpso import initial_offsets
 from small.encoders import small_encoder
-from small.quantised import FORMATS, pack, quantised_encoder
+from small.models import small_model
+from small.quantised import FORMATS, pack, quantised_encoder, quantised_model
+from torch import Tensor
 
 from .test_without_gradients import few_candidates
 
@@ -48,3 +52,51 @@ def test_prompts_are_varied(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcome.missed == 0
     assert float((found[0][0] - plain).abs().amax(dim=(1, 2)).min()) > 1e-2
     assert torch.equal(clip.encode_from_tokens(clip.tokenize(TEXT)), plain)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("form", [*FORMS, "gguf", "float16", "float32"])
+def test_a_graph_keeps_no_second_copy_of_the_weights(form: str) -> None:
+    """Layers whose weights are cast for the call are computed again in the pass back, and give the same gradient."""
+    clip = small_encoder(KIND) if form == "float32" else encoder(form)
+    [one] = prompt_encoders(clip, clip.tokenize(TEXT))
+    offsets = initial_offsets(2, one.positions, one.width, 0, one.deviation)
+    layers, calls = one.module.transformer.model.layers, 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    def gradient() -> Tensor:
+        with gradients():
+            vectors, pull_back = one(offsets)
+            return pull_back(torch.linspace(-1, 1, vectors.numel()).view_as(vectors))
+
+    one.reference()  # what is measured once
+    watched = layers[0].mlp.register_forward_pre_hook(count)
+    if form in NO_BACKWARD:
+        assert one._casts_weights
+        return
+    found = gradient()
+    assert calls == (1 if form == "float32" else 2)
+    watched.remove()
+    vars(one)["_casts_weights"] = False
+    assert torch.allclose(found, gradient(), atol=1e-6 * float(found.abs().max()))
+
+
+@pytest.mark.parametrize("form", ["float8_e4m3fn", "nvfp4", "mxfp8"])
+def test_a_gradient_passes_layers_that_round_activations(form: str) -> None:
+    """As GPUs that compute in these formats run them: ComfyUI's gradient keeps the weight, of inference mode."""
+    if form not in FORMATS:
+        pytest.skip(f"this ComfyUI has no {form}")
+    network = quantised_model(lambda: small_model("eps"), form, native=True).model.diffusion_model
+    layers: list[Any] = [part for part in network.modules() if getattr(part, "layout_type", None)]
+    stock = comfy.ops.QuantLinearFunc
+    with torch.inference_mode():
+        x = torch.randn(3, layers[0].in_features, generator=torch.Generator().manual_seed(0))
+        with gradients(network):
+            variable = x.clone().requires_grad_()
+            [found] = torch.autograd.grad(layers[0](variable).sum(), variable)
+        weight: Tensor = layers[0].weight.dequantize()
+    assert torch.allclose(found, weight.sum(0).expand_as(found), atol=1e-3 * float(found.abs().max()))
+    assert comfy.ops.QuantLinearFunc is stock

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import comfy.model_management
 import pytest
 import torch
 from comfyui_diversity.core.drivers.tpso import recommended, vary_prompt
 from comfyui_diversity.core.hooks import text as hook
+from comfyui_diversity.core.hooks.chunks import load_for_gradients
 from comfyui_diversity.core.hooks.gradients import gradients
-from comfyui_diversity.core.hooks.prompt import text_encoders
+from comfyui_diversity.core.hooks.prompt import device_of, read_sections, text_encoders
 from comfyui_diversity.core.hooks.text import encode_variants, mean_output, projection_is_real, prompt_encoders
 from small.encoders import small_encoder
 from small.families import WHOLE, small_whole
@@ -139,6 +142,72 @@ def test_running_out_of_memory_halves_the_chunk_and_changes_nothing(monkeypatch:
         assert torch.allclose(pull_back(torch.ones_like(vectors)), slope, atol=1e-5)
     assert encoder.chunk == 2
     assert torch.allclose(vectors, expected, atol=1e-6)
+
+
+@torch.inference_mode()
+@pytest.mark.fast
+def test_memory_that_runs_out_on_the_way_back_halves_the_chunk(monkeypatch: pytest.MonkeyPatch):
+    clip = small_encoder("sd1")
+    encoder = prompt_encoders(clip, clip.tokenize(PROMPTS["short"]))[0]
+    offsets = offsets_for(encoder, 4)
+    with gradients():
+        expected, pull_back = encoder(offsets)
+        slope = pull_back(torch.ones_like(expected))
+    real, sizes = hook.clip_vector, []
+
+    def little_memory(module, embeds, *rest):
+        found = real(module, embeds, *rest)
+
+        def back(gradient):
+            sizes.append(len(gradient))
+            if len(gradient) > 2:
+                raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
+
+        if found.requires_grad:
+            found.register_hook(back)
+        return found
+
+    monkeypatch.setattr(hook, "clip_vector", little_memory)
+    with gradients():
+        vectors, pull_back = encoder(offsets)
+        assert torch.allclose(pull_back(torch.ones_like(vectors)), slope, atol=1e-5)
+    assert (sizes, encoder.chunk) == ([4, 2, 2], 2)
+
+
+@torch.inference_mode()
+def test_an_encoder_computes_where_comfyui_says(monkeypatch: pytest.MonkeyPatch):
+    """Newer versions keep the weights elsewhere until they are used."""
+    clip = small_encoder("sd1")
+    module = clip.cond_stage_model.clip_l
+    weight = module.transformer.get_input_embeddings().weight
+    module.execution_device = None
+    assert device_of(module) == weight.device
+    module.execution_device = torch.device("meta")
+    assert device_of(module) == torch.device("meta")
+    asked = []
+    real = type(module).process_tokens
+
+    def watched(self, rows, device):
+        asked.append(device)
+        return real(self, rows, torch.device("cpu"))
+
+    monkeypatch.setattr(type(module), "process_tokens", watched)
+    read_sections(module, [[(49406, 1.0), (320, 1.0), (49407, 1.0)]], [])
+    assert asked == [torch.device("meta")]
+
+
+@pytest.mark.fast
+def test_no_more_room_is_asked_for_than_there_is_beside_the_model(monkeypatch: pytest.MonkeyPatch):
+    """Or ComfyUI would make it by moving the encoder itself out."""
+    asked: list[int] = []
+    management = comfy.model_management
+    monkeypatch.setattr(management, "get_total_memory", lambda _: 10_000)
+    monkeypatch.setattr(management, "load_models_gpu", lambda _, memory_required: asked.append(memory_required))
+    patcher = SimpleNamespace(load_device=torch.device("cpu"), model_size=lambda: 6_000)
+    for of_row in (100, 1_000, 5_000):
+        part = SimpleNamespace(memory=lambda rows, of_row=of_row: rows * of_row)
+        load_for_gradients(patcher, [part], 8)
+    assert asked == [800, 3_200, 5_000]  # all rows; four fifths of what is left; one row, however large
 
 
 @torch.inference_mode()

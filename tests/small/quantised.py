@@ -50,10 +50,10 @@ def encoders_kept(form: str) -> Iterator[None]:
         yield
 
 
-def quantised_model(make: Callable[[], ModelPatcher], form: str) -> ModelPatcher:
+def quantised_model(make: Callable[[], ModelPatcher], form: str, native: bool = False) -> ModelPatcher:
     """The small diffusion model that `make` makes, its linear layers quantised in one of `FORMATS`. On the CPU ComfyUI
-    emulates the matrix products of some."""
-    emulated = {"nvfp4", "mxfp8", "float8_e4m3fn", "float8_e5m2"}
+    emulates the matrix products of some; native: all are taken as on a GPU that computes in them."""
+    emulated = set() if native else {"nvfp4", "mxfp8", "float8_e4m3fn", "float8_e5m2"}
     before = BASE.custom_operations
     BASE.custom_operations = _operations(disabled=emulated)
     try:
@@ -150,5 +150,6 @@ def pack(network: nn.Module) -> int:
                     return nn.functional.linear(x, weight.unpacked(x), None if bias is None else bias.to(x))
 
                 setattr(module, "forward", forward)  # noqa: B010
+                module.weight = nn.Parameter(weight, requires_grad=False)
                 count += 1
     return count
