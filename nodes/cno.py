@@ -55,7 +55,7 @@ class DiverseNoiseOptions(io.ComfyNode):
                     default=GRADIENTS[0],
                     tooltip=(
                         '"stop": the network\'s output is held fixed within a step; cheap. "full": backpropagates '
-                        "through the network; about three times the time and far more memory. With form release it "
+                        "through the network; about twice the time and far more memory. With form release it "
                         "is always full."
                     ),
                 ),
