@@ -30,7 +30,8 @@ from unittest import mock
 import torch
 from comfyui_diversity.core.drivers.tpso import ADDED_TOKENS, RECOMMENDED_RATE, to_vary
 from comfyui_diversity.core.hooks import text as text_hook
-from comfyui_diversity.core.hooks.text import UNRELATED, PromptEncoder, prompt_encoders
+from comfyui_diversity.core.hooks.gradients import gradients
+from comfyui_diversity.core.hooks.text import UNRELATED, prompt_encoders
 from comfyui_diversity.core.methods.tpso import Settings as PromptSettings
 from comfyui_diversity.core.methods.tpso import initial_offsets
 
@@ -152,15 +153,29 @@ def savings(own: Architecture, words: Sequence[int], table: PrintedTable) -> Non
             hook.remove()
     table.add([f"unrelated prompts, {own.name}", *(f"{one:.1f}" for one in seconds), *map(str, calls)])
     for number in words:
-        steps, what = 5, f"4 variants, 5 steps, {number} words, {own.name}"
-        before, now = (variants(own.clip, 4, number, steps, method) for method in (row_by_row, here))
-        table.add([what, f"{before:.1f}", f"{now:.1f}", str(steps), str(steps)])
+        made = [gradients_of(own.clip, 4, number, 5, together) for together in (False, True)]
+        counted = [[f"{seconds:.1f}" for seconds, _ in made], [str(passes) for _, passes in made]]
+        table.add([f"5 gradients of 4 variants, {number} words, {own.name}", *counted[0], *counted[1]])
 
 
-def row_by_row(encoder: PromptEncoder, start: torch.Tensor, settings: PromptSettings) -> Course:
-    """As `here`, but that every variant reads the whole prompt."""
-    vars(encoder)["_shared"] = [0] * len(encoder.sections)
-    return here(encoder, start, settings)
+@torch.inference_mode(False)
+def gradients_of(clip: Any, count: int, words: int, times: int, together: bool) -> tuple[float, int]:
+    """CPU seconds of so many gradients of so many variants, and the passes forward that they took. together: what the
+    variants share is read once for all of them."""
+    _, [encoder] = to_vary(clip, text_of(words), "auto", ADDED_TOKENS)
+    encoder.reads_together = together
+    encoder.reference()  # what is measured once is no part of it
+    start = initial_offsets(count, encoder.positions, encoder.width, 0, encoder.deviation)
+    ended = Clock()
+    [hook] = ended.watch(encoder.module.transformer.model)
+    started = time.process_time()
+    for _ in range(times):
+        with gradients():
+            vectors, pull_back = encoder(start)
+            pull_back(torch.ones_like(vectors))
+    seconds = time.process_time() - started
+    hook.remove()
+    return seconds, ended.calls
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

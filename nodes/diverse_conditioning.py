@@ -93,7 +93,7 @@ class DiverseConditioning(CheckedNode):
         check_clip(clip)
         chosen = read_options(DiversePromptsOptions, options)
         require(not chosen["vary_negative"], "vary_negative", "on", "off: Diverse Conditioning has no negative prompt")
-        refuse_published_alone(chosen)
+        refuse_published_alone(chosen, "here: it is for mode published, which Diverse Conditioning does not have")
         variant = chosen["variant"]
         require(variant <= variants, "variant", variant, f"0 (all) or 1 to {variants}, the number of variants")
         check_rows(conditioning, 1 if variant else variants)

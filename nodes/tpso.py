@@ -82,10 +82,10 @@ _PUBLISHED_ALONE = {"preset": (AUTO,), "negative_bank": (AUTO, OFF), "published_
 _Control = getattr(io, "ControlAfterGenerate", None)
 
 
-def refuse_published_alone(chosen: dict[str, Any]) -> None:
-    """Raises ValueError for an option of mode published, in mode recommended."""
+def refuse_published_alone(chosen: dict[str, Any], where: str = f"with mode {RECOMMENDED}, which has none") -> None:
+    """Raises ValueError for an option that mode published alone has; `where` it is not, in words."""
     for name, default in _PUBLISHED_ALONE.items():
-        require(chosen[name] in default, name, chosen[name], f"{default[0]} with mode {RECOMMENDED}, which has none")
+        require(chosen[name] in default, name, chosen[name], f"{default[0]} {where}")
 
 
 class DiversePromptsOptions(io.ComfyNode):

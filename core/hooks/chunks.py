@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -137,8 +138,8 @@ def rows_of(tensor: Tensor | None, rows: slice, count: int) -> Tensor | None:
 def load_for_gradients(patcher: ModelPatcher, parts: Sequence[InChunks], count: int) -> None:
     """Loads a model, and makes room for a gradient of `count` rows through its parts, one after the other.
 
-    No more room than there is beside the model, for which ComfyUI would move the model itself out; then fewer rows go
-    through at once.
+    Asks for no more than the model leaves of the device, unless one row alone needs more: ComfyUI would move the model
+    itself out to make that room. What does not fit goes through in fewer rows at once.
     """
     beside = comfy.model_management.get_total_memory(patcher.load_device) - patcher.model_size()
     all_rows, one_row = (max(part.memory(rows) for part in parts) for rows in (count, 1))
@@ -238,8 +239,7 @@ class InChunks:
     def _chunk_for(self, count: int) -> int:
         # Newer versions of ComfyUI give back, when it is asked for, what other models only keep in place.
         free = getattr(self.patcher, "get_free_memory", comfy.model_management.get_free_memory)(self.device)
-        fits = int(0.5 * free / max(self._bytes_per_row(), 1))
-        return max(1, min(count, fits))
+        return max(1, bisect.bisect_right(range(1, count + 1), 0.5 * free, key=self.memory))
 
     def _vectors(self, rows: Tensor, /) -> Tensor:
         """Vectors `[N, E]` of rows `[N, ...]`; differentiable."""

@@ -76,6 +76,11 @@ def casts_weights(module: nn.Module, dtype: torch.dtype, device: torch.device) -
     return False
 
 
+def largest_layer(module: nn.Module) -> int:
+    """How many numbers the weights of a model's largest layer have."""
+    return max((sum(one.numel() for one in layer.parameters()) for layer in _layers(module)), default=0)
+
+
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
     """The modules of a model's lists, in place of one that holds a list itself those of its own: the blocks of
     transformers and UNets."""
@@ -348,7 +353,7 @@ def _quantised_layers() -> Iterator[None]:
 
 
 class _QuantisedLayer:
-    """In place of a function of autograd's whose second and third argument are a weight and a bias."""
+    """In place of a function of autograd's whose second and third arguments are a weight and a bias."""
 
     def __init__(self, stock: Any) -> None:
         self._stock = stock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .chunks import InChunks
-from .gradients import casts_weights, checkpointed, gradients
+from .gradients import casts_weights, checkpointed, gradients, largest_layer
 from .packed import LONGEST, can_be_packed, rows_at_once
 from .prompt import (
     NO_ENCODER,
@@ -44,7 +45,7 @@ KINDS = ("auto", "clip", "all")
 MEAN = "mean of the output, common mean removed"
 BEHIND = "output behind the words, common mean removed"
 
-# Of the difference between two rows: so far may the output of rows that are read as one sequence be from their own.
+# How far the output of rows that are read as one sequence may be from their own, as a share of how far two rows are.
 _SAME = 0.1
 
 # Short prompts that have nothing to do with one another: what "unrelated" means in a space of prompt vectors.
@@ -78,10 +79,12 @@ class PromptEncoder(InChunks):
     """
 
     layer: int | None = None
+    reads_together = True  # what rows share is read once for all of them, where that is the same
 
     def __init__(self, clip: Any, name: str, key: str, tokens: Tokens, plain: Tokens | None = None) -> None:
         self.name, self.module, self.patcher = name, text_encoders(clip)[name], clip.patcher
         self._clip, self.key, self.is_continued = clip, key, plain is not None
+        self._tried: dict[int, tuple[Section, int]] = {}
         self.all_sections = self.read(tokens)
         if plain is not None:
             shorter = self.read(plain)
@@ -96,7 +99,6 @@ class PromptEncoder(InChunks):
 
         They may go on behind the words, through EOS and padding, which every text of CLIP has to its full length.
         """
-        vars(self).pop("_shared", None)
         own, *others = self.all_sections
         if count is not None:
             own = replace(own, last=min(own.first + count, len(own.embeds) - 1))
@@ -172,7 +174,8 @@ class PromptEncoder(InChunks):
             return self._plain(torch.zeros(1, self.positions, self.width, device=self.device))[0]
 
     def _vectors(self, offsets: Tensor) -> Tensor:
-        with checkpointed(self.module) if self._casts_weights else contextlib.nullcontext():
+        again = self._casts_weights and torch.is_grad_enabled()
+        with checkpointed(self.module) if again else contextlib.nullcontext():
             return self._of_sections(offsets)
 
     @cached_property
@@ -183,7 +186,8 @@ class PromptEncoder(InChunks):
 
     def _of_sections(self, offsets: Tensor) -> Tensor:
         found, at = [], 0
-        for section, shared in zip(self.sections, self._shared, strict=True):
+        for section in self.sections:
+            shared = self._shared(section)
             own = offsets[:, at : at + section.positions]
             at += section.positions
             rows = rows_at_once(shared, self._length(section)) if shared else len(own)
@@ -204,14 +208,21 @@ class PromptEncoder(InChunks):
         """How many positions of a section are read where rows are read as one sequence."""
         return section.end + 1 if self.is_clip else section.summary[1]
 
-    @cached_property
-    def _shared(self) -> list[int]:
-        """Of each section, how many positions in front are read once for all rows; 0 where that is no gain, or not
-        the same, which is found by trying: an encoder may be of a kind that we have never seen."""
-        return [section.start if self._reads_the_same(section) else 0 for section in self.sections]
+    def _shared(self, section: Section) -> int:
+        """How many positions of a section in front are read once for all rows; 0 where each row reads them: where that
+        is as good, and where it is not the same, which is found by trying, since an encoder may be of any kind."""
+        if not self.reads_together:
+            return 0
+        # By object, and kept: a copy of this encoder may have other sections.
+        if id(section) not in self._tried:
+            self._tried[id(section)] = section, section.start if self._reads_the_same(section) else 0
+        return self._tried[id(section)][1]
 
     def _reads_the_same(self, section: Section) -> bool:
-        if not can_be_packed(self.module) or section.start < self._length(section) - section.start:
+        length = self._length(section)
+        if not can_be_packed(self.module) or section.start < length - section.start:
+            return False
+        if rows_at_once(section.start, length) < 2:
             return False
         generator = torch.Generator().manual_seed(0)
         offsets = torch.randn(2, section.positions, self.width, generator=generator) * self.deviation
@@ -252,15 +263,21 @@ class PromptEncoder(InChunks):
         count = len(unit)
         return ((unit.sum(0).square().sum() - count) / (count * (count - 1))).item()
 
-    def _bytes_per_row(self) -> int:
-        """Of what autograd keeps: about 34 activations of the width in each layer, float32, and the attention; of
-        checkpointed layers one at a time, and what went into each. What all rows share is kept once and left out."""
-        longest = max(section.end + 1 if self.is_clip else len(section.embeds) for section in self.sections)
-        positions, span = len(self.sections) * longest, longest
-        if all(self._shared):
-            positions, span = sum(self._length(section) - section.start for section in self.sections), LONGEST
-        layers, of_layer = getattr(self.module, "num_layers", 12), 34 * self.width + 16 * span
-        return 4 * positions * (layers * self.width + of_layer if self._casts_weights else layers * of_layer)
+    def memory(self, count: int) -> int:
+        """Bytes that a gradient of `count` rows at once takes, about: of what autograd keeps 34 activations of the
+        width in each layer, float32, and the attention; of layers that are computed again what goes into each, and of
+        one layer all of it and its weights, as they are kept and as they are cast."""
+        found, layers = 0, getattr(self.module, "num_layers", 12)
+        for section in self.sections:
+            shared, span = self._shared(section), section.end + 1 if self.is_clip else len(section.embeds)
+            positions = count * span
+            if shared:
+                length, span = self._length(section), LONGEST
+                sequences = math.ceil(count / rows_at_once(shared, length))
+                positions = sequences * shared + count * (length - shared)
+            of_layer = 34 * self.width + 16 * span
+            found += 4 * positions * (layers * self.width + of_layer if self._casts_weights else layers * of_layer)
+        return found + (8 * largest_layer(self.module) if self._casts_weights else 0)
 
 
 def _moved(section: Section, offsets: Tensor) -> Tensor:

@@ -110,4 +110,5 @@ def test_what_was_saved_is_counted(tmp_path: Path) -> None:
     unrelated, shared = rows_in(tmp_path)
     assert unrelated["calls before"] == "12"
     assert 1 <= int(unrelated["calls now"]) <= 6
-    assert shared["what"].startswith("4 variants, 5 steps, 12 words")
+    assert shared["what"].startswith("5 gradients of 4 variants, 12 words")
+    assert (shared["calls before"], shared["calls now"]) == ("5", "5")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from comfyui_diversity.core.drivers.tpso import changed_prompts
 from comfyui_diversity.core.hooks import text as hook
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.packed import Packing, rows_at_once
@@ -47,10 +48,6 @@ def found(encoder: PromptEncoder, offsets: Tensor) -> tuple[Tensor, Tensor]:
         return vectors, pull_back(weights.to(vectors))
 
 
-def row_by_row(encoder: PromptEncoder) -> None:
-    vars(encoder)["_shared"] = [0] * len(encoder.sections)
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", LEFT_TO_RIGHT)
 def test_vectors_and_gradients_are_those_of_each_row_by_itself(kind: str) -> None:
@@ -58,8 +55,8 @@ def test_vectors_and_gradients_are_those_of_each_row_by_itself(kind: str) -> Non
     for encoder in encoders_of(small_clip(kind)):
         offsets = moved(encoder)
         vectors, gradient = found(encoder, offsets)
-        packed += any(encoder._shared)
-        row_by_row(encoder)
+        packed += any(map(encoder._shared, encoder.sections))
+        encoder.reads_together = False
         expected, slope = found(encoder, offsets)
         assert torch.allclose(vectors, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
         assert torch.allclose(gradient, slope, atol=1e-5 * float(slope.abs().max()), rtol=0)
@@ -71,7 +68,8 @@ def test_vectors_and_gradients_are_those_of_each_row_by_itself(kind: str) -> Non
 @pytest.mark.parametrize("kind", [pytest.param("sd1", marks=pytest.mark.fast), "qwen3"])
 def test_the_prompt_is_read_once_for_all_variants(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     [encoder] = encoders_of(small_clip(kind))
-    [section], [shared] = encoder.sections, encoder._shared
+    [section] = encoder.sections
+    shared = encoder._shared(section)
     assert shared == section.start
     positions: list[int] = []
     inner = encoder.module.transformer
@@ -91,14 +89,14 @@ def test_the_prompt_is_read_once_for_all_variants(kind: str, monkeypatch: pytest
 @torch.inference_mode()
 def test_an_encoder_that_reads_both_ways_is_read_row_by_row() -> None:
     [encoder] = encoders_of(small_clip("t5"))
-    assert encoder._shared == [0]
+    assert encoder._shared(encoder.sections[0]) == 0
 
 
 @torch.inference_mode()
 def test_a_prompt_that_is_shorter_than_what_is_added_is_read_row_by_row() -> None:
     for text, added in (("fish", " the the the the"), (PROMPT, "")):
         [encoder] = encoders_of(small_clip("sd1"), text, added)
-        assert encoder._shared == [0]
+        assert encoder._shared(encoder.sections[0]) == 0
 
 
 @torch.inference_mode()
@@ -112,7 +110,7 @@ def test_an_encoder_that_reads_otherwise_is_found_out(monkeypatch: pytest.Monkey
         return found + found.roll(1, 0) if shared else found
 
     monkeypatch.setattr(hook, "mean_output", otherwise)
-    assert encoder._shared == [0]
+    assert encoder._shared(encoder.sections[0]) == 0
 
 
 @torch.inference_mode()
@@ -123,7 +121,7 @@ def test_more_rows_than_one_sequence_takes() -> None:
     count = rows_at_once(section.start, end) + 3
     assert section.start + count * (end - section.start) > 1024
     vectors = encoder.vectors(moved(encoder, count))
-    row_by_row(encoder)
+    encoder.reads_together = False
     assert torch.allclose(vectors, encoder.vectors(moved(encoder, count)), atol=1e-5)
 
 
@@ -143,3 +141,38 @@ def test_what_attends_to_what() -> None:
         [1, 1, 0, 0, 1, 0],
         [1, 1, 0, 0, 1, 1],
     ]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["sd1", "qwen3"])
+def test_prompts_with_another_word_are_read_in_full(kind: str) -> None:
+    """They come from a copy of the encoder, of which the prompt is no longer what all rows share."""
+    clip = small_clip(kind)
+    [encoder], [apart] = encoders_of(clip), encoders_of(clip)
+    apart.reads_together = False
+    encoder.memory(1)  # tries how the encoder reads
+    found, expected = (changed_prompts(one, one.embedding("the")) for one in (encoder, apart))
+    assert encoder._shared(encoder.sections[0])
+    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+    assert len(found.round(decimals=4).unique(dim=0)) > len(found) / 2
+
+
+@torch.inference_mode()
+def test_the_memory_of_a_long_prompt_is_that_of_what_is_read() -> None:
+    """What the rows share is kept once for each sequence, and for one row it is nearly all there is."""
+    clip = small_clip("qwen3")
+    for words, count in ((15, 1), (15, 40), (300, 1), (300, 400)):
+        [encoder] = encoders_of(clip, " ".join(["fish"] * words))
+        kept = 0
+
+        def count_bytes(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.numel() * tensor.element_size()
+            return tensor
+
+        encoder.reference()
+        with gradients(), torch.autograd.graph.saved_tensors_hooks(count_bytes, lambda tensor: tensor):
+            encoder(moved(encoder, count))
+        assert kept < encoder.memory(count)
+    [encoder] = encoders_of(clip, " ".join(["fish"] * 1100))
+    assert encoder._shared(encoder.sections[0]) == 0  # no two rows fit in one sequence
