@@ -115,11 +115,11 @@ def run_server(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     server = Server(port=options.port, comfyui=comfyui, python=HERE.python, gpu=options.gpu, extra=arguments)
     say("Starting ComfyUI ...")
     with server:
-        say(f"ComfyUI is ready: {server.url}  (log: {server.log_path}; Ctrl-C stops it)")
-        say(f"The workflows of the pack are under Workflow > Browse Templates > {HERE.root.name}.")
-        if options.open:
-            webbrowser.open(server.url)
-        try:
+        try:  # from the moment on that it says so
+            say(f"ComfyUI is ready: {server.url}  (log: {server.log_path}; Ctrl-C stops it)")
+            say(f"The workflows of the pack are under Workflow > Browse Templates > {HERE.root.name}.")
+            if options.open:
+                webbrowser.open(server.url)
             while True:
                 server.check_alive()
                 time.sleep(0.5)
