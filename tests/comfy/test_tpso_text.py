@@ -122,56 +122,35 @@ def test_losses_equal_one_by_one_at_full_length_step_for_step(spread: bool):
 
 @torch.inference_mode()
 @pytest.mark.fast
-def test_running_out_of_memory_halves_the_chunk_and_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("on_the_way", ["there", "back"])
+def test_running_out_of_memory_halves_the_chunk_and_changes_nothing(monkeypatch: pytest.MonkeyPatch, on_the_way: str):
     clip = small_encoder("sd1")
     encoder = prompt_encoders(clip, clip.tokenize(PROMPTS["short"]))[0]
     offsets = offsets_for(encoder, 4)
     with gradients():
         expected, pull_back = encoder(offsets)
         slope = pull_back(torch.ones_like(expected))
-    real = hook.clip_vector
+    real, back = hook.clip_vector, []
+
+    def fits(rows):
+        if len(rows) > 2:
+            raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
 
     def small_memory(module, embeds, *rest):
-        if len(embeds) > 2:
-            raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
-        return real(module, embeds, *rest)
+        if on_the_way == "there":
+            fits(embeds)
+        found = real(module, embeds, *rest)
+        if found.requires_grad:
+            found.register_hook(lambda gradient: back.append(len(gradient)) or fits(gradient))
+        return found
 
     monkeypatch.setattr(hook, "clip_vector", small_memory)
     with gradients():
         vectors, pull_back = encoder(offsets)
         assert torch.allclose(pull_back(torch.ones_like(vectors)), slope, atol=1e-5)
+    assert back == ([2, 2] if on_the_way == "there" else [4, 2, 2])
     assert encoder.chunk == 2
     assert torch.allclose(vectors, expected, atol=1e-6)
-
-
-@torch.inference_mode()
-@pytest.mark.fast
-def test_memory_that_runs_out_on_the_way_back_halves_the_chunk(monkeypatch: pytest.MonkeyPatch):
-    clip = small_encoder("sd1")
-    encoder = prompt_encoders(clip, clip.tokenize(PROMPTS["short"]))[0]
-    offsets = offsets_for(encoder, 4)
-    with gradients():
-        expected, pull_back = encoder(offsets)
-        slope = pull_back(torch.ones_like(expected))
-    real, sizes = hook.clip_vector, []
-
-    def little_memory(module, embeds, *rest):
-        found = real(module, embeds, *rest)
-
-        def back(gradient):
-            sizes.append(len(gradient))
-            if len(gradient) > 2:
-                raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
-
-        if found.requires_grad:
-            found.register_hook(back)
-        return found
-
-    monkeypatch.setattr(hook, "clip_vector", little_memory)
-    with gradients():
-        vectors, pull_back = encoder(offsets)
-        assert torch.allclose(pull_back(torch.ones_like(vectors)), slope, atol=1e-5)
-    assert (sizes, encoder.chunk) == ([4, 2, 2], 2)
 
 
 @torch.inference_mode()
