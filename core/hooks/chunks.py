@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -19,9 +21,9 @@ from ..require import require
 from .conditioning import conditioning_rows
 from .gradients import gradients
 
-Pullback = Callable[[Tensor], Tensor]
+Pullback = Callable[[Tensor], Any]
+WithGraph = Callable[[slice], tuple[Tensor, Pullback]]
 _Result = TypeVar("_Result")
-
 
 _SHARE_BESIDE = 0.8  # of what a model leaves of the device's memory
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
@@ -86,27 +88,43 @@ class Chunks:
                     raise
             # Outside the handler: the error's traceback would keep the failed try's tensors in memory.
             self.size = math.ceil(self.size / 2)
-            comfy.model_management.soft_empty_cache()
+            _release()
+
+    def differentiable(self, graph: WithGraph, plain: Callable[[slice], Tensor]) -> tuple[Tensor, Pullback]:
+        """The value of all rows, and its pullback, from a gradient with respect to the value to one with respect to
+        what it was made from.
+
+        One graph serves all rows; in chunks, whose graphs would not fit together, each is computed again for the
+        gradient. graph: value and pullback of a chunk. plain: the value alone, without a graph.
+        """
+        if self.whole:
+            return graph(slice(None))
+        return self.joined(plain), lambda gradient: self._back(graph, gradient)
+
+    def differentiable_retried(
+        self, graph: WithGraph, plain: Callable[[slice], Tensor], last_resort: Callable[[], bool] = lambda: False
+    ) -> tuple[Tensor, Pullback]:
+        """`differentiable`, with half as many rows at once wherever memory runs out, on the way there or back. A graph
+        must not outlive the call of its pullback."""
+        value, first = self.retried(lambda: self.differentiable(graph, plain), last_resort)
+        ways = iter([first])
+
+        def back(gradient: Tensor) -> Any:
+            return next(ways, lambda given: self._back(graph, given))(gradient)
+
+        return value, lambda gradient: self.retried(lambda: back(gradient), last_resort)
+
+    def _back(self, graph: WithGraph, gradient: Tensor) -> Any:
+        return self.joined(lambda rows: graph(rows)[1](gradient[rows]))
 
 
-def in_half_where_memory_runs_out(
-    pull_back: Pullback, chunks: Chunks, halved: Callable[[], None], again: Pullback
-) -> Pullback:
-    """A pullback through one graph of all rows; where memory runs out on the way, `again` goes there and back with half
-    as many rows at once. halved: called before that. The graph must not outlive the call of `pull_back`."""
-
-    def careful(gradient: Tensor) -> Tensor:
-        try:
-            return pull_back(gradient)
-        except Exception as error:
-            if not is_out_of_memory(error) or chunks.count == 1:
-                raise
-        chunks.size = math.ceil(chunks.count / 2)
-        halved()
-        comfy.model_management.soft_empty_cache()
-        return again(gradient)
-
-    return careful
+def _release() -> None:
+    """Gives memory back: what a failed try has left in the cache, and what it has fetched of a model ahead of its use,
+    which newer versions of ComfyUI do."""
+    prefetch = sys.modules.get("comfy.model_prefetch")
+    if prefetch is not None:
+        prefetch.cleanup_prefetch_queues()
+    comfy.model_management.soft_empty_cache()
 
 
 class Batch(Chunks):
@@ -164,61 +182,47 @@ class InChunks:
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Pullback]:
         """Vectors `[N, E]` of rows `[N, ...]`, and their pullback. Call it inside `gradients()`."""
-        chunks = self._chunks(len(rows))
+        with self._chunks(len(rows)) as chunks:
+            vectors, back = chunks.differentiable_retried(
+                lambda some: self._with_graph(rows[some]), lambda some: self._interruptible(self._plain, rows[some])
+            )
 
-        def work() -> tuple[Tensor, Pullback]:
-            self._remember(chunks)
+        def pull_back(gradient: Tensor) -> Tensor:
+            with self._remembered(chunks):
+                return back(gradient)
 
-            # The graphs of all chunks would not fit together: each is computed again for the gradient.
-            def again(gradient: Tensor) -> Tensor:
-                return self._in_chunks(len(rows), lambda some: self._with_graph(rows[some])[1](gradient[some]))
-
-            if not chunks.whole:
-                return self.vectors(rows), again
-            vectors, pull_back = self._with_graph(rows)
-            return vectors, in_half_where_memory_runs_out(pull_back, chunks, lambda: self._remember(chunks), again)
-
-        return chunks.retried(work)
+        return vectors, pull_back
 
     def vectors(self, rows: Tensor) -> Tensor:
         """Vectors `[N, E]` of rows `[N, ...]`, without a gradient. Raises ComfyUI's interrupt on Cancel."""
-
-        def work(some: slice) -> Tensor:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            return self._plain(rows[some])
-
-        return self._in_chunks(len(rows), work)
+        with self._chunks(len(rows)) as chunks:
+            return chunks.each(lambda some: self._interruptible(self._plain, rows[some]))
 
     def forward_only(self, rows: Tensor) -> Tensor:
         """As `vectors`, in ComfyUI's own mode: what serves gradients is left out, and may be what does not work."""
-
-        def work(some: slice) -> Tensor:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            with torch.inference_mode():
-                return self._vectors(rows[some].detach())
-
-        with torch.inference_mode():
-            found = self._in_chunks(len(rows), work)
+        with self._chunks(len(rows)) as chunks, torch.inference_mode():
+            found = chunks.each(lambda some: self._interruptible(self._vectors, rows[some].detach()))
         return found.clone()
 
     def memory(self, count: int) -> int:
         """Bytes that a gradient of `count` rows at once takes, about."""
         return count * self._bytes_per_row()
 
-    def _chunks(self, count: int) -> Chunks:
-        return Chunks(count, self.chunk or self._chunk_for(count))
+    def _chunks(self, count: int) -> contextlib.AbstractContextManager[Chunks]:
+        return self._remembered(Chunks(count, self.chunk or self._chunk_for(count)))
 
-    def _remember(self, chunks: Chunks) -> None:
-        """What memory allows, for the next time. A few rows that went through whole say nothing about more."""
-        if not chunks.whole:
-            self.chunk = chunks.size
-
-    def _in_chunks(self, count: int, work: Callable[[slice], Tensor]) -> Tensor:
-        chunks = self._chunks(count)
+    @contextlib.contextmanager
+    def _remembered(self, chunks: Chunks) -> Iterator[Chunks]:
+        """What memory allows is kept for the next time. A few rows that went through whole say nothing about more."""
         try:
-            return chunks.each(work)
+            yield chunks
         finally:
-            self._remember(chunks)
+            if not chunks.whole:
+                self.chunk = chunks.size
+
+    def _interruptible(self, work: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return work(rows)
 
     def _with_graph(self, rows: Tensor) -> tuple[Tensor, Pullback]:
         variable = rows.detach().clone().requires_grad_()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..require import require
 from .caches import guider_without_caches, without_caches
-from .chunks import Batch, in_half_where_memory_runs_out
+from .chunks import Batch, Pullback
 from .conditioning import in_force
 from .gradient_check import BackwardError, backward_pass
 from .gradients import checkpointed, gradients, with_differentiable_attention
@@ -24,7 +24,6 @@ from .sampling import SamplerRun
 logger = logging.getLogger("ComfyUI-Diversity")
 
 GRADIENTS = ("stop", "full")
-Pullback = Callable[[Tensor], Tensor]
 
 
 class CleanEstimate:
@@ -67,27 +66,20 @@ class CleanEstimate:
             self._mask = None if run.denoise_mask is None else run.denoise_mask.clone()
 
     def __call__(self, noise: Tensor) -> tuple[Tensor, Pullback]:
-        return self._batch.retried(lambda: self._in_chunks(noise), self._compute_again)
+        def plain(rows: slice) -> Tensor:
+            return self._without_graph(noise[rows], rows)
+
+        if self._gradient == "stop":
+            clean, slope = self._batch.each(plain), self._slope(noise)
+            return clean, lambda gradient: slope * gradient
+        graph = partial(self._with_graph, noise)
+        clean, pull_back = self._batch.differentiable_retried(graph, plain, self._compute_again)
+        return clean, self._checked(noise, pull_back)
 
     def _compute_again(self) -> bool:
         """Gradient checkpointing, where memory runs out for a single image."""
-        before, self._checkpointing = self._checkpointing, self._gradient == "full"
-        return self._checkpointing and not before
-
-    def _in_chunks(self, noise: Tensor) -> tuple[Tensor, Pullback]:
-        def back_in_chunks(gradient: Tensor) -> Tensor:
-            work = partial(self._pull_back, noise, gradient)
-            return self._batch.retried(lambda: self._batch.joined(work), self._compute_again)
-
-        if self._gradient == "full" and self._batch.whole:
-            clean, pull_back = self._with_graph(noise)
-            careful = in_half_where_memory_runs_out(pull_back, self._batch, lambda: None, back_in_chunks)
-            return clean, self._checked(noise, careful)
-        clean = self._batch.each(lambda rows: self._without_graph(noise[rows], rows))
-        if self._gradient == "full":
-            return clean, self._checked(noise, back_in_chunks)
-        slope = self._slope(noise)
-        return clean, lambda gradient: slope * gradient
+        before, self._checkpointing = self._checkpointing, True
+        return not before
 
     def _checked(self, noise: Tensor, pull_back: Pullback) -> Pullback:
         """The same, which says so where the network passes no gradient on and raises no error either."""
@@ -105,10 +97,10 @@ class CleanEstimate:
 
         return checked
 
-    def _with_graph(self, noise: Tensor) -> tuple[Tensor, Pullback]:
-        variable = noise.detach().clone().requires_grad_()
+    def _with_graph(self, noise: Tensor, rows: slice) -> tuple[Tensor, Pullback]:
+        variable = noise[rows].detach().clone().requires_grad_()
         with self._gradients():
-            graph = [self._first_step(self._batch.guider(slice(None)), variable, slice(None))]
+            graph = [self._first_step(self._batch.guider(rows), variable, rows)]
 
         def pull_back(gradient: Tensor) -> Tensor:
             with self._gradients():
@@ -121,13 +113,6 @@ class CleanEstimate:
         again = checkpointed(self._run.model) if self._checkpointing else contextlib.nullcontext()
         with gradients(self._run.model), again:
             yield
-
-    def _pull_back(self, noise: Tensor, gradient: Tensor, rows: slice) -> Tensor:
-        """Backward pass of one chunk, with its forward pass again: the graphs of all chunks together are too large."""
-        variable = noise[rows].detach().clone().requires_grad_()
-        with self._gradients():
-            clean = self._first_step(self._batch.guider(rows), variable, rows)
-            return _backward(clean, variable, gradient[rows])
 
     def _without_graph(self, noise: Tensor, rows: slice) -> Tensor:
         with torch.inference_mode(self._inference), torch.no_grad():

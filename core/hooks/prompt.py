@@ -24,7 +24,7 @@ NO_ENCODER = (
 EncodeRow = Callable[[str, SDClipModel, Sequence[list[Any]], int], tuple[Any, ...]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Section:
     """One chunk of a prompt in one encoder: `embeds` `[T, D]`, the prompt's own positions, and the end (CLIP: EOS).
 

@@ -84,7 +84,7 @@ class PromptEncoder(InChunks):
     def __init__(self, clip: Any, name: str, key: str, tokens: Tokens, plain: Tokens | None = None) -> None:
         self.name, self.module, self.patcher = name, text_encoders(clip)[name], clip.patcher
         self._clip, self.key, self.is_continued = clip, key, plain is not None
-        self._tried: dict[int, tuple[Section, int]] = {}
+        self._tried: dict[Section, int] = {}
         self.all_sections = self.read(tokens)
         if plain is not None:
             shorter = self.read(plain)
@@ -213,10 +213,10 @@ class PromptEncoder(InChunks):
         is as good, and where it is not the same, which is found by trying, since an encoder may be of any kind."""
         if not self.reads_together:
             return 0
-        # By object, and kept: a copy of this encoder may have other sections.
-        if id(section) not in self._tried:
-            self._tried[id(section)] = section, section.start if self._reads_the_same(section) else 0
-        return self._tried[id(section)][1]
+        # By section: a copy of this encoder may have others.
+        if section not in self._tried:
+            self._tried[section] = section.start if self._reads_the_same(section) else 0
+        return self._tried[section]
 
     def _reads_the_same(self, section: Section) -> bool:
         length = self._length(section)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.conds
@@ -84,22 +85,13 @@ class TextEstimates:
         self, function: Callable[[slice, Any], Tensor], inputs: Any
     ) -> tuple[Tensor, Callable[[Tensor], Any]]:
         """`function(rows, inputs[rows])` of all images, and its pullback: from a gradient with respect to the result
-        to one with respect to `inputs`, a tensor or a container of tensors.
-
-        One graph serves all images; in chunks, whose graphs would not fit together, each is computed again for the
-        gradient.
-        """
-        if self._chunks.whole:
-            return self._with_graph(function, inputs, slice(None))
+        to one with respect to `inputs`, a tensor or a container of tensors."""
 
         def plain(rows: slice) -> Tensor:
             with gradients(*self._modules), torch.no_grad():
                 return function(rows, _part(inputs, rows))
 
-        def pull_back(gradient: Tensor) -> Any:
-            return self._chunks.joined(lambda rows: self._with_graph(function, inputs, rows)[1](gradient[rows]))
-
-        return self._chunks.joined(plain), pull_back
+        return self._chunks.differentiable(partial(self._with_graph, function, inputs), plain)
 
     def forward_only(self, function: Callable[[slice, Any], Tensor], inputs: Any) -> Tensor:
         """`function(rows, inputs[rows])` of all images in ComfyUI's own mode, where no gradient is wanted."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import comfy.model_management
 import pytest
 import torch
@@ -45,6 +47,45 @@ def test_one_row_that_does_not_fit_is_the_error_itself_unless_something_else_hel
     with pytest.raises(comfy.model_management.OOM_EXCEPTION):
         Chunks(1).retried(failing, lambda: resorts.append(0) or len(resorts) < 3)
     assert len(resorts) == 3
+
+
+def test_one_row_that_does_not_fit_on_the_way_back_goes_there_and_back_again_once_something_else_helps() -> None:
+    calls: list[str] = []
+
+    def graph(rows: slice) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        calls.append("graph")
+
+        def back(gradient: Tensor) -> Tensor:
+            if "saved memory" not in calls:
+                raise comfy.model_management.OOM_EXCEPTION("out of memory")
+            return 2 * gradient
+
+        return 2 * values[rows], back
+
+    values = torch.ones(1)
+    _, pull_back = Chunks(1).differentiable_retried(graph, lambda rows: 2 * values[rows], lambda: False)
+    with pytest.raises(comfy.model_management.OOM_EXCEPTION):
+        pull_back(values)
+    _, pull_back = Chunks(1).differentiable_retried(
+        graph, lambda rows: 2 * values[rows], lambda: calls.append("saved memory") is None
+    )
+    assert pull_back(values).tolist() == [2.0]
+    assert calls == ["graph", "graph", "saved memory", "graph"]
+
+
+def test_what_was_fetched_ahead_is_let_go_before_another_try() -> None:
+    prefetch = pytest.importorskip("comfy.model_prefetch", reason="this ComfyUI fetches nothing ahead")
+    left: list[int] = []
+
+    def work(rows: slice) -> Tensor:
+        left.append(len(prefetch.PREFETCH_QUEUES))
+        if len(left) == 1:
+            prefetch.PREFETCH_QUEUES.append([None])
+            raise comfy.model_management.OOM_EXCEPTION("out of memory")
+        return torch.arange(2.0)[rows]
+
+    Chunks(2).each(work)
+    assert left == [0, 0, 0]
 
 
 def test_real_memory_of_the_cpu() -> None:
