@@ -11,13 +11,13 @@ import numpy as np
 from devtools.pages import table
 
 from .frontier_figures import MOST_LESS, POINTS_LESS, summary
-from .frontier_store import FRONTIER, TEN, load
+from .frontier_store import FRONTIER, load
 from .intervals import beside, mean_interval
 
 Entry = Mapping[str, Any]
 PICTURE = "frontier.png"
 BLOCK = "frontier: "
-_WITH, _TEN = "with ", "ten "
+_WITH = "with "
 # By name in a row: the column's head, and decimals. A model's table has those that all of its rows have.
 _FIGURES = {
     "adherence": ("adherence", 3),
@@ -32,11 +32,8 @@ _KINDS = {"baseline": "baseline", "rival": "rival", "method": "ours", "data": ""
 
 
 def block(name: str, path: Path = FRONTIER) -> str:
-    """What stands in the page's block of that name: `summary`, `picture`, `made`, the rows of a model, `ten MODEL`, its
-    earlier rows with ten images of each prompt, or `with PART`, the rows of all models that have a rival or method of
-    this name."""
-    if name.startswith(_TEN):
-        return block(name.removeprefix(_TEN), path.with_name(TEN.name))
+    """What stands in the page's block of that name: `summary`, `picture`, `made`, the rows of a model, or `with PART`, the
+    rows of all models that have a rival or method of this name."""
     rows = load(path)
     if not rows:
         return "Not measured yet."

@@ -15,8 +15,6 @@ from typing import Any
 from .results import COMMITTED, SCRATCH, replace
 
 FRONTIER = COMMITTED / "frontier.json"
-# Earlier rows, of ten images a prompt: a score of other images a prompt does not stand beside them.
-TEN = COMMITTED / "frontier_ten.json"
 STORE = SCRATCH / "frontier"
 _FIGURES = ("adherence", "fidelity", "good_share", "vendi", "quality_vendi")
 # What tables and the picture take from a row.

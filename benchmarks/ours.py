@@ -220,7 +220,7 @@ def keep_best(times: float, **settings: Any) -> Change:
 
 STRENGTHS = [0.15, 0.25, 0.5, 1.0]
 OURS: dict[str, Rival] = {
-    "Diverse Prompts": Rival(tpso, "kappa", _grid(kappa=[0.9, 0.8, 0.7, 0.6], ratio=[0.2, 0.4]), free=False),
+    "Diverse Prompts": Rival(tpso, "kappa", _grid(kappa=[0.8, 0.65, 0.5, 0.35], ratio=[0.2, 0.4]), free=False),
     "Diverse Noise": Rival(
         cno, "strength",
         _grid(strength=STRENGTHS, iterations=[3], projection=["spectrum", "norm"], cells=[0]), free=False

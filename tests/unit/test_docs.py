@@ -50,8 +50,8 @@ def test_every_result_has_a_table_and_its_provenance() -> None:
     shown = {file for one in report.TABLES.values() for file in one.files}
     shown |= set(families_page.FILES)
     found = {path.stem: path for path in COMMITTED.glob("*.json")}
-    assert found.keys() - {"frontier", "frontier_ten", "frontier_settings", *families_page.OFFICIAL} == shown
-    for path in (path for name, path in found.items() if name not in ("frontier", "frontier_ten")):
+    assert found.keys() - {"frontier", "frontier_settings", *families_page.OFFICIAL} == shown
+    for path in (path for name, path in found.items() if name != "frontier"):
         assert all("commit" in row or "from" in row for row in json.loads(path.read_text("utf-8"))["rows"]), path.name
 
 

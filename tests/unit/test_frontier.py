@@ -169,14 +169,6 @@ def test_the_rows_of_one_method_stand_beside_the_baseline_of_their_model() -> No
         with_part(rows, "nothing")
 
 
-def test_rows_of_ten_images_stand_apart(tmp_path: Path) -> None:
-    save(tmp_path / "frontier.json", [ROWS[0]])
-    save(tmp_path / "frontier_ten.json", [ROWS[0], ROWS[2]])
-    assert "pink" not in block("mmdit", tmp_path / "frontier.json")
-    assert "pink" in block("ten mmdit", tmp_path / "frontier.json")
-    assert block("ten unet", tmp_path / "frontier.json") == "Not measured yet."
-
-
 def test_times_of_two_machines_are_not_compared() -> None:
     rows = [ROWS[0], row("rival", "here", 0.95, 1.8, seconds=3.0), row("rival", "there", 0.95, 1.8, machine="another")]
     lines = {line.split(" | ")[1]: line for line in outline(rows, "mmdit").splitlines() if line.startswith("| rival")}
