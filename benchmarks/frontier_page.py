@@ -32,8 +32,8 @@ _KINDS = {"baseline": "baseline", "rival": "rival", "method": "ours", "data": ""
 
 
 def block(name: str, path: Path = FRONTIER) -> str:
-    """What stands in the page's block of that name: `summary`, `picture`, `made`, the rows of a model, or `with PART`, the
-    rows of all models that have a rival or method of this name."""
+    """What stands in the page's block of that name: `summary`, `picture`, `made`, the rows of a model, or `with PART`,
+    the rows of all models that have a rival or method of this name."""
     rows = load(path)
     if not rows:
         return "Not measured yet."

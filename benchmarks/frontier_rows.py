@@ -169,6 +169,7 @@ def rows_of(model: str, full: bool = True) -> list[Row]:
         "Noise, two cells": (("Diverse Noise", {"cells": 2}),),
         "Noise, fine detail too": (("Diverse Noise", {"cells": 0, "strength": 0.25}),),
         "Minority, one step": (("Minority Prompt", {"window": [0.0, 0.01], "keep_until": 0.0}),),
+        "Prompts, less alike": (("Diverse Prompts", {"kappa": 0.35}),),
     }
     if guided:
         extra["Noise, estimates at CFG 1"] = (("Diverse Noise", {"cfg": 1.0}),)

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import provenance
 from benchmarks.frontier_figures import best_at, hypervolume, summary
-from benchmarks.frontier_page import block, gains, made, outline, with_part
+from benchmarks.frontier_page import gains, made, outline, with_part
 from benchmarks.frontier_plot import draw_frontier, looks, picture
 from benchmarks.frontier_rows import MODELS, TOGETHER, rows_of
 from benchmarks.frontier_store import load, merged, save
