@@ -107,10 +107,10 @@ class Chunks:
         """`differentiable`, with half as many rows at once wherever memory runs out, on the way there or back. A graph
         must not outlive the call of its pullback."""
         value, first = self.retried(lambda: self.differentiable(graph, plain), last_resort)
-        ways = iter([first])
+        unused = [first]
 
         def back(gradient: Tensor) -> Any:
-            return next(ways, lambda given: self._back(graph, given))(gradient)
+            return unused.pop()(gradient) if unused else self._back(graph, gradient)
 
         return value, lambda gradient: self.retried(lambda: back(gradient), last_resort)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..require import require
 from .caches import guider_without_caches, without_caches
-from .chunks import Batch, Pullback
+from .chunks import Batch, Pullback, check_chunk_size
 from .conditioning import in_force
 from .gradient_check import BackwardError, backward_pass
 from .gradients import checkpointed, gradients, with_differentiable_attention
@@ -44,13 +44,11 @@ class CleanEstimate:
 
     def __init__(self, run: SamplerRun, gradient: str = "stop", chunk_size: int = -1, late: bool = False) -> None:
         require(gradient in GRADIENTS, "gradient", gradient, f"one of {', '.join(GRADIENTS)}")
-        require(chunk_size == -1 or chunk_size >= 1, "chunk_size", chunk_size, "1 or more, or -1 (auto)")
+        check_chunk_size(chunk_size)
         check_falling(run.sigmas, "Diverse noise changes the noise that an image is made from")
         check_in_force(run.guider.conds.get("positive"), float(run.sigmas[0]), "at the first step of this run")
         self._run = run
-        self._batch = Batch(
-            guider_without_caches(run.guider), len(run.noise), len(run.noise) if chunk_size == -1 else chunk_size
-        )
+        self._batch = Batch(guider_without_caches(run.guider), len(run.noise), chunk_size)
         self._gradient = gradient
         self._is_checked = self._checkpointing = False
         self._before = level_before(run.model.model_sampling, float(run.sigmas[0])) if late else None
