@@ -85,21 +85,24 @@ TOGETHER: dict[str, Sequence[str]] = {
     "Minority + Noise": ("Minority Prompt", "Diverse Noise"),
     "Prompts + pink": ("pink noise", "Diverse Prompts"),
     "Noise on pink": ("pink noise", "Diverse Noise"),
+    "Noise on wide": ("wide noise", "Diverse Noise"),
     "Minority + pink": ("pink noise", "Minority Prompt"),
     "all together": ("pink noise", "Diverse Prompts", "Diverse Noise"),
     "the best kept": ("Keep the Best",),
     "pink, the best kept": ("Keep the Best", "pink noise"),
+    "wide, the best kept": ("Keep the Best", "wide noise"),
     "Noise, the best kept": ("Keep the Best", "Diverse Noise"),
     "Noise on pink, the best kept": ("Keep the Best", "pink noise", "Diverse Noise"),
     "Diversify, the best kept": ("Keep the Best", "Diversify"),
 }
 # Parts whose main knob the rows of these are taken over.
-SWEPT: dict[str, Rival] = {**RIVALS, "Diversify": BESIDE["Diversify"]}
+SWEPT: dict[str, Rival] = {**RIVALS, "Diversify": BESIDE["Diversify"], "wide noise": OURS["wide noise"]}
 
 
 def together(model: str, names: Sequence[str]) -> Parts:
     """Parts by name: ours as they ship, rivals as they were chosen."""
-    ships = {name: {} for name in OURS} | {"Diversify": {"strength": 0.5}, "Keep the Best": {"times": 1.5}}
+    ships: dict[str, Mapping[str, Any]] = {name: {} for name in OURS if name not in SWEPT}
+    ships |= {"Diversify": {"strength": 0.5}, "Keep the Best": {"times": 1.5}}
     return tuple((name, ships[name] if name in ships else chosen(model, name)) for name in names)
 
 
@@ -131,10 +134,12 @@ def more_dropped(row: Row) -> Row:
 
 
 def swept(knob: str, value: float, factor: float) -> float:
-    """A knob at half or twice its effect. A cosine is halved by the angle's square, a share stays below 1, whole
-    numbers stay whole."""
+    """A knob at half or twice its effect. A cosine is halved by the angle's square, a share stays below 1, a
+    factor is more or less than 1, whole numbers stay whole."""
     if knob == "kappa":
         return round(max(1 - (1 - value) * factor, 0.05), 4)
+    if knob == "factor":
+        return round(1 + (value - 1) * factor, 6)
     if isinstance(value, int):
         return max(1, round(value * factor))
     return round(value * factor, 6)

@@ -92,6 +92,11 @@ def diversify(strength: float, **changed: Any) -> Change:
     return change
 
 
+def wide_noise(factor: float) -> Change:
+    """The noise's coarsest structure `factor` times as large, as Diverse Noise does it at strength 0."""
+    return cno(strength=0.0, wide=factor)
+
+
 def shared_noise(per_step: float = 0.0) -> Change:
     """One noise for all images (TPSO, published)."""
 
@@ -228,6 +233,7 @@ OURS: dict[str, Rival] = {
     "Minority Prompt": Rival(
         minority, "rate", _grid(rate=[0.35, 0.7, 1.4, 2.8], iterations=[5], keep_until=[0.15, 0.3]), free=False
     ),
+    "wide noise": Rival(wide_noise, "factor", _grid(factor=[1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0])),
     # Ideas: what may lie beyond.
     "Diverse Noise, low frequencies": Rival(
         cno, "strength",

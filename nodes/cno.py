@@ -37,6 +37,7 @@ _AUTOMATIC = {
     "cells": AUTO_NUMBER,
     "pink": 0.0,
     "candidates": 1,
+    "wide": 1.0,
 }
 
 
@@ -173,6 +174,19 @@ class DiverseNoiseOptions(io.ComfyNode):
                         "differ most; these are then moved. Images that differ by more than their noise (a prompt or "
                         "an image each) keep to their own. Each takes as long as one sampling step. 1: off. With "
                         "strength 0, the choice alone."
+                    ),
+                ),
+                io.Float.Input(
+                    "wide",
+                    default=1.0,
+                    min=1.0,
+                    max=4.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip=(
+                        "Before the noise is moved, its averages over 2 x 2 blocks are made so many times as large: "
+                        "other layouts and tones, at no cost in time, for single images too. Above 2 more images "
+                        "break. 1: off. With strength 0, wide noise alone."
                     ),
                 ),
             ],

@@ -24,7 +24,7 @@ def _strength_input() -> io.Input:
         max=1.0,
         step=0.05,
         tooltip=(
-            "How much the images of a batch are made to differ. 0: off. Higher: more, and some of them follow the "
+            "How much images of one prompt are made to differ. 0: off. Higher: more, and some of them follow the "
             "prompt less or come out broken. A report on the node says what was done."
         ),
     )

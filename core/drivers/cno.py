@@ -27,12 +27,12 @@ from ..methods.cno import (
     published,
     require_several,
 )
-from ..methods.starts import candidates, most_different, pink
+from ..methods.starts import candidates, most_different, pink, wide
 from ..require import require
 
 logger = logging.getLogger("ComfyUI-Diversity")
 
-_OF_START = {"pink": 0.0, "candidates": 1}  # and what is off
+_OF_START = {"pink": 0.0, "candidates": 1, "wide": 1.0}  # and what is off
 
 
 def _within(run: SamplerRun, noise: Tensor) -> Tensor:
@@ -46,19 +46,23 @@ class Start:
 
     pink: exponent of its spectrum, 0 for white noise. candidates: so many times as many noises are drawn, of which
     those are kept whose clean estimates differ most: of all of them where the images differ by nothing but their noise,
-    else of each image's own. Raises ValueError for a value that is not allowed.
+    else of each image's own. wide: how many times as large its coarsest structure is, 1 for as it was drawn. Raises
+    ValueError for a value that is not allowed.
     """
 
     pink: float = 0.0
     candidates: int = 1
+    wide: float = 1.0
 
     def __post_init__(self) -> None:
         require(math.isfinite(self.pink) and self.pink >= 0, "pink", self.pink, "0 or more")
         require(self.candidates >= 1, "candidates", self.candidates, "1 or more")
+        require(math.isfinite(self.wide) and self.wide >= 1, "wide", self.wide, "1 or more")
 
     def of(self, run: SamplerRun, settings: Settings, chunk_size: int, after_step: Callable[[], None]) -> Tensor:
         """The noise of the run; only what its mask lets change is changed. Call it inside `gradients()`."""
-        drawn = [_within(run, pink(one, self.pink)) for one in candidates(run.noise.clone(), self.candidates)]
+        chosen_from = candidates(run.noise.clone(), self.candidates)
+        drawn = [_within(run, wide(pink(one, self.pink), self.wide)) for one in chosen_from]
         if self.candidates == 1:
             return drawn[0]
         require_several(run.noise)

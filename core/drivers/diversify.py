@@ -1,5 +1,5 @@
-"""Several methods at once, chosen by what a run turns out to be: noises that are moved apart, guidance in a limited
-interval, and prompt variants.
+"""Several methods at once, chosen by what a run turns out to be: noises that are moved apart or made wider, guidance in
+a limited interval, and prompt variants.
 
 The conditioning of one image becomes a variant when its run begins, since only then the number of images is known, and
 before the diffusion model is loaded, so that it need not share the memory with the text encoder. Variants are kept for
@@ -27,12 +27,12 @@ from torch import Tensor
 from ..hooks.carried import Beginning, Payload, carrying, payloads, unchanged, with_payload, zeroed_out
 from ..hooks.guidance import guidance_of, guidance_stays, guide_between, is_guided
 from ..hooks.progress import Progress, show
-from ..hooks.sampling import SamplerRun, is_probe, with_noise_change
+from ..hooks.sampling import SamplerRun, check_shape, is_probe, with_noise_change
 from ..hooks.text import NoRoom
 from ..methods.cno import RECOMMENDED
 from ..methods.diversify import VARIANTS_OF_ONE, Plan, Situation, plan
 from ..require import require
-from .cno import ContrastiveNoise
+from .cno import ContrastiveNoise, Start
 from .schedule import PAYLOAD, can_blend, scheduled
 from .tpso import Outcome, one_variant, plain_conditioning, recommended, unvaried, vary_prompt
 
@@ -56,7 +56,8 @@ _DETAIL = "  "  # begins a line that is for the log alone
 def diversified_model(
     model: ModelPatcher, strength: float, node: str | None, prompt: bool, choose: Planner = plan
 ) -> ModelPatcher:
-    """A clone of the model whose samplers start from noises that are moved apart, and are guided in an interval.
+    """A clone of the model whose samplers start from noises that are moved apart (of one image: that are wider), and
+    are guided in an interval.
 
     node: the id of the node on which the report is shown. prompt: whether there is a conditioning of
     `diversified_prompt` that is to come along. choose: what a strength means. At strength 0 the model itself. Raises
@@ -279,18 +280,22 @@ class _ModelSide:
 
     def _noise(self, run: SamplerRun, situation: Situation, chosen: Plan) -> tuple[Tensor, str, Plan]:
         """The noise, what is said, and what is really done."""
-        nothing = replace(chosen, noise_strength=0.0)
-        if situation.batch == 1:
-            return run.noise, "Noise: as it is, since one image has none to be different from.", nothing
-        if chosen.noise_strength == 0:
-            return run.noise, "Noise: as it is, by choice.", nothing
+        nothing = replace(chosen, noise_strength=0.0, wide=1.0)
         settings = replace(RECOMMENDED, strength=chosen.noise_strength, cells=chosen.cells)
+        start = Start(wide=chosen.wide)
+        if not settings.active and start == Start():
+            why = "the image is begun already" if situation.batch == 1 and not situation.starts else "by choice"
+            return run.noise, f"Noise: as it is, {why}.", nothing
         try:
-            noise = ContrastiveNoise(settings)(run)
+            check_shape(run.noise)
+            noise = ContrastiveNoise(settings, start=start)(run)
         except ValueError as error:
             return run.noise, f"Noise: as it is. {error}", nothing
         how = "its coarse structure alone, " if settings.cells else ""
-        return noise, f"Noise: {how}moved apart by {settings.strength:.2f} in {settings.iterations} iterations.", chosen
+        done = [f"its coarsest structure {start.wide:g} times as large"] if start != Start() else []
+        if settings.active:
+            done.append(f"{how}moved apart by {settings.strength:.2f} in {settings.iterations} iterations")
+        return noise, f"Noise: {', then '.join(done)}.", chosen
 
 
 def _title(strength: float, situation: Situation, guider: comfy.samplers.CFGGuider) -> str:

@@ -1,7 +1,8 @@
-"""Better initial noises without any gradient: with more low frequencies, and the most different of several.
+"""Better initial noises without any gradient: wider, with more low frequencies, and the most different of several.
 
-What many do in place of Contrastive Noise Optimization, and what may go before it. "Pink" noise has the power spectrum
-1 / f^exponent. Choosing: as in Scalable Group Inference, arXiv 2508.15773.
+What many do in place of Contrastive Noise Optimization, and what may go before it. "Wide" noise is ours: its very
+coarsest structure, which decides what goes where and in which tone, is larger than the noise of training has it. "Pink"
+noise has the power spectrum 1 / f^exponent. Choosing: as in Scalable Group Inference, arXiv 2508.15773.
 """
 
 from __future__ import annotations
@@ -14,7 +15,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..require import require
+from .coarse import Coarse
 from .selection import farthest
+
+WIDE_CELLS = 2  # blocks a side; at any size these are as many values, so that a factor means the same
+
+
+def wide(noise: Tensor, factor: float) -> Tensor:
+    """The noise `[..., H, W]` with the means of its 2 x 2 blocks `factor` times as large, each image's at its own
+    length.
+
+    1 is the noise itself. It moves each image away from what all images have in common, without knowing of any other.
+    Raises ValueError for a factor that is below 1 or not finite.
+    """
+    require(math.isfinite(factor) and factor >= 1, "wide", factor, "1 or more")
+    if factor == 1:
+        return noise
+    own = noise.float()
+    coarse = Coarse(own, WIDE_CELLS)
+    return _at_length_of(noise, own + coarse.spread((factor - 1) * coarse.of(own)))
 
 
 def pink(noise: Tensor, exponent: float) -> Tensor:
@@ -32,9 +51,14 @@ def pink(noise: Tensor, exponent: float) -> Tensor:
     frequency[0, 0] = 1 / max(height, width)
     spectrum = torch.fft.rfft2(noise.float()) * frequency ** (-exponent / 2)
     coloured = torch.fft.irfft2(spectrum, s=(height, width))
+    return _at_length_of(noise, coloured)
+
+
+def _at_length_of(noise: Tensor, changed: Tensor) -> Tensor:
+    """What it was changed to, each image `[...]` of `[B, ...]` at the length that it had, in its own precision."""
     axes = tuple(range(1, noise.ndim))
-    before, after = (torch.linalg.vector_norm(x.float(), dim=axes, keepdim=True) for x in (noise, coloured))
-    return (coloured * (before / after)).to(noise.dtype)
+    before, after = (torch.linalg.vector_norm(x.float(), dim=axes, keepdim=True) for x in (noise, changed))
+    return (changed * (before / after)).to(noise.dtype)
 
 
 def candidates(noise: Tensor, count: int) -> list[Tensor]:

@@ -64,6 +64,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Diverse Prompts": {"steps": 3},
     "shared noise": {},
     "Diverse Noise": {"iterations": 1},
+    "wide noise": {"factor": 2.0},
     "Minority Prompt": {"iterations": 1},
     "Diversify": {"strength": 1.0},
     "Diverse Noise, low frequencies": {"iterations": 1, "cells": 4},

@@ -290,6 +290,7 @@ def options(**changed: Any) -> Any:
 CHANGED: dict[str, Any] = {
     "pink": 0.5,
     "candidates": 4,
+    "wide": 2.0,
     "gradient": "full",
     "denominator": "others",
     "temperature": 0.3,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfyui_diversity.core.drivers.schedule import scheduled
 from comfyui_diversity.core.methods.schedule import Window
-from comfyui_diversity.core.methods.starts import candidates, pink
+from comfyui_diversity.core.methods.starts import candidates, pink, wide
 from comfyui_diversity.nodes._inputs import PUBLISHED
 from comfyui_diversity.nodes.cno import DiverseNoise, DiverseNoiseOptions
 from small.attached import small_controlnet
@@ -34,6 +34,20 @@ def test_pink_noise_is_moved_on_from() -> None:
 def test_one_image_can_be_pink() -> None:
     found = started_from(diverse(small_model("eps"), strength=0.0, pink=0.6), batch=1)
     assert torch.equal(found, pink(random_latent("eps", 1), 0.6))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_with_strength_0_the_noise_is_wide_and_nothing_else(batch: int) -> None:
+    counter, model = Counter(), small_model("sd3")
+    found = started_from(counter.on(diverse(model, strength=0.0, wide=2.0)), family="sd3", batch=batch)
+    assert torch.equal(found, wide(random_latent("sd3", batch), 2.0))
+    assert len(counter.sizes) == STEPS
+
+
+def test_wide_noise_is_moved_on_from() -> None:
+    model, start = small_model("eps"), random_latent("eps", 3)
+    both = started_from(diverse(model, pink=0.4, wide=2.0))
+    assert torch.equal(both, started_from(diverse(model), noise=wide(pink(start, 0.4), 2.0)))
 
 
 def test_images_start_from_different_candidates_and_differ_more() -> None:
@@ -138,7 +152,7 @@ def test_only_the_masked_part_is_changed() -> None:
     mask[..., :8] = 1
     latent, noise = random_latent("eps", 3, seed=5), random_latent("eps", 3)
     named = {"latent_image": latent, "noise_mask": mask}
-    for options in ({"pink": 0.6}, {"candidates": 4}):
+    for options in ({"pink": 0.6}, {"wide": 2.0}, {"candidates": 4}):
         found = started_from(diverse(small_model("eps"), strength=0.0, **options), **named)
         assert torch.equal(found[..., 8:], noise[..., 8:])
         assert not torch.equal(found[..., :8], noise[..., :8])
@@ -149,8 +163,8 @@ def test_one_image_has_nothing_to_be_chosen_by() -> None:
         sample(diverse(small_model("eps"), strength=0.0, candidates=4), batch=1)
 
 
-@pytest.mark.parametrize(("name", "value"), [("pink", 0.5), ("candidates", 2)])
-def test_published_has_neither(name: str, value: float) -> None:
+@pytest.mark.parametrize(("name", "value"), [("pink", 0.5), ("candidates", 2), ("wide", 1.5)])
+def test_published_has_none_of_them(name: str, value: float) -> None:
     chosen = DiverseNoiseOptions.execute(**{name: value}).args[0]
     with pytest.raises(ValueError, match=rf"{name} is {value}; it must be .* in published mode"):
         DiverseNoise.execute(small_model("eps"), 0.5, 3, PUBLISHED, chosen)

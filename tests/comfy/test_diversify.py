@@ -24,6 +24,7 @@ from comfyui_diversity.core.hooks.text import PromptEncoder
 from comfyui_diversity.core.methods.cno import RECOMMENDED
 from comfyui_diversity.core.methods.diversify import VARIANTS_OF_ONE, Situation, plan
 from comfyui_diversity.core.methods.schedule import Window
+from comfyui_diversity.core.methods.starts import wide
 from comfyui_diversity.nodes.diversify import Diversify, DiversifyModel
 from small.encoders import small_encoder
 from small.models import Counter, small_model, small_sdxl
@@ -122,6 +123,15 @@ def llm(workflow_of: Callable[[str], Workflow]) -> Workflow:
     return workflow_of("language model")
 
 
+class _Stopped(Exception):
+    """Stops a run before its first step."""
+
+
+def as_alone(noise: Tensor, strength: float, run: Situation) -> Tensor:
+    """What one image starts from in place of this noise."""
+    return wide(noise, plan(strength, run).wide)
+
+
 @pytest.fixture
 def uncancelled() -> Iterator[None]:
     yield
@@ -137,8 +147,8 @@ QUICK = ("sd1", "sdxl", "Z-Image")  # with CFG and without, one encoder and two,
 @pytest.mark.parametrize("batch", [1, BATCH])
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in KINDS])
 def test_it_is_the_methods_one_after_another(kind: str, batch: int, workflow_of: Callable[[str], Workflow]) -> None:
-    """Image k of a batch starts from noise k of Diverse Noise, one image from a variant of Diverse Prompts; guidance is
-    off at the first and the last steps."""
+    """Image k of a batch starts from noise k of Diverse Noise, one image from wide noise with a variant of Diverse
+    Prompts; guidance is off at the first and the last steps."""
     own = workflow_of(kind)
     run = Situation(own.steps, own.cfg > 1, batch)
     chosen = plan(1.0, run)
@@ -152,16 +162,14 @@ def test_it_is_the_methods_one_after_another(kind: str, batch: int, workflow_of:
             between = None if can_blend(rows, plain) else unvaried(own.clip, TEXT, "auto", chosen.added_tokens)
             positive = scheduled(one_variant(rows, 3), plain, chosen.window, between=between)
     guided_alone = own.sample(model, plain, batch, seed=3)
-    if batch > 1:
-        contrast = ContrastiveNoise.recommended(strength=chosen.noise_strength, cells=chosen.cells)
-        model = with_noise_change(model, "test", contrast)
+    contrast = ContrastiveNoise.recommended(strength=chosen.noise_strength, cells=chosen.cells, wide=chosen.wide)
+    model = with_noise_change(model, "test", contrast)
     by_hand = own.sample(model, positive, batch, seed=3)
     close = {"rtol": 1e-4, "atol": 1e-5}  # guidance of 1 is computed otherwise
     torch.testing.assert_close(found, by_hand, **close)
+    assert all((a - b).norm() > 0.01 * b.norm() for a, b in zip(found, guided_alone, strict=True))
     if batch == 1:  # random weights hear little of the prompt
-        assert not torch.allclose(found, guided_alone, **close)
-    else:
-        assert all((a - b).norm() > 0.01 * b.norm() for a, b in zip(found, guided_alone, strict=True))
+        assert not torch.allclose(found, own.sample(model, plain, batch, seed=3), **close)
 
 
 def test_strength_0_is_the_stock_result(sd1: Workflow) -> None:
@@ -203,7 +211,7 @@ def test_one_image_gets_a_variant_by_the_samplers_seed(llm: Workflow) -> None:
     images = [llm.sample(*nodes, noise=noise, seed=seed) for seed in (7, 8, 7 + VARIANTS_OF_ONE)]
     assert "one image" in llm.report
     assert f"variant 8 of {VARIANTS_OF_ONE}, by the sampler's seed" in llm.report
-    assert "Noise: as it is, since one image has none to be different from." in llm.report
+    assert "Noise: its coarsest structure 1.8 times as large." in llm.report
     assert not torch.allclose(images[0], images[1], atol=1e-3)
     assert torch.equal(images[0], images[2])
 
@@ -247,7 +255,8 @@ def test_guidance_in_an_interval_with_other_samplers(sampler: str, calls: int, s
         model = DiversifyModel.execute(counter.on(sd1.model), 1.0).args[0]
     found = sd1.sample(model, sd1.plain(), noise=noise, steps=20, sampler_name=sampler)
     by_hand = guided_between(sd1.model, first, last)
-    other = sd1.sample(by_hand, sd1.plain(), noise=noise, steps=20, sampler_name=sampler)
+    start = as_alone(noise, 1.0, Situation(20, True, 1))
+    other = sd1.sample(by_hand, sd1.plain(), noise=start, steps=20, sampler_name=sampler)
     torch.testing.assert_close(found, other, rtol=1e-3, atol=1e-3)
     assert counter.sizes[0] == counter.sizes[-1] == 1
     assert (len(counter.sizes) + 1) // calls == (20 if calls == 2 else 21)
@@ -262,6 +271,25 @@ def test_a_run_that_begins_in_the_middle_is_guided_from_its_first_step(sd1: Work
     sd1.sample(model, sd1.plain(), noise=sd1.noise(1), steps=10, denoise=0.5)
     assert counter.sizes == [2] * 8 + [1] * 2
     assert "CFG: off at the last 2 steps." in sd1.report
+    assert "Noise: as it is, the image is begun already." in sd1.report
+
+
+def test_noise_without_an_image_grid_is_as_it_is(llm: Workflow) -> None:
+    """Of sound, and of what reaches a sampler packed."""
+    with torch.inference_mode():
+        change = DiversifyModel.execute(llm.model, 1.0).args[0]
+    noise = torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(0))
+    started: list[Tensor] = []
+
+    def watched(executor: Any, *given: Any, **named: Any) -> Any:
+        started.append(given[4])  # what the sampler itself is given
+        raise _Stopped
+
+    change.add_wrapper(WrappersMP.SAMPLER_SAMPLE, watched)
+    with pytest.raises(_Stopped):
+        llm.sample(change, llm.plain(), noise=noise)
+    assert torch.equal(started[0], noise)
+    assert "Noise: as it is. The latent is [1, 4, 64]" in llm.report
 
 
 def rescaled(model: Any) -> Any:
@@ -308,9 +336,10 @@ def test_guidance_that_a_scale_of_1_does_not_switch_off_is_left_alone(
         model = DiversifyModel.execute(counter.on(changed), 1.0).args[0]
     found = sd1.sample(model, sd1.plain(), noise=noise, sampler_name=sampler)
     assert f"CFG: as it is, since {why}." in sd1.report
-    assert "time" not in sd1.report
+    assert "Sampling takes" not in sd1.report
     assert set(counter.sizes) == {2}
-    assert torch.equal(found, sd1.sample(changed, sd1.plain(), noise=noise, sampler_name=sampler))
+    start = as_alone(noise, 1.0, Situation(sd1.steps, True, 1))
+    assert torch.equal(found, sd1.sample(changed, sd1.plain(), noise=start, sampler_name=sampler))
 
 
 def test_below_1_guidance_is_not_raised(sd1: Workflow) -> None:
@@ -318,7 +347,8 @@ def test_below_1_guidance_is_not_raised(sd1: Workflow) -> None:
     with torch.inference_mode():
         model = DiversifyModel.execute(sd1.model, 1.0).args[0]
     found = sd1.sample(model, sd1.plain(), noise=noise, cfg=0.5)
-    assert torch.equal(found, sd1.sample(sd1.model, sd1.plain(), noise=noise, cfg=0.5))
+    start = as_alone(noise, 1.0, Situation(sd1.steps, True, 1))
+    assert torch.equal(found, sd1.sample(sd1.model, sd1.plain(), noise=start, cfg=0.5))
 
 
 def test_an_error_leaves_the_guidance_scale(sd1: Workflow) -> None:
@@ -441,7 +471,8 @@ def test_another_strength(strength: float, sd1: Workflow) -> None:
 
 def test_an_empty_prompt(llm: Workflow) -> None:
     model, positive = llm.node(text="  ")
-    assert torch.equal(llm.sample(model, positive, 1), llm.sample(llm.model, llm.plain("  "), 1))
+    start = as_alone(llm.noise(1), STRENGTH, Situation(llm.steps, False, 1))
+    assert torch.equal(llm.sample(model, positive, 1), llm.sample(llm.model, llm.plain("  "), noise=start))
     llm.sample(model, positive, 1)
     assert "Prompt: no variants, it is empty" in llm.report
     found = llm.sample(model, positive)

@@ -14,14 +14,16 @@ situations = st.builds(Situation, st.integers(1, 200), st.booleans(), st.integer
 strengths = st.floats(0, 1)
 
 
-def amounts(chosen: Plan) -> tuple[float, float, int, int]:
-    """Distance of the variants from the prompt, of the noise from the sampler's own, first and last steps unguided."""
-    return math.sqrt(max(1 - chosen.kappa**2, 0)), chosen.noise_strength, *chosen.unguided
+def amounts(chosen: Plan) -> tuple[float, float, float, int, int]:
+    """Distance of the variants from the prompt, of the noise from the sampler's own, how much wider it is, first and
+    last steps unguided."""
+    distance = math.sqrt(max(1 - chosen.kappa**2, 0))
+    return distance, chosen.noise_strength, chosen.wide - 1, *chosen.unguided
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_strength_0_does_nothing(run: Situation) -> None:
-    assert amounts(plan(0.0, run)) == (0.0, 0.0, 0, 0)
+    assert amounts(plan(0.0, run)) == (0.0, 0.0, 0.0, 0, 0)
 
 
 @given(strengths, strengths, situations)
@@ -31,16 +33,21 @@ def test_more_strength_does_more(a: float, b: float, run: Situation) -> None:
 
 
 @pytest.mark.parametrize("run", [run for run in RUNS if run.batch > 1])
-def test_a_batch_gets_noise_and_no_variants(run: Situation) -> None:
+def test_a_batch_gets_noises_that_are_moved_apart_alone(run: Situation) -> None:
     for strength in (0.1, 0.5, 1.0):
-        distance, noise, *_ = amounts(plan(strength, run))
-        assert (distance, noise > 0) == (0, True)
+        distance, noise, wider, *_ = amounts(plan(strength, run))
+        assert (distance, noise > 0, wider) == (0, True, 0)
 
 
 @pytest.mark.parametrize("run", [run for run in RUNS if run.batch == 1])
-def test_one_image_gets_its_variant_and_no_noise(run: Situation) -> None:
-    distance, noise, *_ = amounts(plan(1.0, run))
+def test_one_image_gets_its_variant_and_wider_noise(run: Situation) -> None:
+    distance, noise, wider, *_ = amounts(plan(1.0, run))
     assert (distance, noise) == (pytest.approx(0.25), 0)
+    assert wider == (1.5 if run.few_steps else 1.0)
+
+
+def test_an_image_that_is_begun_keeps_the_tones_of_its_layout() -> None:
+    assert plan(1.0, Situation(20, False, 1, starts=False)).wide == 1
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -73,7 +80,7 @@ def test_what_a_run_has_no_use_for_is_left_out(strength: float, run: Situation) 
     if run.batch == 1:
         assert chosen.noise_strength == 0
     else:
-        assert chosen.kappa == 1
+        assert (chosen.kappa, chosen.wide) == (1, 1)
     if not run.guided:
         assert chosen.unguided == (0, 0)
 

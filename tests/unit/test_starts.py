@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
-from comfyui_diversity.core.methods.starts import candidates, most_different, pink
+from comfyui_diversity.core.methods.starts import candidates, most_different, pink, wide
 from torch import Tensor
 
 from benchmarks.peers import most_different as reference_choice
@@ -27,9 +28,10 @@ def test_the_power_spectrum_falls_with_the_frequency(exponent: float) -> None:
     assert slope.item() == pytest.approx(-exponent, abs=0.05)
 
 
-def test_every_image_keeps_its_length_and_its_type() -> None:
+@pytest.mark.parametrize("make", [lambda start: pink(start, 0.8), lambda start: wide(start, 3.0)])
+def test_every_image_keeps_its_length_and_its_type(make: Callable[[Tensor], Tensor]) -> None:
     start = noise(3, 4, 2, 10, 16).half()
-    found = pink(start, 0.8)
+    found = make(start)
     assert found.dtype == torch.float16
     assert found.shape == start.shape
     lengths = [x.float().flatten(1).norm(dim=1) for x in (start, found)]
@@ -47,6 +49,32 @@ def test_it_is_the_rival_of_the_benchmarks() -> None:
 def test_other_exponents_are_refused(exponent: float) -> None:
     with pytest.raises(ValueError, match=r"pink is .*0 or more"):
         pink(noise(1, 4, 8, 8), exponent)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 8, 12), (2, 4, 3, 6, 8)])
+def test_wide_noise_has_larger_means_of_its_blocks_and_nothing_else(shape: tuple[int, ...]) -> None:
+    start = noise(*shape).double()
+    found = wide(start, 2.5).double()
+    height, width = shape[-2] // 2, shape[-1] // 2
+    for block in ((slice(a, a + height), slice(b, b + width)) for a in (0, height) for b in (0, width)):
+        one, other = (x[(..., *block)].flatten(1, -3) for x in (start, found))
+        means = [x.mean((-2, -1), keepdim=True) for x in (one, other)]
+        detail = [x - mean for x, mean in zip((one, other), means, strict=True)]
+        scale = detail[1].flatten(1).norm(dim=1) / detail[0].flatten(1).norm(dim=1)  # what keeps an image's length
+        shrunk = scale[:, None, None, None]
+        torch.testing.assert_close(detail[1], shrunk * detail[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(means[1], 2.5 * shrunk * means[0], rtol=1e-4, atol=1e-5)
+
+
+def test_at_1_noise_is_no_wider() -> None:
+    start = noise(2, 4, 8, 8)
+    assert wide(start, 1.0) is start
+
+
+@pytest.mark.parametrize("factor", [0.9, float("nan"), float("inf")])
+def test_other_factors_are_refused(factor: float) -> None:
+    with pytest.raises(ValueError, match=r"wide is .*1 or more"):
+        wide(noise(1, 4, 8, 8), factor)
 
 
 def test_candidates_are_the_same_for_the_same_noise_and_white() -> None:
