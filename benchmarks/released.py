@@ -4,9 +4,9 @@
     python -m benchmarks.released --workflow my_workflow.json --clip clip_vit_l.safetensors --seeds 1 2 3 --images 8
 
 The workflow is one that makes images with your model, saved by Workflow > Export (API). Every row sets the same
-prompts, seeds and batch; rows differ by what is put in before the one sampler. Two come for nothing: pink noise, and
-where the CFG is above 1, one two thirds of the way to 1. The others are the pack's nodes at their defaults, and
-Diversify at two strengths.
+prompts, seeds and batch; rows differ by what is put in before the one sampler. Three come for nothing: pink noise, wide
+noise, and where the CFG is above 1, one two thirds of the way to 1. The others are the pack's nodes at their defaults,
+and Diversify at two strengths.
 
 What it needs: a ComfyUI that has this pack and runs (`--server`); its folder in COMFYUI_PATH, and its Python to run
 this; and `--clip`, a CLIP checkpoint with both towers (such as model.safetensors of openai/clip-vit-large-patch14,
@@ -54,7 +54,7 @@ PROMPTS = (
 FIGURES = ("CLIP score", "Vendi", "MSS")
 BASELINE = "without"
 STRENGTHS = (0.5, 1.0)  # of Diversify
-PINK = 0.5
+STARTS = {"Pink noise 0.5": {"pink": 0.5}, "Wide noise 2": {"wide": 2.0}}  # of Diverse Noise Options
 
 
 class Judge(Protocol):
@@ -224,10 +224,10 @@ def with_noise(prompt: Prompt, schemas: Schemas) -> Prompt:
     return edited
 
 
-def with_pink(prompt: Prompt, schemas: Schemas, exponent: float) -> Prompt:
-    """Pink noise alone: Diverse Noise that moves nothing."""
+def with_start(prompt: Prompt, schemas: Schemas, start: Mapping[str, float]) -> Prompt:
+    """Other noise to start from alone: Diverse Noise that moves nothing."""
     edited = copy.deepcopy(prompt)
-    options = {**defaults_of(schemas, "DiversityCNOOptions"), "pink": exponent}
+    options = {**defaults_of(schemas, "DiversityCNOOptions"), **start}
     _on_model(edited, schemas, "DiversityCNO", strength=0.0, options=[_new(edited, "DiversityCNOOptions", options), 0])
     return edited
 
@@ -354,8 +354,8 @@ def rows_for(plan: Plan, workflow: Prompt) -> dict[str, Edit]:
     def noise(prompt: Prompt, schemas: Schemas, _text: str, _seed: int) -> Prompt:
         return with_noise(prompt, schemas)
 
-    def both(prompt: Prompt, schemas: Schemas, text: str, seed: int) -> Prompt:
-        return noise(prompts(prompt, schemas, text, seed), schemas, text, seed)
+    def start(given: Mapping[str, float]) -> Edit:
+        return lambda prompt, schemas, *_: with_start(prompt, schemas, given)
 
     def diversify(strength: float) -> Edit:
         return lambda prompt, schemas, *_: with_diversify(prompt, schemas, strength)
@@ -365,7 +365,7 @@ def rows_for(plan: Plan, workflow: Prompt) -> dict[str, Edit]:
     return {
         BASELINE: lambda prompt, *_: prompt,
         **({f"CFG {lower:g}": lambda prompt, *_: with_values(prompt, {"cfg": lower})} if cfg > 1 else {}),
-        f"Pink noise {PINK:g}": lambda prompt, schemas, *_: with_pink(prompt, schemas, PINK),
+        **{name: start(given) for name, given in STARTS.items()},
         **{f"Diversify, strength {strength:g}": diversify(strength) for strength in STRENGTHS},
         "Diversify, the best kept": lambda prompt, schemas, *_: with_diversify(
             with_best_kept(prompt, schemas, plan.images), schemas, max(STRENGTHS)
@@ -373,7 +373,6 @@ def rows_for(plan: Plan, workflow: Prompt) -> dict[str, Edit]:
         "Diverse Prompts": prompts,
         "Diverse Noise": noise,
         "Minority Prompt": lambda prompt, schemas, *_: with_minority(prompt, schemas, steps),
-        "Prompts + Noise": both,
     }
 
 

@@ -24,13 +24,13 @@ def test_the_table_of_a_demo_workflow(client: Client, tmp_path: Path, capsys: py
         "without",
         "CFG 1.33",
         "Pink noise 0.5",
+        "Wide noise 2",
         "Diversify, strength 0.5",
         "Diversify, strength 1",
         "Diversify, the best kept",
         "Diverse Prompts",
         "Diverse Noise",
         "Minority Prompt",
-        "Prompts + Noise",
     ]
     assert "10 rows x 1 prompts x 1 seeds = 10 runs of 2 images" in printed
     base = rows["without"]["figures"]

@@ -46,7 +46,7 @@ SCHEMAS: dict[str, Any] = {
     "DiversityCNOOptions": {
         "input": {
             "required": {"window": ["INT", {"default": 16}]},
-            "optional": {"pink": ["FLOAT", {"default": 0.0}]},
+            "optional": {"pink": ["FLOAT", {"default": 0.0}], "wide": ["FLOAT", {"default": 1.0}]},
         }
     },
     "DiversityDiversify": {"input": {"required": {"seed": ["INT", {"default": 0}]}}},
@@ -149,15 +149,17 @@ def test_what_comes_for_nothing_is_beside_the_nodes() -> None:
     sampler = sampler_of(workflow)
     workflow[sampler]["inputs"]["cfg"] = 7
     edits = rows_for(Plan(), workflow)
-    assert list(edits)[:5] == [BASELINE, "CFG 3", "Pink noise 0.5", "Diversify, strength 0.5", "Diversify, strength 1"]
+    for_nothing = ["CFG 3", "Pink noise 0.5", "Wide noise 2"]
+    assert list(edits)[:6] == [BASELINE, *for_nothing, "Diversify, strength 0.5", "Diversify, strength 1"]
     lower = edits["CFG 3"](workflow, SCHEMAS, "", 1)
     assert lower[sampler]["inputs"].pop("cfg") == 3
     assert lower[sampler]["inputs"].items() < workflow[sampler]["inputs"].items()
     assert workflow[sampler]["inputs"]["cfg"] == 7
-    pink = edits["Pink noise 0.5"](workflow, SCHEMAS, "", 1)
-    node = pink[pink[sampler]["inputs"]["model"][0]]
-    assert (node["class_type"], node["inputs"]["strength"]) == ("DiversityCNO", 0)
-    assert pink[node["inputs"]["options"][0]]["inputs"] == {"window": 16, "pink": 0.5}
+    for name, options in (("Pink noise 0.5", {"pink": 0.5}), ("Wide noise 2", {"wide": 2.0})):
+        edited = edits[name](workflow, SCHEMAS, "", 1)
+        node = edited[edited[sampler]["inputs"]["model"][0]]
+        assert (node["class_type"], node["inputs"]["strength"]) == ("DiversityCNO", 0)
+        assert edited[node["inputs"]["options"][0]]["inputs"] == {"window": 16, **options}
     strengths = [
         edits[f"Diversify, strength {given}"](workflow, SCHEMAS, "", 1)["diversity_DiversityDiversify"]["inputs"]
         for given in ("0.5", "1")
