@@ -65,6 +65,8 @@ def candidates(noise: Tensor, count: int) -> list[Tensor]:
     """The noise `[B, ...]` and count - 1 more of its kind, drawn by what the noise itself holds: the same noise has the
     same candidates. Raises ValueError for a count below 1."""
     require(count >= 1, "candidates", count, "1 or more")
+    if count == 1:
+        return [noise]
     digest = hashlib.sha256(noise.detach().float().cpu().contiguous().numpy().tobytes()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return [noise, *(torch.randn(noise.shape, generator=generator).to(noise) for _ in range(count - 1))]
