@@ -1,7 +1,7 @@
 """What one strength of Diversify means: adherence and diversity over strength, for every demo model.
 
     python -m benchmarks.diversify_strength --model mmdit             # choose: on the prompts for choosing
-    python -m benchmarks.diversify_strength --model mmdit --prompts 30 --only "one at a time*"
+    python -m benchmarks.diversify_strength --model mmdit --report --prompts 30 --only "one at a time*"
 
 All rows share prompts; rows of one kind also share seeds. The baseline is strength 0, the stock result.
 """

@@ -109,7 +109,7 @@ TABLES = {
         tuple(f"diversify_strength_{model}_tune_600" for model in ("distilled", "turbo", "mmdit", "unet")), _JUDGED
     ),
     "diversify one": Table(
-        tuple(f"diversify_strength_{model}_tune_300" for model in ("mmdit", "distilled")),
+        tuple(f"diversify_strength_{model}_report_300" for model in ("distilled", "turbo", "mmdit", "unet")),
         _JUDGED,
         ("one at a time*",),
         against="one at a time",
