@@ -93,8 +93,14 @@ def diversify(strength: float, **changed: Any) -> Change:
 
 
 def wide_noise(factor: float) -> Change:
-    """The noise's coarsest structure `factor` times as large, as Diverse Noise does it at strength 0."""
-    return cno(strength=0.0, wide=factor)
+    """The noise's coarsest structure `factor` times as large, as Diverse Noise has it in its options."""
+
+    def change(job: Job) -> None:
+        from comfyui_diversity.core.methods.starts import wide
+
+        job.noise = wide(job.noise, factor)
+
+    return change
 
 
 def shared_noise(per_step: float = 0.0) -> Change:

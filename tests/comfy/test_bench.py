@@ -14,7 +14,7 @@ import torch
 from comfyui_diversity.core.hooks.sampling import SamplerRun, with_noise_change
 
 from benchmarks import bench, frontier_store, provenance
-from benchmarks.frontier_rows import PARTS, Row, rows_of
+from benchmarks.frontier_rows import PARTS, TOGETHER, Row, rows_of, together
 from benchmarks.job import finished, new_job
 from benchmarks.rivals.group_selection import group_selection
 from benchmarks.world import World
@@ -101,6 +101,7 @@ def test_parts_that_do_nothing_leave_the_images_alone(worlds: dict[str, World], 
     for name, settings in (
         ("CFG interval", {"start": 0.0}),
         ("pink noise", {"alpha": 0.0}),
+        ("wide noise", {"factor": 1.0}),
         ("seed variance", {"strength": 0.0}),
         ("CADS", {"strength": 0.5, "start": 1.0, "end": 1.0}),
         ("DAVE", {"strength": 0.0}),
@@ -213,11 +214,28 @@ def test_the_command_refuses_rows_of_another_revision(tmp_path: Path, capsys: py
     assert json.loads(path.read_text()) == [other]
 
 
-def test_pink_noise_goes_before_all_that_optimises_noise() -> None:
+def test_other_starts_go_before_all_that_optimises_noise() -> None:
     for row in rows_of("distilled"):
         names = [name for name, _ in row.parts]
-        if "pink noise" in names:
-            assert set(names[: names.index("pink noise")]) <= {"Keep the Best"}
+        for start in {"pink noise", "wide noise"} & set(names):
+            assert set(names[: names.index(start)]) <= {"Keep the Best"}
+
+
+@pytest.mark.parametrize("name", [name for name, parts in TOGETHER.items() if "Minority Prompt" not in parts])
+def test_of_parts_together_none_is_lost(name: str, worlds: dict[str, World]) -> None:
+    parts = together("distilled", TOGETHER[name])
+    whole = latents(worlds["distilled"], 1.0, *parts, images=3)
+    for left_out in parts if len(parts) > 1 else ():
+        others = [part for part in parts if part is not left_out]
+        assert not torch.allclose(whole, latents(worlds["distilled"], 1.0, *others, images=3), atol=1e-3), left_out
+
+
+def test_wide_noise_is_what_diverse_noise_has_as_an_option(worlds: dict[str, World]) -> None:
+    wide, world = ("wide noise", {"factor": 2.0}), worlds["distilled"]
+    for strength in (0.0, 0.5):
+        parts = (wide, ("Diverse Noise", {"strength": strength}))
+        option = ("Diverse Noise", {"strength": strength, "wide": 2.0})
+        assert torch.equal(latents(world, 1.0, *parts), latents(world, 1.0, option))
 
 
 def test_the_best_are_kept_of_images_as_ksampler_makes_them() -> None:
