@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def plain(worlds: dict[str, World]) -> dict[str, torch.Tensor]:
     return {name: latents(world, CFG[name]) for name, world in worlds.items()}
 
 
-def latents(world: World, cfg: float, *parts: tuple[str, dict[str, Any]], images: int = 2) -> torch.Tensor:
+def latents(world: World, cfg: float, *parts: tuple[str, Mapping[str, Any]], images: int = 2) -> torch.Tensor:
     job = new_job(world, TEXT, 3, images, cfg)
     for name, settings in parts:
         PARTS[name].make(**settings)(job)
