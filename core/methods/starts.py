@@ -22,18 +22,22 @@ WIDE_CELLS = 2  # blocks a side; at any size these are as many values, so that a
 
 
 def wide(noise: Tensor, factor: float) -> Tensor:
-    """The noise `[..., H, W]` with the means of its 2 x 2 blocks `factor` times as large, each image's at its own
-    length.
+    """The noise `[B, C, H, W]` or `[B, C, T, H, W]` with the means of its 2 x 2 blocks `factor` times as large, each
+    image's at its own length.
 
     1 is the noise itself. It moves each image away from what all images have in common, without knowing of any other.
-    Raises ValueError for a factor that is below 1 or not finite.
+    All frames of a video change alike: what would differ from frame to frame would flicker. Raises ValueError for a
+    factor that is below 1 or not finite.
     """
     require(math.isfinite(factor) and factor >= 1, "wide", factor, "1 or more")
     if factor == 1:
         return noise
     own = noise.float()
     coarse = Coarse(own, WIDE_CELLS)
-    return _at_length_of(noise, own + coarse.spread((factor - 1) * coarse.of(own)))
+    means = coarse.of(own)
+    if noise.ndim == 5:
+        means = means.mean(2, keepdim=True)
+    return _at_length_of(noise, own + coarse.spread((factor - 1) * means))
 
 
 def pink(noise: Tensor, exponent: float) -> Tensor:
