@@ -79,7 +79,7 @@ RECOMMENDED: dict[str, Parts] = {
     "Diverse Noise, shipped": (("Diverse Noise", {}),),
     "Minority Prompt, shipped": (("Minority Prompt", {}),),
 }
-# Names of parts: ours as they ship, rivals at their chosen settings.
+# Names of parts: ours as they ship, rivals and wide noise at their chosen settings.
 TOGETHER: dict[str, Sequence[str]] = {
     "Prompts + Noise": ("Diverse Prompts", "Diverse Noise"),
     "Minority + Noise": ("Minority Prompt", "Diverse Noise"),
@@ -100,7 +100,7 @@ SWEPT: dict[str, Rival] = {**RIVALS, "Diversify": BESIDE["Diversify"], "wide noi
 
 
 def together(model: str, names: Sequence[str]) -> Parts:
-    """Parts by name: ours as they ship, rivals as they were chosen."""
+    """Parts by name: ours as they ship, rivals and wide noise, which is off as it ships, as they were chosen."""
     ships: dict[str, Mapping[str, Any]] = {name: {} for name in OURS if name not in SWEPT}
     ships |= {"Diversify": {"strength": 0.5}, "Keep the Best": {"times": 1.5}}
     return tuple((name, ships[name] if name in ships else chosen(model, name)) for name in names)
@@ -134,8 +134,8 @@ def more_dropped(row: Row) -> Row:
 
 
 def swept(knob: str, value: float, factor: float) -> float:
-    """A knob at half or twice its effect. A cosine is halved by the angle's square, a share stays below 1, a
-    factor is more or less than 1, whole numbers stay whole."""
+    """A knob at half or twice its effect. A cosine is halved by the angle's square, of a factor what it has above 1,
+    whole numbers stay whole."""
     if knob == "kappa":
         return round(max(1 - (1 - value) * factor, 0.05), 4)
     if knob == "factor":

@@ -63,7 +63,7 @@ def reports(client: Client) -> Iterator[Reports]:
     listening.stop()
 
 
-def diversified(strength: float, sampler_seed: int = 1, node: str = INSIDE) -> dict[str, Any]:
+def diversified(strength: float, sampler_seed: int = 1, node: str = INSIDE, batch: int = 2) -> dict[str, Any]:
     """The few-step template with Diversify in place of CLIP Text Encode, inside two subgraphs."""
     prompt = shipped_prompt("baseline_distilled")
     sampler = only_node(prompt, ("KSampler",))
@@ -75,7 +75,7 @@ def diversified(strength: float, sampler_seed: int = 1, node: str = INSIDE) -> d
         "inputs": {"model": model, "clip": encode["clip"], "text": "a heart", "seed": 0, "strength": strength},
     }
     inputs.update(model=[node, 0], positive=[node, 1])
-    return with_values(prompt, {"batch_size": 2, "seed": sampler_seed})
+    return with_values(prompt, {"batch_size": batch, "seed": sampler_seed})
 
 
 def made(client: Client, prompt: dict[str, Any]) -> tuple[np.ndarray, Any]:
@@ -107,3 +107,14 @@ def test_inside_a_subgraph(client: Client, reports: Reports) -> None:
     again, _ = made(client, diversified(1.0, node="99"))
     assert np.array_equal(again, first)
     assert [node for node, _ in reports.of(title)] == ["99"]
+
+
+def test_one_image(client: Client, reports: Reports) -> None:
+    stock, _ = made(client, with_values(shipped_prompt("baseline_distilled"), {"batch_size": 1, "seed": 1}))
+    found, _ = made(client, diversified(1.0, batch=1))
+    assert not np.array_equal(found, stock)
+    [(_, text), *_] = reports.of("Diversify 1: one image, 4 steps, no CFG.")
+    assert "Noise: its coarsest structure 2.5 times as large." in text
+    assert "Prompt: variant 2 of 8, by the sampler's seed" in text
+    again, _ = made(client, diversified(1.0, batch=1, node="99"))
+    assert np.array_equal(again, found)
