@@ -15,7 +15,8 @@ import comfy.sample
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfyui_diversity.core.drivers.cno import ContrastiveNoise
-from comfyui_diversity.core.drivers.minority import Learning, to_learn, with_learning
+from comfyui_diversity.core.drivers.minority import to_learn, with_learning
+from comfyui_diversity.core.drivers.minority_learning import Learning
 from comfyui_diversity.core.drivers.schedule import scheduled
 from comfyui_diversity.core.drivers.tpso import Recipe, vary_prompt
 from comfyui_diversity.core.hooks.sampling import with_noise_change

@@ -86,11 +86,16 @@ def _cells(group: Mapping[str, Any], more: str = "", times: str = "") -> list[st
 
 
 def _score(one: Mapping[str, Any], name: str, sign: str = "") -> str:
-    return f"{one[name]:{sign}.2f} {_range(one[f'{name}_interval'], 2)}"
+    return f"{rounded(one[name], 2, sign)} {_range(one[f'{name}_interval'], 2)}"
 
 
 def _range(pair: Sequence[float], digits: int) -> str:
-    return f"({pair[0]:.{digits}f} to {pair[1]:.{digits}f})"
+    return f"({rounded(pair[0], digits)} to {rounded(pair[1], digits)})"
+
+
+def rounded(value: float, digits: int, sign: str = "") -> str:
+    """A zero has no minus, whichever side it was rounded from."""
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"
 
 
 def outline(rows: Sequence[Entry], model: str) -> str:

@@ -23,7 +23,8 @@ import comfy.sample
 import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfyui_diversity.core.drivers.minority import Learning, to_learn, with_learning
+from comfyui_diversity.core.drivers.minority import to_learn, with_learning
+from comfyui_diversity.core.drivers.minority_learning import Learning
 from comfyui_diversity.core.hooks.gradients import with_differentiable_attention
 from comfyui_diversity.core.methods.minority import Settings, Steps
 from torch._C._profiler import _EventType

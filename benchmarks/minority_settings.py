@@ -15,7 +15,8 @@ from typing import Any
 
 from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this makes ComfyUI and the pack importable
 import torch
-from comfyui_diversity.core.drivers.minority import Learning, to_learn, with_learning
+from comfyui_diversity.core.drivers.minority import to_learn, with_learning
+from comfyui_diversity.core.drivers.minority_learning import Learning
 from comfyui_diversity.core.methods.minority import OBJECTIVES, PUBLISHED, RECOMMENDED, Settings, Steps
 from comfyui_diversity.nodes.minority import MinorityPrompt, MinorityPromptOptions
 from torch import Tensor

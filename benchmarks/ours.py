@@ -185,8 +185,9 @@ def minority(mode: str = "recommended", window: Sequence[float] = (), **settings
 
     @torch.inference_mode()
     def change(job: Job) -> None:
-        from comfyui_diversity.core.drivers.minority import Learning, with_learning
         from comfyui_diversity.core.drivers.minority import to_learn as learning_of
+        from comfyui_diversity.core.drivers.minority import with_learning
+        from comfyui_diversity.core.drivers.minority_learning import Learning
         from comfyui_diversity.core.methods.minority import OBJECTIVES, PRESETS, Settings, Steps
 
         kind = "few-step model" if job.world.recipe.steps <= _FEW_STEPS else "base model"

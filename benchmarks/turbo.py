@@ -19,7 +19,7 @@ from .rows import BATCH, Make, arguments_of, carry_out  # isort: skip - this mak
 import numpy as np
 import torch
 from comfyui_diversity.core.drivers.cno import ContrastiveNoise
-from comfyui_diversity.core.drivers.minority import Learning
+from comfyui_diversity.core.drivers.minority_learning import Learning
 from comfyui_diversity.core.drivers.schedule import can_blend, scheduled
 from comfyui_diversity.core.drivers.tpso import Recipe, native_kappa, recommended, unvaried, vary_prompt
 from comfyui_diversity.core.hooks.prompt import Section

@@ -9,7 +9,8 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
-from ..core.drivers.minority import Learning, to_learn, with_learning
+from ..core.drivers.minority import to_learn, with_learning
+from ..core.drivers.minority_learning import Learning
 from ..core.hooks.text import KINDS
 from ..core.hooks.tokens import POSITIONS, STARTS
 from ..core.methods.minority import (

@@ -18,7 +18,8 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_edit_model import ReferenceLatent
 from comfy_extras.nodes_flux import FluxGuidance
 from comfy_extras.nodes_hooks import ConditioningSetDefaultAndCombine, ConditioningSetProperties
-from comfyui_diversity.core.drivers.minority import Learning, to_learn, with_learning
+from comfyui_diversity.core.drivers.minority import to_learn, with_learning
+from comfyui_diversity.core.drivers.minority_learning import Learning
 from comfyui_diversity.core.drivers.schedule import scheduled
 from comfyui_diversity.core.drivers.unclip import per_image
 from comfyui_diversity.core.methods.minority import Settings

@@ -11,7 +11,9 @@ import comfy.samplers
 import pytest
 import torch
 from comfyui_diversity.core.drivers.cno import ContrastiveNoise
-from comfyui_diversity.core.drivers.minority import Learning, _Run, to_learn, with_learning
+from comfyui_diversity.core.drivers.minority import to_learn, with_learning
+from comfyui_diversity.core.drivers.minority_learning import Learning
+from comfyui_diversity.core.drivers.minority_run import Run
 from comfyui_diversity.core.drivers.rarity import rarity_of
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.methods.minority import Settings, Steps
@@ -39,13 +41,13 @@ def sample(model: Any, positive: list, steps: int = 5) -> Tensor:
 def noted_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps at which a token is learned."""
     found: list[int] = []
-    real = _Run._learn
+    real = Run._learn
 
     def learn(run: Any, guider: Any, x: Tensor, timestep: Tensor, options: Any, seed: int, step: int) -> None:
         found.append(step)
         real(run, guider, x, timestep, options, seed, step)
 
-    monkeypatch.setattr(_Run, "_learn", learn)
+    monkeypatch.setattr(Run, "_learn", learn)
     return found
 
 

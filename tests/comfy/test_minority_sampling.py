@@ -12,7 +12,9 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfyui_diversity.core.drivers import minority as hook
-from comfyui_diversity.core.drivers.minority import Learning, to_learn, with_learning
+from comfyui_diversity.core.drivers import minority_run as running
+from comfyui_diversity.core.drivers.minority import to_learn, with_learning
+from comfyui_diversity.core.drivers.minority_learning import Learning
 from comfyui_diversity.core.hooks.carried import payloads
 from comfyui_diversity.core.hooks.gradients import gradients
 from comfyui_diversity.core.hooks.sampling import with_noise_change
@@ -101,7 +103,7 @@ class Rounds:
         self.steps: list[int] = []
         self.sigmas: list[float] = []
         self.run: Any = None  # the last one
-        real_learn, real_predict = hook._Run._learn, hook._Run.predict
+        real_learn, real_predict = running.Run._learn, running.Run.predict
 
         def learn(run: Any, guider: Any, x: Tensor, timestep: Tensor, options: Any, seed: int, step: int) -> None:
             self.steps.append(step)
@@ -112,8 +114,8 @@ class Rounds:
             self.sigmas.append(float(timestep[0]))
             return real_predict(run, executor, x, timestep, *rest)
 
-        monkeypatch.setattr(hook._Run, "_learn", learn)
-        monkeypatch.setattr(hook._Run, "predict", predict)
+        monkeypatch.setattr(running.Run, "_learn", learn)
+        monkeypatch.setattr(running.Run, "predict", predict)
 
 
 # --- for which models -------------------------------------------------------------------------------------------------
@@ -145,8 +147,8 @@ def test_gradient_through_model_and_encoder_agrees_with_finite_differences(
         with gradients():
             run.token = run.learning.token()
             run.unit, run.start = run.token.deviations, run.token.start(len(x), 0)
-            run.chunks = hook.Chunks(len(x))
-            at_step = hook._StepEstimates(run, guider, x, timestep, options, seed, step)
+            run.chunks = running.Chunks(len(x))
+            at_step = running.StepEstimates(run, guider, x, timestep, options, seed, step)
             noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
             at_step._noise = lambda iteration: noise
             clean, pullback = at_step.clean({name: torch.zeros_like(value) for name, value in run.start.items()})
@@ -164,8 +166,8 @@ def test_gradient_through_model_and_encoder_agrees_with_finite_differences(
             )
             found.append((length, slope / (2 * size)))
 
-    monkeypatch.setattr(hook._Run, "_learn", check)
-    monkeypatch.setattr(hook._Run, "finish", lambda run: None)
+    monkeypatch.setattr(running.Run, "_learn", check)
+    monkeypatch.setattr(running.Run, "finish", lambda run: None)
     graph.learned(steps=Steps(0.2, 0.3))
     [(length, slope)] = found
     assert length > 0
@@ -290,13 +292,13 @@ def test_images_learn_apart(graph: Graph) -> None:
 
 def test_tokens_go_on_from_step_to_step_and_differ(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds, moved = Rounds(monkeypatch), []
-    real = hook._Run._round
+    real = running.Run._round
 
     def round_(run: Any, *rest: Any) -> Any:
         moved.append(run.offsets["clip_l"].clone())
         return real(run, *rest)
 
-    monkeypatch.setattr(hook._Run, "_round", round_)
+    monkeypatch.setattr(running.Run, "_round", round_)
     graph.learned()
     assert [float(offset.norm()) > 0 for offset in moved] == [False, True]
     last = rounds.run.offsets["clip_l"]
@@ -382,9 +384,9 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradient(family: str, monke
     def check(run: Any, guider: Any, x: Tensor, timestep: Tensor, options: Any, seed: int, step: int) -> None:
         run.token = run.learning.token()
         run.unit, run.start = run.token.deviations, run.token.start(len(x), 0)
-        run.chunks = hook.Chunks(len(x))
+        run.chunks = running.Chunks(len(x))
         for run.checkpointing in (False, True):
-            at_step, nodes = hook._StepEstimates(run, guider, x, timestep, options, seed, step), []
+            at_step, nodes = running.StepEstimates(run, guider, x, timestep, options, seed, step), []
             at_step.iteration = 1
             with gradients():
                 noisy = at_step._noise(at_step.iteration)
@@ -397,8 +399,8 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradient(family: str, monke
                     renoised = at_step.renoised(clean)[1](noisy)
             found.append((clean, renoised, gradient, nodes[0]))
 
-    monkeypatch.setattr(hook._Run, "_learn", check)
-    monkeypatch.setattr(hook._Run, "finish", lambda run: None)
+    monkeypatch.setattr(running.Run, "_learn", check)
+    monkeypatch.setattr(running.Run, "finish", lambda run: None)
     graph.learned(steps=Steps(0.2, 0.3))
     (clean, renoised, gradient, nodes), (clean_2, renoised_2, gradient_2, nodes_2) = found
     assert torch.equal(clean, clean_2)

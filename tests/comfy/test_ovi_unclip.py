@@ -11,7 +11,8 @@ import comfy.clip_vision
 import comfy.sample
 import pytest
 import torch
-from comfyui_diversity.core.drivers.minority import Learning, to_learn, with_learning
+from comfyui_diversity.core.drivers.minority import to_learn, with_learning
+from comfyui_diversity.core.drivers.minority_learning import Learning
 from comfyui_diversity.core.drivers.schedule import scheduled
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.methods.schedule import Window

@@ -15,7 +15,8 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from comfyui_diversity.core.drivers import minority as driver
+from comfyui_diversity.core.drivers.minority_estimates import StepEstimates
+from comfyui_diversity.core.drivers.minority_run import Run
 from comfyui_diversity.core.hooks.noise_levels import level_before, sigma_at_timestep, timestep_share
 from comfyui_diversity.core.hooks.tokens import LearnableToken
 from comfyui_diversity.core.methods.minority import Steps
@@ -225,7 +226,7 @@ def ours(
     tokens: list[dict[str, Tensor]] = []
     noises: list[Tensor] = []
     runs: list[Any] = []
-    encode, noise_of, finish = LearnableToken.encode, driver._StepEstimates._noise, driver._Run.finish
+    encode, noise_of, finish = LearnableToken.encode, StepEstimates._noise, Run.finish
 
     def spy_encode(self: LearnableToken, embeddings: dict[str, Tensor]) -> Any:
         tokens.append({name: value.detach()[:, 0].clone() for name, value in embeddings.items()})
@@ -236,8 +237,8 @@ def ours(
         return noises[-1]
 
     monkeypatch.setattr(LearnableToken, "encode", spy_encode)
-    monkeypatch.setattr(driver._StepEstimates, "_noise", spy_noise)
-    monkeypatch.setattr(driver._Run, "finish", lambda run: (runs.append(run), finish(run)))
+    monkeypatch.setattr(StepEstimates, "_noise", spy_noise)
+    monkeypatch.setattr(Run, "finish", lambda run: (runs.append(run), finish(run)))
     model = small_sdxl() if kind == "sdxl" else small_model("eps")
     clip = small_encoder("sdxl" if kind == "sdxl" else "sd1")
     with torch.inference_mode():

@@ -11,7 +11,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfyui_diversity.core.drivers.cno import ContrastiveNoise
-from comfyui_diversity.core.drivers.minority import Learning, to_learn, with_learning
+from comfyui_diversity.core.drivers.minority import to_learn, with_learning
+from comfyui_diversity.core.drivers.minority_learning import Learning
 from comfyui_diversity.core.drivers.rarity import rarity_of
 from comfyui_diversity.core.hooks.caches import without_caches
 from comfyui_diversity.core.hooks.sampling import SamplerRun, with_noise_change

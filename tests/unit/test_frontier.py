@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import provenance
 from benchmarks.frontier_figures import best_at, hypervolume, summary
-from benchmarks.frontier_page import gains, made, outline, with_part
+from benchmarks.frontier_page import gains, made, outline, rounded, with_part
 from benchmarks.frontier_plot import draw_frontier, looks, picture
 from benchmarks.frontier_rows import MODELS, TOGETHER, rows_of
 from benchmarks.frontier_store import load, merged, save
@@ -274,3 +274,7 @@ def test_what_stands_on_pink_noise_is_swept_as_pink_noise_alone(name: str) -> No
     assert all(list(row.settings) == list(TOGETHER[name]) for row in under)
     [middle] = [row for row in rows_of("distilled", full=False) if row.name == name]
     assert middle == under[1]
+
+
+def test_a_zero_has_no_minus() -> None:
+    assert [rounded(-0.004, 2), rounded(-0.004, 2, "+"), rounded(-0.006, 2, "+")] == ["0.00", "+0.00", "-0.01"]
