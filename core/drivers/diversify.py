@@ -281,7 +281,7 @@ class _ModelSide:
     def _noise(self, run: SamplerRun, situation: Situation, chosen: Plan) -> tuple[Tensor, str, Plan]:
         """The noise, what is said, and what is really done."""
         nothing = replace(chosen, noise_strength=0.0, wide=1.0)
-        settings = replace(RECOMMENDED, strength=chosen.noise_strength, cells=chosen.cells)
+        settings = replace(RECOMMENDED, strength=chosen.noise_strength)
         start = Start(wide=chosen.wide)
         if not settings.active and start == Start():
             why = "the image is begun already" if situation.batch == 1 and not situation.starts else "by choice"
@@ -291,10 +291,10 @@ class _ModelSide:
             noise = ContrastiveNoise(settings, start=start)(run)
         except ValueError as error:
             return run.noise, f"Noise: as it is. {error}", nothing
-        how = "its coarse structure alone, " if settings.cells else ""
         done = [f"its coarsest structure {start.wide:g} times as large"] if start != Start() else []
         if settings.active:
-            done.append(f"{how}moved apart by {settings.strength:.2f} in {settings.iterations} iterations")
+            how = f"moved apart by {settings.strength:.2f} in {settings.iterations} iterations"
+            done.append(f"its coarse structure {how}")
         return noise, f"Noise: {', then '.join(done)}.", chosen
 
 

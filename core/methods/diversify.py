@@ -3,7 +3,8 @@
 What a strength gives and costs is in docs/measurements/frontier.md. A batch gets noises that are moved apart, and
 guidance in a limited interval (Kynkaanniemi et al. 2024, arXiv 2404.07724). Variants of the prompt would add nothing
 to it that is certain; they are for one image alone, which has no other to be moved away from. Its noise is made wider
-instead: away from what all images have in common.
+instead: away from what all images have in common. So is that of a batch on models of few steps, whose images are the
+most alike; elsewhere that gives a batch no more than moving its noise further.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Plan:
 
     kappa: cosine of the prompt's variants to the prompt. window: when they are in force. added_tokens: so many tokens
         behind the prompt are varied, see TPSO.
-    noise_strength, cells: of Contrastive Noise Optimization; all else of it is as recommended.
+    noise_strength: of Contrastive Noise Optimization; all else of it is as recommended.
     wide: how many times as large the coarsest structure of the noise is, see `core.methods.starts`.
     unguided: number of steps without guidance at the start and at the end.
     """
@@ -58,7 +59,6 @@ class Plan:
     window: Window
     added_tokens: int
     noise_strength: float
-    cells: int
     wide: float
     unguided: tuple[int, int]
 
@@ -76,11 +76,10 @@ def plan(strength: float, situation: Situation) -> Plan:
     few, several = situation.few_steps, situation.batch > 1
     # Of unit vectors from the prompt's axis: the sine of their angle to it.
     distance = 0.0 if several else 0.25 * strength
-    # Models of few steps keep what they are given in all detail, and show it: there little does much. With more steps a
-    # fifth of the noise gives about half of the difference, so that the lower strengths need little.
-    noise = 0.15 * strength**1.25 if few else 0.5 * strength**2.3
+    # With more steps a fifth of the noise gives about half of the difference, so that the lower strengths need little.
+    noise = 0.5 * strength ** (1 if few else 2.3)
     # An image that is begun has its layout, and noise that is wider would only shift its tones.
-    wider = (1.5 if few else 1.0) * strength if situation.starts and not several else 0.0
+    wider = _wider(strength, few, several) if situation.starts else 0.0
     first = FIRST_UNGUIDED * strength if situation.starts else 0.0
     last = LAST_UNGUIDED * min(2 * strength, 1.0) if situation.ends else 0.0
     steps = situation.steps if situation.guided else 0
@@ -89,10 +88,16 @@ def plan(strength: float, situation: Situation) -> Plan:
         window=Window(RATIO),
         added_tokens=2 if few else 4,
         noise_strength=noise if several else 0.0,
-        cells=0 if few else RECOMMENDED.cells,
         wide=1 + wider,
         unguided=(_whole(first * steps), _whole(last * steps)),
     )
+
+
+def _wider(strength: float, few: bool, several: bool) -> float:
+    """How much larger the coarsest structure of the noise is. In a batch it comes on top of noise that is moved."""
+    if several:
+        return strength**2 if few else 0.0
+    return (1.5 if few else 1.0) * strength
 
 
 def _whole(steps: float) -> int:

@@ -162,7 +162,7 @@ def test_it_is_the_methods_one_after_another(kind: str, batch: int, workflow_of:
             between = None if can_blend(rows, plain) else unvaried(own.clip, TEXT, "auto", chosen.added_tokens)
             positive = scheduled(one_variant(rows, 3), plain, chosen.window, between=between)
     guided_alone = own.sample(model, plain, batch, seed=3)
-    contrast = ContrastiveNoise.recommended(strength=chosen.noise_strength, cells=chosen.cells, wide=chosen.wide)
+    contrast = ContrastiveNoise.recommended(strength=chosen.noise_strength, wide=chosen.wide)
     model = with_noise_change(model, "test", contrast)
     by_hand = own.sample(model, positive, batch, seed=3)
     close = {"rtol": 1e-4, "atol": 1e-5}  # guidance of 1 is computed otherwise
@@ -534,7 +534,7 @@ def test_a_model_that_reads_tokens_besides_embeddings(monkeypatch: pytest.Monkey
     monkeypatch.setattr(driver, "recommended", partial(recommended, steps=FEW))
     nodes = anima.node()
     anima.sample(*nodes)
-    assert "Noise: its coarse structure alone, moved apart by 0.30" in anima.report
+    assert "Noise: its coarse structure moved apart by 0.30" in anima.report
     anima.sample(*nodes, 1)
     assert f"of {VARIANTS_OF_ONE}, by the sampler's seed" in anima.report
 
