@@ -56,8 +56,8 @@ _DETAIL = "  "  # begins a line that is for the log alone
 def diversified_model(
     model: ModelPatcher, strength: float, node: str | None, prompt: bool, choose: Planner = plan
 ) -> ModelPatcher:
-    """A clone of the model whose samplers start from noises that are moved apart (of one image: that are wider), and
-    are guided in an interval.
+    """A clone of the model whose samplers start from noises that are moved apart or made wider, and are guided in an
+    interval.
 
     node: the id of the node on which the report is shown. prompt: whether there is a conditioning of
     `diversified_prompt` that is to come along. choose: what a strength means. At strength 0 the model itself. Raises
@@ -291,11 +291,11 @@ class _ModelSide:
             noise = ContrastiveNoise(settings, start=start)(run)
         except ValueError as error:
             return run.noise, f"Noise: as it is. {error}", nothing
-        done = [f"its coarsest structure {start.wide:g} times as large"] if start != Start() else []
+        done = [f"its coarsest structure {start.wide:.3g} times as large"] if start != Start() else []
         if settings.active:
             how = f"moved apart by {settings.strength:.2f} in {settings.iterations} iterations"
             done.append(f"its coarse structure {how}")
-        return noise, f"Noise: {', then '.join(done)}.", chosen
+        return noise, "Noise: " + ",\nthen ".join(done) + ".", chosen
 
 
 def _title(strength: float, situation: Situation, guider: comfy.samplers.CFGGuider) -> str:

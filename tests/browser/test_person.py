@@ -160,7 +160,8 @@ def test_a_visit(frontend: Frontend, page: Page, client: Client, tmp_path: Path)
     shot(page, "4_report")
     report = shown_text(page, "Diversify")
     assert "Diversify 0.8: 10 images, 4 steps, no CFG" in report
-    assert "Noise: moved apart by 0.11 in 3 iterations" in report
+    assert "Noise: its coarsest structure 1.64 times as large" in report
+    assert "then its coarse structure moved apart by 0.40 in 3 iterations." in report
 
     # A saved image holds the graph: dropped on the page, it brings it back.
     saved = tmp_path / "saved.png"
