@@ -316,7 +316,7 @@ def test_similarity_holds_at_the_end(graph: Graph, monkeypatch: pytest.MonkeyPat
 
     free = cosines()
     floor = float((1 + free.max()) / 2)
-    monkeypatch.setattr(hook, "native_kappa", lambda encoder, kappa: kappa)
+    monkeypatch.setattr(running, "native_kappa", lambda encoder, kappa: kappa)
     assert (cosines(similarity=floor) >= floor - 1e-5).all()
     assert (free < floor).all()
 
