@@ -102,7 +102,7 @@ def test_inside_a_subgraph(client: Client, reports: Reports) -> None:
     other, run = made(client, diversified(1.0, sampler_seed=2))
     assert INSIDE in run.cached
     assert not np.array_equal(other, first)
-    assert "moved apart" in reports.of(title)[0][1]
+    assert "moved apart by 0.50" in reports.of(title)[0][1]
 
     reports.found.clear()
     again, _ = made(client, diversified(1.0, node="99"))
