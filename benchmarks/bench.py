@@ -1,7 +1,8 @@
 """The frontier: good images against diversity, for every rival and method, on the prompts that nothing was chosen on.
 
     python dev.py bench                     # ten minutes: the few-step model, one row a curve, few prompts
-    python dev.py bench --full              # hours: every model and row; a stopped run goes on where it was
+    python dev.py bench --full              # hours: every model and row that is reported; a stopped run goes on
+    python dev.py bench --every             # days: all values of a knob, all pairs, all CFGs, the fifth model, too
     python dev.py bench --full --model mmdit --rows "CFG*" "Diverse*"
 
 Writes `frontier.json`, a list of rows, after every row (see `benchmarks.frontier_store`), and `frontier.png`. With
@@ -30,8 +31,9 @@ from comfyui_diversity.demo.world.draw import draw
 from comfyui_diversity.demo.world.prompts import Prompt
 
 from . import provenance
+from .frontier_extent import REPORTED
 from .frontier_plot import draw_frontier
-from .frontier_rows import MODELS, Row, rows_of
+from .frontier_rows import MODELS, Row, grid, rows_of
 from .frontier_score import FIGURES, means, score
 from .frontier_store import folder_of, load, merged, save
 from .image_store import stored
@@ -42,7 +44,7 @@ from .results import SCRATCH, commit
 from .results import replace as write_whole
 from .rows import FIRST_SEED, SETS
 
-IMAGES = 10  # one batch
+IMAGES = 20  # one batch
 QUICK_PROMPTS, QUICK_IMAGES, QUICK_MODELS = 4, 5, ("distilled",)
 DATA = "the data itself"
 
@@ -168,7 +170,8 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         prog="python dev.py bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--full", action="store_true", help="every model, row and prompt")
+    found.add_argument("--full", action="store_true", help="every prompt, and every model and row that is reported")
+    found.add_argument("--every", action="store_true", help="as --full, with all other rows, too")
     found.add_argument("--model", nargs="*", choices=list(MODELS), help="only these")
     found.add_argument("--rows", nargs="*", default=["*"], help='only curves of these names, "*" for anything')
     found.add_argument("--prompts", type=int, default=0, help="only the first so many prompts")
@@ -185,8 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     options = parser().parse_args(arguments)
     torch.set_num_threads(1)
-    full, path = options.full, options.out / "frontier.json"
-    models = options.model or (available() if full else QUICK_MODELS)
+    full, path = options.full or options.every, options.out / "frontier.json"
+    models = options.model or (MODELS if options.every else REPORTED if full else QUICK_MODELS)
     hold_revisions(models)
     try:
         if options.replace:
@@ -198,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = [
             row
             for model in models
-            for row in rows_of(model, full and not options.one)
+            for row in (grid(model) if options.every else rows_of(model, full and not options.one))
             if any(fnmatch(row.name, wanted) for wanted in options.rows)
         ]
         if not rows:
@@ -247,13 +250,6 @@ def hold_revisions(models: Sequence[str]) -> None:
         for role in provenance.ROLES:
             provenance.making(role, model)
             provenance.revision(role, model)
-
-
-def available() -> list[str]:
-    """The models that this revision has."""
-    from .world import RECIPES
-
-    return [model for model in MODELS if model in RECIPES]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ GROUPS = {"method": "ours", "rival": "rivals"}
 # that a pair comes again only after all others.
 COLOURS = {"method": ("#d62728", "#ff9500", "#8e1b8c", "#8c4a2f", "#e0559a"),
            "rival": ("#1f77b4", "#2ca02c", "#17a2b8", "#6b7280", "#3f3fbf", "#8a8d00")}  # fmt: skip
-MARKERS = {"method": "sD^ovP<>p", "rival": "oD^svPX"}
+MARKERS = {"method": "sD^ovP<>phd", "rival": "oD^svPX"}
 BASELINE: Look = {"color": "black", "marker": "o", "markersize": 11, "markeredgecolor": "white", "zorder": 5}
 DATA: Look = {"color": "black", "marker": "*", "markersize": 14, "zorder": 4}
 WIDTH, DPI, COLUMNS = 9.0, 160, 2  # inches, at 100 of a page's pixels each

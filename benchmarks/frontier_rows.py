@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .frontier_extent import wanted
 from .job import Change
 from .ours import BESIDE, OURS
 from .results import COMMITTED
@@ -29,7 +30,8 @@ Parts = tuple[tuple[str, Mapping[str, Any]], ...]
 
 @dataclass(frozen=True)
 class Row:
-    """role: baseline, rival or method. name: of the curve. parts: names and settings, applied in this order."""
+    """role: baseline, rival or method. name: of the curve. parts: names and settings, applied in this order. factor: of
+    the main knob, as a multiple of the chosen value."""
 
     model: str
     role: str
@@ -37,6 +39,7 @@ class Row:
     cfg: float
     parts: Parts = ()
     free: bool = True
+    factor: float = 1.0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def curve(model: str, role: str, name: str, parts: Parts, knob: str, cfg: float,
         own = dict(settings)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and factor != 1:
             own[knob] = swept(knob, value, factor)
-        yield Row(model, role, name, cfg, (*others, (last, own)), free)
+        yield Row(model, role, name, cfg, (*others, (last, own)), free, factor)
 
 
 def over_knob(row: Row) -> list[Row]:
@@ -146,7 +149,13 @@ def swept(knob: str, value: float, factor: float) -> float:
 
 
 def rows_of(model: str, full: bool = True) -> list[Row]:
-    """All rows of a model; without `full` one row a curve, and the CFG curve at every other value."""
+    """The rows of a model that are reported (see `frontier_extent`); without `full` one row a curve, its middle one."""
+    rows = [row for row in grid(model) if wanted(row)]
+    return rows if full else quick(rows)
+
+
+def grid(model: str) -> list[Row]:
+    """All rows that a model can have. Raises ValueError for an unknown one."""
     if model not in MODELS:
         raise ValueError(f"model is {model!r}; it must be one of {', '.join(MODELS)}.")
     cfg, found = best_cfg(model), []
@@ -175,6 +184,7 @@ def rows_of(model: str, full: bool = True) -> list[Row]:
         "Noise, fine detail too": (("Diverse Noise", {"cells": 0, "strength": 0.25}),),
         "Minority, one step": (("Minority Prompt", {"window": [0.0, 0.01], "keep_until": 0.0}),),
         "Prompts, less alike": (("Diverse Prompts", {"kappa": 0.35}),),
+        "Noise, stronger": (("Diverse Noise", {"strength": 1.0}),),
     }
     if guided:
         extra["Noise, estimates at CFG 1"] = (("Diverse Noise", {"cfg": 1.0}),)
@@ -183,9 +193,7 @@ def rows_of(model: str, full: bool = True) -> list[Row]:
             parts = together(model, TOGETHER.get(name, (name,)))
             found += [Row(model, "method", f"{name}, over CFG", other, parts, False) for other in CFGS if other != cfg]
     found += [Row(model, "method", name, cfg, parts, False) for name, parts in extra.items()]
-    unique = {row.key: row for row in found}
-    rows = list(unique.values())
-    return rows if full else quick(rows)
+    return list({row.key: row for row in found}.values())
 
 
 def quick(rows: Sequence[Row]) -> list[Row]:

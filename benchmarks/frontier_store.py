@@ -46,7 +46,7 @@ def load(path: Path) -> list[dict[str, Any]]:
 
 def merged(path: Path, rows: Sequence[Mapping[str, Any]], model: str, current: Set[str]) -> list[dict[str, Any]]:
     """The rows of the file with these of `model` in place of earlier ones of the same key. Raises ValueError for a file
-    with rows of the model that are of none of the `current` revisions."""
+    with rows of the model that are of none of the `current` revisions, or of other numbers of prompts and images."""
     old = load(path)
     others = {row["revision"] for row in old if row["model"] == model} - current
     if others:
@@ -55,7 +55,15 @@ def merged(path: Path, rows: Sequence[Mapping[str, Any]], model: str, current: S
             f"{path} holds rows of revision {theirs} of {model}; this is {own}. "
             "Rows of two revisions are not mixed: give another folder by --out, or drop the other ones by --replace."
         )
-    return list({row["key"]: dict(row) for row in [*old, *rows]}.values())
+    found = {row["key"]: dict(row) for row in [*old, *rows]}
+    sizes = {(row["prompts"], row["images"]) for row in found.values() if row["model"] == model}
+    if rows and len(sizes) > 1:
+        theirs = " and ".join(f"{images} images of {prompts} prompts" for prompts, images in sorted(sizes))
+        raise ValueError(
+            f"{path} would hold rows of {theirs} for {model}, which cannot be compared: give the same --prompts and "
+            "--images, or another folder by --out."
+        )
+    return list(found.values())
 
 
 def save(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from benchmarks import provenance
+from benchmarks.frontier_extent import REPORTED, values
 from benchmarks.frontier_figures import best_at, hypervolume, summary
 from benchmarks.frontier_page import gains, made, outline, rounded, with_part
 from benchmarks.frontier_plot import draw_frontier, looks, picture
-from benchmarks.frontier_rows import MODELS, TOGETHER, rows_of
+from benchmarks.frontier_rows import MODELS, TOGETHER, grid, quick, rows_of
 from benchmarks.frontier_store import load, merged, save
 from benchmarks.intervals import mean_interval, resampled
 from benchmarks.search import survivors
@@ -114,6 +115,10 @@ def test_rows_of_another_revision_are_refused(tmp_path: Path) -> None:
     assert merged(path, [better], model, {"a", "b"}) == [ROWS[0], better, *ROWS[2:]]
     with pytest.raises(ValueError, match=f"revision a of {model}; this is b, c"):
         merged(path, [], model, {"b", "c"})
+    fewer = {**ROWS[1], "key": "of fewer", "prompts": 4, "images": 40}
+    with pytest.raises(ValueError, match="40 images of 4 prompts and 400 images of 40 prompts for mmdit"):
+        merged(path, [fewer], model, {"a"})
+    assert merged(path, [{**fewer, "model": "another"}], "another", {"a"})[:-1] == ROWS
     other = {**ROWS[0], "model": "another", "key": "another", "revision": "b"}
     assert merged(path, [other], "another", {"b"}) == [*ROWS, other]
     path.write_text("[{]")
@@ -123,11 +128,28 @@ def test_rows_of_another_revision_are_refused(tmp_path: Path) -> None:
 
 def test_every_row_has_its_own_key_and_every_model_its_baseline() -> None:
     for model in MODELS:
-        rows = rows_of(model)
-        assert len({one.key for one in rows}) == len(rows)
+        every, rows = grid(model), rows_of(model)
+        assert len({one.key for one in every}) == len(every)
         assert [one.role for one in rows].count("baseline") == 1
         assert {one.name for one in rows_of(model, full=False)} == {one.name for one in rows}
-        assert all(one.changes() is not None for one in rows)
+        assert all(one.changes() is not None for one in every)
+        assert {one.key for one in rows} < {one.key for one in every}
+
+
+@pytest.mark.parametrize("model", REPORTED)
+def test_all_that_is_to_be_reported_is_in_the_grid(model: str) -> None:
+    for name, wanted in values(model).items():
+        own = [one for one in grid(model) if one.name == name]
+        there = {one.cfg if name.endswith("over CFG") else one.factor for one in own}
+        assert set(wanted) <= there, name
+
+
+@pytest.mark.parametrize("model", REPORTED)
+def test_rivals_are_reported_at_their_chosen_settings(model: str) -> None:
+    rows = rows_of(model)
+    for one in grid(model):
+        if one.role == "rival" and one.factor == 1:
+            assert one in rows
 
 
 def test_half_of_the_tries_go_on_and_the_best_of_them_first() -> None:
@@ -184,7 +206,7 @@ def test_a_curve_looks_the_same_in_all_panels() -> None:
     names = {one["name"] for one in ROWS if one["role"] != "baseline"}
     assert {name: seen[name] for name in names} == {name: others[name] for name in names}
     assert len({others[name] for name in {"before ours", "another", *names}}) == len(names) + 2
-    every = [row(one.role, one.name, 0.9, 1.5) for model in MODELS for one in rows_of(model)]
+    every = [row(one.role, one.name, 0.9, 1.5) for model in MODELS for one in grid(model)]
     found = looks(every)
     assert len({(look["color"], look["marker"]) for look in found.values()}) == len(found)
 
@@ -268,11 +290,11 @@ def test_what_a_rival_does_not_import_is_no_part_of_its_revision(tmp_path: Path)
 
 @pytest.mark.parametrize("name", [name for name, names in TOGETHER.items() if "pink noise" in names])
 def test_what_stands_on_pink_noise_is_swept_as_pink_noise_alone(name: str) -> None:
-    rows = rows_of("distilled")
+    rows = grid("distilled")
     alone, under = ([row for row in rows if row.name == wanted] for wanted in ("pink noise", name))
     assert [row.settings["pink noise"] for row in under] == [row.settings["pink noise"] for row in alone]
     assert all(list(row.settings) == list(TOGETHER[name]) for row in under)
-    [middle] = [row for row in rows_of("distilled", full=False) if row.name == name]
+    [middle] = [row for row in quick(rows) if row.name == name]
     assert middle == under[1]
 
 
