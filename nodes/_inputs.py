@@ -20,7 +20,7 @@ from ..core.hooks.prompt import NO_ENCODER, text_encoders
 from ..core.require import require
 
 RECOMMENDED, PUBLISHED = MODES = ("recommended", "published")
-AUTO, OFF = "auto", "off"
+AUTO, ON, OFF = "auto", "on", "off"
 AUTO_NUMBER = -1
 
 _Input = TypeVar("_Input", bound=io.Input)

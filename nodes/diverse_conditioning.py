@@ -15,7 +15,8 @@ from ..core.methods.schedule import Window
 from ..core.methods.tpso import Settings
 from ..core.require import require
 from ._inputs import AUTO_NUMBER, OFF, CheckedNode, Options, check_clip, checked, options_input, read_options
-from .tpso import RATIO, DiversePromptsOptions, refuse_published_alone
+from .tpso import RATIO
+from .tpso_options import DiversePromptsOptions, refuse_published_alone
 
 
 class DiverseConditioning(CheckedNode):

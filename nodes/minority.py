@@ -29,6 +29,7 @@ from ._inputs import (
     AUTO,
     AUTO_NUMBER,
     OFF,
+    ON,
     PUBLISHED,
     CheckedNode,
     Options,
@@ -391,7 +392,7 @@ def _published_options() -> list[io.Input]:
         ),
         io.Combo.Input(
             "anneal",
-            options=[AUTO, "on", OFF],
+            options=[AUTO, ON, OFF],
             default=AUTO,
             optional=True,
             tooltip=(
@@ -419,7 +420,7 @@ def _published_options() -> list[io.Input]:
 
 def _renoise(value: float, anneal: str, preset: Preset) -> float | None:
     """The level to noise again to, None for annealed. Raises ValueError for a level that is annealed and fixed."""
-    if anneal == "on":
+    if anneal == ON:
         require(value == AUTO_NUMBER, "renoise", value, "-1 (auto) with anneal on")
         return None
     return _or(value, FIXED_LEVEL if anneal == OFF else preset.renoise)

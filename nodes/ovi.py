@@ -30,6 +30,7 @@ from ._inputs import (
     AUTO,
     AUTO_NUMBER,
     OFF,
+    ON,
     PUBLISHED,
     CheckedNode,
     Options,
@@ -125,7 +126,7 @@ class TextToVisionOptions(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "match_length",
-                    options=[AUTO, "on", OFF],
+                    options=[AUTO, ON, OFF],
                     default=AUTO,
                     tooltip=(
                         '"on": the embedding is rescaled to the mean length of the bank\'s (without a bank: to the '

@@ -20,7 +20,8 @@ from comfyui_diversity.nodes._inputs import read_options
 from comfyui_diversity.nodes.cno import DiverseNoise
 from comfyui_diversity.nodes.diversify import Diversify
 from comfyui_diversity.nodes.minority import MinorityPrompt, MinorityPromptOptions
-from comfyui_diversity.nodes.tpso import DiversePrompts, DiversePromptsOptions
+from comfyui_diversity.nodes.tpso import DiversePrompts
+from comfyui_diversity.nodes.tpso_options import DiversePromptsOptions
 from small.encoders import small_encoder
 from small.models import small_model
 from torch import Tensor

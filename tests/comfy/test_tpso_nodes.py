@@ -22,7 +22,8 @@ from comfyui_diversity.core.methods.tpso import Settings, least_mean_pairwise
 from comfyui_diversity.demo import loader
 from comfyui_diversity.nodes._inputs import Options, read_options
 from comfyui_diversity.nodes.schedule import ScheduleConditioning
-from comfyui_diversity.nodes.tpso import DiversePrompts, DiversePromptsOptions
+from comfyui_diversity.nodes.tpso import DiversePrompts
+from comfyui_diversity.nodes.tpso_options import DiversePromptsOptions
 from safetensors.torch import load_file, save_file
 from small.encoders import small_encoder
 from small.models import random_latent, small_model

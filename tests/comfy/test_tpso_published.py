@@ -23,7 +23,8 @@ from comfyui_diversity.core.hooks.prompt import text_encoders
 from comfyui_diversity.core.methods.schedule import ReleasedWindow
 from comfyui_diversity.nodes._inputs import Options, read_options
 from comfyui_diversity.nodes.shared_noise import UseSharedNoise
-from comfyui_diversity.nodes.tpso import DiversePrompts, DiversePromptsOptions
+from comfyui_diversity.nodes.tpso import DiversePrompts
+from comfyui_diversity.nodes.tpso_options import DiversePromptsOptions
 from small.encoders import small_encoder
 from small.models import FAMILIES, small_model
 from small.released_tpso import Found, alphas, released, released_full_batch, starts
