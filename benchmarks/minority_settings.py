@@ -18,7 +18,8 @@ import torch
 from comfyui_diversity.core.drivers.minority import to_learn, with_learning
 from comfyui_diversity.core.drivers.minority_learning import Learning
 from comfyui_diversity.core.methods.minority import OBJECTIVES, PUBLISHED, RECOMMENDED, Settings, Steps
-from comfyui_diversity.nodes.minority import MinorityPrompt, MinorityPromptOptions
+from comfyui_diversity.nodes.minority import MinorityPrompt
+from comfyui_diversity.nodes.minority_options import MinorityPromptOptions
 from torch import Tensor
 
 from .world import World

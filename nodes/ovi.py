@@ -21,7 +21,6 @@ from ..core.drivers.ovi import (
     text_as_output,
     text_target,
 )
-from ..core.drivers.unclip import per_image
 from ..core.hooks.progress import Progress, show
 from ..core.hooks.vision import VisionTower
 from ..core.methods.image_bank import ImageBank
@@ -30,21 +29,17 @@ from ._inputs import (
     AUTO,
     AUTO_NUMBER,
     OFF,
-    ON,
     PUBLISHED,
     CheckedNode,
     Options,
     checked,
-    make_options,
     mode_input,
     options_input,
-    options_output,
     read_options,
 )
 from .image_bank import CATEGORY, Bank
+from .ovi_options import METHOD, NAME, OPTIONS_NAME, TextToVisionOptions
 
-_METHOD = "ovi"
-_NAME, _OPTIONS_NAME = "Text to Vision Embedding (OVI)", "Text to Vision Embedding Options"
 _AUTOMATIC = {
     "tokens": AUTO_NUMBER,
     "steps": AUTO_NUMBER,
@@ -64,86 +59,6 @@ def _text_inputs() -> list[io.Input]:
     ]
 
 
-class TextToVisionOptions(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="DiversityOVIOptions",
-            display_name="Text to Vision Embedding Options",
-            category=CATEGORY,
-            description="More settings for Text to Vision Embedding (OVI), which works without it.",
-            # Saved workflows keep widgets by position: append, never reorder.
-            inputs=[
-                io.Float.Input(
-                    "weight",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.05,
-                    tooltip=(
-                        "Weight of the constraint, as a multiple of the one that gives the paper's cosines; in "
-                        "published mode of the paper's own (0.5 for the nearest neighbour, 0.009 for Mahalanobis). "
-                        "Higher: nearer to the bank and further from the text. Far too high: every text gives the same "
-                        "embedding. 0: off."
-                    ),
-                ),
-                io.Int.Input(
-                    "tokens",
-                    default=AUTO_NUMBER,
-                    min=AUTO_NUMBER,
-                    max=4096,
-                    tooltip=(
-                        "Pseudo-tokens that take the place of an image's patches, at most as many as the tower has "
-                        "patches. More tokens come nearer to the text. -1: auto, 16, or 6 in published mode (which "
-                        "has 1 to 6)."
-                    ),
-                ),
-                io.Int.Input(
-                    "steps",
-                    default=AUTO_NUMBER,
-                    min=AUTO_NUMBER,
-                    max=10_000,
-                    tooltip=(
-                        "Optimisation steps. -1: auto, at most 500, fewer for a variant that no longer improves; in "
-                        "published mode always 1000. 0: off, the random start."
-                    ),
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=float(AUTO_NUMBER),
-                    min=float(AUTO_NUMBER),
-                    max=10.0,
-                    step=0.001,
-                    tooltip="How far a step moves a token's values. -1: auto, 0.02 as published.",
-                ),
-                io.Float.Input(
-                    "target_cosine",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="A variant stops as soon as its cosine to the text reaches this. 0: off.",
-                ),
-                io.Combo.Input(
-                    "match_length",
-                    options=[AUTO, ON, OFF],
-                    default=AUTO,
-                    tooltip=(
-                        '"on": the embedding is rescaled to the mean length of the bank\'s (without a bank: to the '
-                        'negative\'s), which keeps the prompt better. "off": as the tower gives it, often shorter '
-                        'than an image\'s. "auto": on, and off in published mode. Hidden states are not rescaled.'
-                    ),
-                ),
-            ],
-            outputs=[options_output(_METHOD, _NAME)],
-        )
-
-    @classmethod
-    @checked
-    def execute(cls, **values: Any) -> io.NodeOutput:
-        return make_options(_METHOD, values)
-
-
 def _plan(mode: str, options: Options | None) -> Plan:
     """Raises ValueError for an option that the mode does not have."""
     values = read_options(TextToVisionOptions, options)
@@ -159,7 +74,7 @@ class TextToVision(CheckedNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DiversityOVI",
-            display_name=_NAME,
+            display_name=NAME,
             category=CATEGORY,
             description=(
                 "An image embedding from text alone, for whatever reads one (unCLIP, Stable Cascade, style models, "
@@ -208,7 +123,7 @@ class TextToVision(CheckedNode):
                         "variants."
                     ),
                 ),
-                options_input(_METHOD, _OPTIONS_NAME),
+                options_input(METHOD, OPTIONS_NAME),
             ],
             outputs=[
                 io.ClipVisionOutput.Output(
@@ -358,63 +273,4 @@ class TextAsVision(io.ComfyNode):
         return io.NodeOutput(text_as_output(tower, target, length), tower.negative, report)
 
 
-class UnclipPerImage(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="DiversityUnclipPerImage",
-            display_name="unCLIP per Image",
-            category="diversity/conditioning",
-            description=(
-                "In place of unCLIPConditioning, which gives all images the sum of its embeddings: image k of the "
-                "batch gets embedding k. Needs no patched model."
-            ),
-            is_input_list=True,
-            inputs=[
-                io.Conditioning.Input("conditioning", tooltip="The prompt; one conditioning."),
-                io.ClipVisionOutput.Input(
-                    "clip_vision_output",
-                    tooltip=(
-                        "Embeddings, as a list (as OVI gives them) or of a batch of images. A larger batch uses them "
-                        "again from the first."
-                    ),
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.01,
-                    tooltip="As in unCLIPConditioning: the embedding is multiplied by it. 0: no embedding at all.",
-                ),
-                io.Float.Input(
-                    "noise_augmentation",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="As in unCLIPConditioning: how much of the embedding is noise. Higher: follows it less.",
-                ),
-            ],
-            outputs=[
-                io.Conditioning.Output(
-                    display_name="CONDITIONING", tooltip="The prompt with an embedding for each image."
-                )
-            ],
-        )
-
-    @classmethod
-    @checked
-    def execute(
-        cls,
-        conditioning: list[list],
-        clip_vision_output: list[Any],
-        strength: list[float],
-        noise_augmentation: list[float],
-    ) -> io.NodeOutput:
-        if len(conditioning) != 1:
-            raise ValueError(f"conditioning is a list of {len(conditioning)}; it must be one conditioning.")
-        return io.NodeOutput(per_image(conditioning[0], clip_vision_output, strength[0], noise_augmentation[0]))
-
-
-NODES = [TextToVision, TextToVisionOptions, TextAsVision, UnclipPerImage]
+NODES = [TextToVision, TextAsVision]

@@ -16,12 +16,8 @@ from comfy_extras.nodes_latent import LatentBatchSeedBehavior
 from comfyui_diversity.core.drivers.cno import ContrastiveNoise
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.methods.cno import RECOMMENDED, Settings, published
-from comfyui_diversity.nodes.cno import (
-    DiverseNoise,
-    DiverseNoiseForCustomSampler,
-    DiverseNoiseOptions,
-    DiverseNoiseToLatent,
-)
+from comfyui_diversity.nodes.cno import DiverseNoise, DiverseNoiseForCustomSampler, DiverseNoiseToLatent
+from comfyui_diversity.nodes.cno_options import DiverseNoiseOptions
 from comfyui_diversity.nodes.kept_noise import KeptNoiseForCustomSampler, UseKeptNoise
 from small.models import FAMILIES, Counter, conditioning, small_model
 from torch import Tensor

@@ -10,7 +10,8 @@ from comfyui_diversity.core.drivers.schedule import scheduled
 from comfyui_diversity.core.methods.schedule import Window
 from comfyui_diversity.core.methods.starts import candidates, pink, wide
 from comfyui_diversity.nodes._inputs import PUBLISHED
-from comfyui_diversity.nodes.cno import DiverseNoise, DiverseNoiseOptions
+from comfyui_diversity.nodes.cno import DiverseNoise
+from comfyui_diversity.nodes.cno_options import DiverseNoiseOptions
 from small.attached import small_controlnet
 from small.diverse_noise import STEPS, diverse, sample, started_from
 from small.models import Counter, conditioning, random_latent, small_model

@@ -19,7 +19,8 @@ from comfyui_diversity.core.methods.minority import NoGradientError
 from comfyui_diversity.nodes._inputs import read_options
 from comfyui_diversity.nodes.cno import DiverseNoise
 from comfyui_diversity.nodes.diversify import Diversify
-from comfyui_diversity.nodes.minority import MinorityPrompt, MinorityPromptOptions
+from comfyui_diversity.nodes.minority import MinorityPrompt
+from comfyui_diversity.nodes.minority_options import MinorityPromptOptions
 from comfyui_diversity.nodes.tpso import DiversePrompts
 from comfyui_diversity.nodes.tpso_options import DiversePromptsOptions
 from small.encoders import small_encoder

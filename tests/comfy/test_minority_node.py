@@ -17,7 +17,8 @@ from comfy_extras.nodes_flux import CLIPTextEncodeFlux
 from comfyui_diversity.core.drivers import minority as hook
 from comfyui_diversity.core.hooks.carried import payloads
 from comfyui_diversity.core.methods.minority import Settings
-from comfyui_diversity.nodes.minority import MinorityPrompt, MinorityPromptOptions
+from comfyui_diversity.nodes.minority import MinorityPrompt
+from comfyui_diversity.nodes.minority_options import MinorityPromptOptions
 from small.encoders import small_encoder
 from small.models import small_model
 from torch import Tensor

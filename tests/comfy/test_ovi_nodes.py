@@ -17,7 +17,8 @@ from comfyui_diversity.core.drivers.ovi import PUBLISHED_CONSTRAINTS, Plan
 from comfyui_diversity.core.methods.image_bank import ImageBank
 from comfyui_diversity.core.methods.ovi import Settings
 from comfyui_diversity.nodes.image_bank import LoadImageBank, MakeImageBank, SaveImageBank
-from comfyui_diversity.nodes.ovi import TextAsVision, TextToVision, TextToVisionOptions, _plan
+from comfyui_diversity.nodes.ovi import TextAsVision, TextToVision, _plan
+from comfyui_diversity.nodes.ovi_options import TextToVisionOptions
 from comfyui_diversity.nodes.tpso import DiversePrompts
 from small.encoders import small_encoder
 from small.models import WIDTH, _randomise, conditioning

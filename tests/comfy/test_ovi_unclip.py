@@ -16,7 +16,7 @@ from comfyui_diversity.core.drivers.minority_learning import Learning
 from comfyui_diversity.core.drivers.schedule import scheduled
 from comfyui_diversity.core.hooks.sampling import with_noise_change
 from comfyui_diversity.core.methods.schedule import Window
-from comfyui_diversity.nodes.ovi import UnclipPerImage
+from comfyui_diversity.nodes.unclip import UnclipPerImage
 from small.encoders import small_encoder
 from small.models import WIDTH, conditioning, random_latent, small_model
 from small.vision import small_cascade, small_unclip

@@ -19,12 +19,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import CFGGuider, RandomNoise
 from comfyui_diversity.core.hooks.denoise import CleanEstimate
-from comfyui_diversity.nodes.cno import (
-    DiverseNoise,
-    DiverseNoiseForCustomSampler,
-    DiverseNoiseOptions,
-    DiverseNoiseToLatent,
-)
+from comfyui_diversity.nodes.cno import DiverseNoise, DiverseNoiseForCustomSampler, DiverseNoiseToLatent
+from comfyui_diversity.nodes.cno_options import DiverseNoiseOptions
 from small.models import FAMILIES, conditioning, small_model
 from torch import Tensor
 

@@ -20,7 +20,8 @@ from comfyui_diversity.core.drivers.minority_run import Run
 from comfyui_diversity.core.hooks.noise_levels import level_before, sigma_at_timestep, timestep_share
 from comfyui_diversity.core.hooks.tokens import LearnableToken
 from comfyui_diversity.core.methods.minority import Steps
-from comfyui_diversity.nodes.minority import MinorityPrompt, MinorityPromptOptions
+from comfyui_diversity.nodes.minority import MinorityPrompt
+from comfyui_diversity.nodes.minority_options import MinorityPromptOptions
 from small.encoders import small_encoder
 from small.models import small_model, small_sdxl
 from torch import Tensor

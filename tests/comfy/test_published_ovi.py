@@ -18,7 +18,8 @@ from comfyui_diversity.core.methods.image_bank import ImageBank
 from comfyui_diversity.core.methods.ovi import initial_tokens, invert
 from comfyui_diversity.nodes import ovi as node
 from comfyui_diversity.nodes.image_bank import MakeImageBank
-from comfyui_diversity.nodes.ovi import TextToVision, TextToVisionOptions
+from comfyui_diversity.nodes.ovi import TextToVision
+from comfyui_diversity.nodes.ovi_options import TextToVisionOptions
 from small.encoders import small_encoder
 from small.vision import SIZES, small_vision
 from torch import Tensor

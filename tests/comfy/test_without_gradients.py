@@ -16,8 +16,10 @@ from comfyui_diversity.core.hooks.text import PromptEncoder, prompt_encoders
 from comfyui_diversity.core.methods.minority import PRESETS, Steps
 from comfyui_diversity.core.methods.tpso import initial_offsets
 from comfyui_diversity.nodes._inputs import PUBLISHED, read_options
-from comfyui_diversity.nodes.cno import DiverseNoise, DiverseNoiseOptions
-from comfyui_diversity.nodes.minority import MinorityPrompt, MinorityPromptOptions
+from comfyui_diversity.nodes.cno import DiverseNoise
+from comfyui_diversity.nodes.cno_options import DiverseNoiseOptions
+from comfyui_diversity.nodes.minority import MinorityPrompt
+from comfyui_diversity.nodes.minority_options import MinorityPromptOptions
 from small.encoders import small_encoder
 from torch import Tensor
 

@@ -8,7 +8,8 @@ import comfy.sample
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfyui_diversity.nodes._inputs import RECOMMENDED
-from comfyui_diversity.nodes.cno import DiverseNoise, DiverseNoiseOptions
+from comfyui_diversity.nodes.cno import DiverseNoise
+from comfyui_diversity.nodes.cno_options import DiverseNoiseOptions
 from torch import Tensor
 
 from .models import conditioning, random_latent
