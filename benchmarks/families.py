@@ -269,12 +269,15 @@ def _checksum(weight: Tensor) -> int:
 # --- the methods ------------------------------------------------------------------------------------------------------
 
 
-def _node(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(f"comfyui_diversity.nodes.{module}"), name)
+def _node(name: str) -> Any:
+    """One of the pack's nodes, by the name of its class."""
+    from comfyui_diversity.nodes import NODES
+
+    return next(node for node in NODES if node.__name__ == name)
 
 
-def _options(module: str, name: str, **chosen: Any) -> Any:
-    node, read = _node(module, name), importlib.import_module("comfyui_diversity.nodes._inputs").read_options
+def _options(name: str, **chosen: Any) -> Any:
+    node, read = _node(name), importlib.import_module("comfyui_diversity.nodes._inputs").read_options
     return node.execute(**{**read(node, None), **chosen}).args[0]
 
 
@@ -282,12 +285,12 @@ def _diversify(world: World, batch: int = 0) -> None:
     """Noise that is moved apart and CFG in an interval; one image has wider noise and a variant of the prompt."""
     driver = importlib.import_module("comfyui_diversity.core.drivers.diversify")
     with mock.patch.object(driver, "recommended", partial(driver.recommended, steps=FEW)):
-        model, positive = _node("diversify", "Diversify").execute(world.model, world.clip, TEXT, 0, 1.0).args
+        model, positive = _node("Diversify").execute(world.model, world.clip, TEXT, 0, 1.0).args
         _all_differ(world, model, positive, batch)
 
 
 def _diversify_model(world: World) -> None:
-    model = _node("diversify", "DiversifyModel").execute(world.model, 1.0).args[0]
+    model = _node("DiversifyModel").execute(world.model, 1.0).args[0]
     _all_differ(world, model, world.positive, world.batch)
 
 
@@ -305,42 +308,40 @@ def _all_differ(world: World, model: Any, positive: list, batch: int) -> None:
 
 
 def _noise(world: World, gradient: str = "stop") -> Tensor:
-    options = _options("cno", "DiverseNoiseOptions", gradient=gradient)
-    model = _node("cno", "DiverseNoise").execute(world.model, 0.5, 2, "recommended", options).args[0]
+    options = _options("DiverseNoiseOptions", gradient=gradient)
+    model = _node("DiverseNoise").execute(world.model, 0.5, 2, "recommended", options).args[0]
     return world.sample(model, world.positive)
 
 
 def _custom_noise(world: World) -> Tensor:
     noise, guider, sigmas = world.custom()
-    node = _node("cno", "DiverseNoiseForCustomSampler")
+    node = _node("DiverseNoiseForCustomSampler")
     return world.sample_custom(node.execute(noise, guider, sigmas, 0.5, 2, -1, "recommended").args[0], guider, sigmas)
 
 
 def _kept_noise(world: World) -> Tensor:
     """Through both nodes that use it: the same images."""
     noise, guider, sigmas = world.custom()
-    node = _node("cno", "DiverseNoiseToLatent")
+    node = _node("DiverseNoiseToLatent")
     kept = node.execute(noise, guider, sigmas, world.empty(), 0.5, 2, "recommended").args[0]
-    stored = _node("kept_noise", "KeptNoiseForCustomSampler").execute(kept, 0).args[0]
+    stored = _node("KeptNoiseForCustomSampler").execute(kept, 0).args[0]
     images = world.sample_custom(stored, guider, sigmas)
-    again = world.sample(_node("kept_noise", "UseKeptNoise").execute(world.model, kept).args[0], world.positive)
+    again = world.sample(_node("UseKeptNoise").execute(world.model, kept).args[0], world.positive)
     _same(again, images, "both nodes for kept noise give the same images")
     return images
 
 
 def _prompts(world: World) -> Tensor:
-    options = _options("tpso", "DiversePromptsOptions", steps=FEW)
-    found = _node("tpso", "DiversePrompts").execute(
-        world.clip, TEXT, "", world.batch, 0.8, 0.4, 0, "recommended", options
-    )
+    options = _options("DiversePromptsOptions", steps=FEW)
+    found = _node("DiversePrompts").execute(world.clip, TEXT, "", world.batch, 0.8, 0.4, 0, "recommended", options)
     PACK_LOG.info("%s", found.args[-1])
     return world.sample(world.model, found.args[0], found.args[1])
 
 
 def _conditioning(world: World) -> Tensor:
     node, options = (
-        _node("diverse_conditioning", "DiverseConditioning"),
-        _options("tpso", "DiversePromptsOptions", steps=FEW),
+        _node("DiverseConditioning"),
+        _options("DiversePromptsOptions", steps=FEW),
     )
     found = node.execute(world.positive, world.clip, TEXT, world.batch, 0.8, 0.4, 0, options)
     PACK_LOG.info("%s", found.args[-1])
@@ -348,22 +349,20 @@ def _conditioning(world: World) -> Tensor:
 
 
 def _schedule(world: World, other: str) -> Tensor:
-    found = _node("schedule", "ScheduleConditioning").execute(
-        world.encode(other), world.positive, 0.5, 0.0, "linear", 0, "steps"
-    )
+    found = _node("ScheduleConditioning").execute(world.encode(other), world.positive, 0.5, 0.0, "linear", 0, "steps")
     return world.sample(world.model, found.args[0])
 
 
 def _minority(world: World) -> Tensor:
-    options = _options("minority", "MinorityPromptOptions", iterations=2)
+    options = _options("MinorityPromptOptions", iterations=2)
     arguments = (world.model, world.clip, TEXT, "base model", 1.0, "cool", "minority", "recommended")
-    return world.sample(*_node("minority", "MinorityPrompt").execute(*arguments, options=options).args)
+    return world.sample(*_node("MinorityPrompt").execute(*arguments, options=options).args)
 
 
 def _rarest(world: World) -> None:
     latent = {"samples": world.plain}
     positive = world.setup.attach(world, world.positive)
-    found = _node("rarest", "RarestFirst").execute(world.model, positive, latent, 0, 0, 0.5, 2, -1).args[0]
+    found = _node("RarestFirst").execute(world.model, positive, latent, 0, 0, 0.5, 2, -1).args[0]
     for k, place in enumerate(found["batch_index"]):
         _same(found["samples"][k], world.plain[place], "each image is one of the batch")
 
@@ -371,16 +370,16 @@ def _rarest(world: World) -> None:
 def _keep_best(world: World) -> None:
     latent = {"samples": world.plain}
     positive = world.setup.attach(world, world.positive)
-    found = _node("keep", "KeepBest").execute(world.model, positive, latent, 1, 0.5, 0, 0.3, 2, -1).args[0]
+    found = _node("KeepBest").execute(world.model, positive, latent, 1, 0.5, 0, 0.3, 2, -1).args[0]
     [place] = found["batch_index"]
     _same(found["samples"][0], world.plain[place], "the image is one of the batch")
 
 
 def _shared_noise(world: World) -> Tensor:
     """Through both nodes: all images are the first one. With variants of the prompt they differ."""
-    shared = _node("shared_noise", "UseSharedNoise").execute(world.model, 0.0).args[0]
+    shared = _node("UseSharedNoise").execute(world.model, 0.0).args[0]
     noise, guider, sigmas = world.custom()
-    custom = _node("shared_noise", "SharedNoiseForCustomSampler").execute(noise).args[0]
+    custom = _node("SharedNoiseForCustomSampler").execute(noise).args[0]
     for images in (world.sample(shared, world.positive), world.sample_custom(custom, guider, sigmas)):
         for image in images:
             _same(image, world.plain[0], "every image is the first one")
@@ -388,8 +387,8 @@ def _shared_noise(world: World) -> Tensor:
 
 
 def _vision_outputs(world: World) -> list:
-    options = _options("ovi", "TextToVisionOptions", steps=FEW)
-    node = _node("ovi", "TextToVision")
+    options = _options("TextToVisionOptions", steps=FEW)
+    node = _node("TextToVision")
     return node.execute(*_vision_side(world), TEXT, world.batch, "off", 0, "recommended", options=options).args[0]
 
 
@@ -405,12 +404,12 @@ def _vision_side(world: World) -> tuple[Any, Any]:
 
 
 def _per_image(world: World, outputs: list) -> Tensor:
-    found = _node("ovi", "UnclipPerImage").execute([world.positive], outputs, [1.0], [0.0]).args[0]
+    found = _node("UnclipPerImage").execute([world.positive], outputs, [1.0], [0.0]).args[0]
     return world.sample(world.model, found)
 
 
 def _text_as_vision(world: World) -> Tensor:
-    output = _node("ovi", "TextAsVision").execute(*_vision_side(world), TEXT).args[0]
+    output = _node("TextAsVision").execute(*_vision_side(world), TEXT).args[0]
     return _per_image(world, [output])
 
 
