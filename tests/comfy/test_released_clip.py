@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from benchmarks.released import ClipFile
+from benchmarks.released_judge import ClipFile
 
 LAYERS = 24  # by its number of layers ComfyUI knows ViT-L
 WIDTH = 32  # of the text tower and of what both give

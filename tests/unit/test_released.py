@@ -9,20 +9,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.released import (
-    BASELINE,
-    Plan,
-    cfg_of,
+from benchmarks.released import BASELINE, Plan, cfg_of, jobs_of, main, markdown, rows_for, run, steps_of
+from benchmarks.released_edits import (
     defaults_of,
     encoder_of,
-    jobs_of,
-    main,
-    markdown,
     read_workflow,
-    rows_for,
-    run,
     sampler_of,
-    steps_of,
     with_best_kept,
     with_diversify,
     with_minority,
