@@ -18,6 +18,7 @@ Entry = Mapping[str, Any]
 PICTURE = "frontier.png"
 BLOCK = "frontier: "
 _WITH = "with "
+MOST_SHOWN = 0.1  # good share below the baseline's, of rows on the front
 # By name in a row: the column's head, and decimals. A model's table has those that all of its rows have.
 _FIGURES = {
     "adherence": ("adherence", 3),
@@ -32,14 +33,16 @@ _KINDS = {"baseline": "baseline", "rival": "rival", "method": "ours", "data": ""
 
 
 def block(name: str, path: Path = FRONTIER) -> str:
-    """What stands in the page's block of that name: `summary`, `picture`, `made`, the rows of a model, or `with PART`,
-    the rows of all models that have a rival or method of this name."""
+    """What stands in the page's block of that name: `summary`, `front`, `picture`, `made`, the rows of a model, or
+    `with PART`, the rows of all models that have a rival or method of this name."""
     rows = load(path)
     if not rows:
         return "Not measured yet."
     models = list(dict.fromkeys(row["model"] for row in rows))
     if name == "summary":
         return gains([summary([row for row in rows if row["model"] == model]) for model in models])
+    if name == "front":
+        return front(rows)
     if name == "picture":
         return f"![Good share against Vendi, one panel a model]({PICTURE})"
     if name == "made":
@@ -123,6 +126,37 @@ def outline(rows: Sequence[Entry], model: str) -> str:
         )
     head = ["kind", "curve", "settings", "CFG", *(_FIGURES[name][0] for name in figures), "time"]
     return f"{model}: {rows[0]['prompts']} prompts, {rows[0]['images']} images a row.\n\n{table(head, body)}"
+
+
+def front(rows: Sequence[Entry]) -> str:
+    """Of every model the rows that no other row beats in good images and in Vendi at once, from the baseline's quality
+    to ten good images of 100 less; of equal rows all. Losses are in good images of 100, negative ones are gains."""
+    head = ["model", "kind", "curve", "settings", "CFG", "good images lost of 100", "Vendi", "quality-weighted Vendi",
+            "time"]  # fmt: skip
+    body = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model and row["role"] != "data"]
+        base = next(row for row in own if row["role"] == "baseline")
+        label = model
+        for row in sorted(own, key=lambda one: (one["vendi"], -one["good_share"])):
+            lost = base["good_share"] - row["good_share"]
+            if lost > MOST_SHOWN + 1e-9 or any(_beats(other, row) for other in own):
+                continue
+            kind = [label, _KINDS[row["role"]], row["name"], _settings(row), f"{row['cfg']:g}"]
+            less = np.subtract(*(np.array(one["per_prompt"]["good_share"]) for one in (base, row)))
+            share = "" if row is base else f" {beside(mean_interval(100 * less), 1)}"
+            figures = [_figure(row, base, name, False) for name in ("vendi", "quality_vendi")]
+            here = row["machine"] == base["machine"]
+            time = f"{row['seconds'] / base['seconds']:.1f}" if here and base["seconds"] else ""
+            body.append([*kind, f"{rounded(100 * lost, 1)}{share}", *figures, time])
+            label = ""  # once is enough
+    return table(head, body)
+
+
+def _beats(other: Entry, row: Entry) -> bool:
+    """Whether a row is as good as another in both, and better in one."""
+    pairs = [(other[name], row[name]) for name in ("good_share", "vendi")]
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
 def with_part(rows: Sequence[Entry], part: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import provenance
 from benchmarks.frontier_extent import REPORTED, values
 from benchmarks.frontier_figures import best_at, hypervolume, summary
-from benchmarks.frontier_page import gains, made, outline, rounded, with_part
+from benchmarks.frontier_page import front, gains, made, outline, rounded, with_part
 from benchmarks.frontier_plot import draw_frontier, looks, picture
 from benchmarks.frontier_rows import MODELS, TOGETHER, grid, quick, rows_of
 from benchmarks.frontier_store import load, merged, save
@@ -189,6 +189,20 @@ def test_the_rows_of_one_method_stand_beside_the_baseline_of_their_model() -> No
     assert "1.80 (+0.20 to +0.20)" in with_part(rows, "pink")
     with pytest.raises(ValueError, match="no row with 'nothing'"):
         with_part(rows, "nothing")
+
+
+def test_on_the_front_is_what_no_other_row_beats() -> None:
+    rows = [*ROWS, row("rival", "twin", 0.95, 2.2), row("method", "too bad", 0.84, 9.0)]
+    rows += [row("data", "the data itself", 1.0, 2.2), {**ROWS[0], "model": "unet"}]
+    lines = [line.split(" | ") for line in front(rows).splitlines()[2:]]
+    assert [(line[0], line[2], line[5]) for line in lines] == [
+        ("| mmdit", "selection", "-1.0 (-1.0 to -1.0)"),
+        ("| ", "ours", "0.0 (unclear)"),
+        ("| ", "twin", "0.0 (unclear)"),
+        ("| ", "ours", "10.0 (+10.0 to +10.0)"),
+        ("| unet", "CFG", "0.0"),
+    ]
+    assert lines[0][6] == "1.90 (+0.30 to +0.30)"
 
 
 def test_times_of_two_machines_are_not_compared() -> None:
