@@ -96,9 +96,11 @@ _OWN: dict[str, dict[str, tuple[float, ...]]] = {
         "Noise on wide": _ONE,
         "all together": _ONE,
         "Diversify, the best kept": (2.0,),
+        "Diversify, more dropped": (2.0,),
         "Diversify, over CFG": (1.0, 1.5),
         "Diverse Noise, over CFG": (1.0, 1.5),
         "Diverse Prompts, over CFG": (1.5,),
+        "more dropped, over CFG": (1.0, 1.5),
     },
 }
 

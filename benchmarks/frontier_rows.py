@@ -175,7 +175,6 @@ def grid(model: str) -> list[Row]:
             found += curve(model, "method", name, ((name, chosen(model, name)),), ours.knob, cfg)
     for name, names in TOGETHER.items():
         found += over_knob(Row(model, "method", name, cfg, together(model, names), False))
-    found += [more_dropped(row) for row in found if "Keep the Best" in row.settings]
     # One thing changed in what ships.
     extra: dict[str, Parts] = {
         "N of 2N, then Noise": (("N of 2N", {"times": 2}), ("Diverse Noise", {})),
@@ -193,6 +192,7 @@ def grid(model: str) -> list[Row]:
             parts = together(model, TOGETHER.get(name, (name,)))
             found += [Row(model, "method", f"{name}, over CFG", other, parts, False) for other in CFGS if other != cfg]
     found += [Row(model, "method", name, cfg, parts, False) for name, parts in extra.items()]
+    found += [more_dropped(row) for row in found if "Keep the Best" in row.settings]
     return list({row.key: row for row in found}.values())
 
 
