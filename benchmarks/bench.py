@@ -33,9 +33,9 @@ from comfyui_diversity.demo.world.prompts import Prompt
 from . import provenance
 from .frontier_extent import REPORTED
 from .frontier_plot import draw_frontier
-from .frontier_rows import MODELS, Row, grid, rows_of
+from .frontier_rows import MODELS, Row, grid, quick, rows_of
 from .frontier_score import FIGURES, means, score
-from .frontier_store import folder_of, load, merged, save
+from .frontier_store import check, folder_of, load, merged, save
 from .image_store import stored
 from .intervals import mean_interval
 from .job import finished, new_job
@@ -46,6 +46,7 @@ from .rows import FIRST_SEED, SETS
 
 IMAGES = 20  # one batch
 QUICK_PROMPTS, QUICK_IMAGES, QUICK_MODELS = 4, 5, ("distilled",)
+OUT, QUICK_OUT = SCRATCH / "frontier", SCRATCH / "frontier_quick"
 DATA = "the data itself"
 
 
@@ -179,8 +180,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--one", action="store_true", help="one row a curve, as without --full")
     found.add_argument("--images-only", action="store_true", help="make the images; another run scores them")
     found.add_argument("--minutes", type=float, default=0, help="stop after the row that is then at work; 0: never")
-    found.add_argument("--replace", action="store_true", help="drop a model's rows of other revisions")
-    found.add_argument("--out", type=Path, default=SCRATCH / "frontier", help="folder of frontier.json")
+    found.add_argument("--replace", action="store_true", help="drop a model's rows of other revisions and sizes")
+    found.add_argument("--out", type=Path, help=f"folder of frontier.json; {OUT}, or without --full {QUICK_OUT}")
     return found
 
 
@@ -188,24 +189,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     options = parser().parse_args(arguments)
     torch.set_num_threads(1)
-    full, path = options.full or options.every, options.out / "frontier.json"
+    full = options.full or options.every
+    path = (options.out or (OUT if full else QUICK_OUT)) / "frontier.json"
     models = options.model or (MODELS if options.every else REPORTED if full else QUICK_MODELS)
     hold_revisions(models)
     try:
-        if options.replace:
-            begin_anew(path, models)
-        for model in models:
-            merged(path, [], model, provenance.revisions(model))  # refused before hours are spent
         bench = Bench("report", options.prompts or (0 if full else QUICK_PROMPTS),
                       options.images or (IMAGES if full else QUICK_IMAGES))  # fmt: skip
-        rows = [
-            row
-            for model in models
-            for row in (grid(model) if options.every else rows_of(model, full and not options.one))
-            if any(fnmatch(row.name, wanted) for wanted in options.rows)
-        ]
+        size = (len(bench.prompts), bench.images)
+        if options.replace:
+            begin_anew(path, models, *size)
+        for model in models:
+            check(path, model, provenance.revisions(model), *size)  # refused before hours are spent
+        rows = [row for model in models for row in chosen(model, options.every, full and not options.one, options.rows)]
         if not rows:
-            raise ValueError(f"--rows is {options.rows}; no curve of {', '.join(models)} has such a name.")
+            more = " Other curves than those that are reported come with --every." if not options.every else ""
+            raise ValueError(f"--rows is {options.rows}; no curve of {', '.join(models)} has such a name.{more}")
         if options.images_only:
             for k, prompt in enumerate(bench.prompts):  # prompt by prompt: stopped, all rows have the same ones
                 for row in rows:
@@ -226,20 +225,31 @@ def carry_out(bench: Bench, rows: Sequence[Row], path: Path, seconds: float) -> 
     after so many seconds (0: never)."""
     started = time.monotonic()
     for model in dict.fromkeys(row.model for row in rows):
-        save(path, merged(path, [bench.data(model)], model, provenance.revisions(model)))
+        save(path, merged(path, bench.data(model), provenance.revisions(model)))
     for row in rows:
         entry = bench.row(row)
-        save(path, merged(path, [entry], row.model, provenance.revisions(row.model)))
+        save(path, merged(path, entry, provenance.revisions(row.model)))
         print(line(entry), flush=True)
         if seconds and time.monotonic() - started > seconds:
             print("Time is up; the same command goes on from here.", flush=True)
             return
 
 
-def begin_anew(path: Path, models: Sequence[str]) -> None:
-    """Takes out of the file what is of another revision of these models."""
+def chosen(model: str, every: bool, full: bool, names: Sequence[str]) -> list[Row]:
+    """A model's rows of these names: of those that are reported, or of `every`; one a curve where not `full`."""
+    rows = grid(model) if every else rows_of(model)
+    return [row for row in (rows if full else quick(rows)) if any(fnmatch(row.name, name) for name in names)]
+
+
+def begin_anew(path: Path, models: Sequence[str], prompts: int, images: int) -> None:
+    """Takes out of the file what is of another revision of these models, or of another size."""
+
+    def stays(row: dict[str, Any]) -> bool:
+        own = (row["prompts"], row["images"]) == (prompts, prompts * images)
+        return row["model"] not in models or (own and row["revision"] in provenance.revisions(row["model"]))
+
     old = load(path)
-    kept = [row for row in old if row["model"] not in models or row["revision"] in provenance.revisions(row["model"])]
+    kept = [row for row in old if stays(row)]
     if len(kept) < len(old):
         save(path, kept)
 

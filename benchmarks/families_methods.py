@@ -25,7 +25,10 @@ def _node(name: str) -> Any:
     """One of the pack's nodes, by the name of its class."""
     from comfyui_diversity.nodes import NODES
 
-    return next(node for node in NODES if node.__name__ == name)
+    found = next((node for node in NODES if node.__name__ == name), None)
+    if found is None:
+        raise ImportError(f"The pack has no node class {name}: its file could not be loaded.")
+    return found
 
 
 def _options(name: str, **chosen: Any) -> Any:

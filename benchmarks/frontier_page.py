@@ -129,14 +129,18 @@ def outline(rows: Sequence[Entry], model: str) -> str:
 
 
 def front(rows: Sequence[Entry]) -> str:
-    """Of every model the rows that no other row beats in good images and in Vendi at once, from the baseline's quality
-    to ten good images of 100 less; of equal rows all. Losses are in good images of 100, negative ones are gains."""
+    """Of every model the rows that no other row beats in good images and in Vendi at once, where they have at most ten
+    good images of 100 fewer than the baseline; of equal rows all. A negative loss is a gain.
+
+    Raises ValueError for a model without a baseline."""
     head = ["model", "kind", "curve", "settings", "CFG", "good images lost of 100", "Vendi", "quality-weighted Vendi",
             "time"]  # fmt: skip
     body = []
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model and row["role"] != "data"]
-        base = next(row for row in own if row["role"] == "baseline")
+        base = next((row for row in own if row["role"] == "baseline"), None)
+        if base is None:
+            raise ValueError(f"The frontier has no baseline for {model}.")
         label = model
         for row in sorted(own, key=lambda one: (one["vendi"], -one["good_share"])):
             lost = base["good_share"] - row["good_share"]

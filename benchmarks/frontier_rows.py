@@ -24,6 +24,7 @@ CFGS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0)
 # Before a search has chosen: by quality-weighted Vendi on earlier prompts.
 BEST_CFG = {"unet": 2.0, "mmdit": 2.0, "distilled": 1.0, "turbo": 1.0, "turbo_base": 2.0}
 MODELS = tuple(BEST_CFG)
+WITH_CLIP = ("unet", "mmdit", "distilled")
 SWEEP = (0.5, 1.0, 2.0)  # times the chosen value of the main knob
 Parts = tuple[tuple[str, Mapping[str, Any]], ...]
 
@@ -149,7 +150,7 @@ def swept(knob: str, value: float, factor: float) -> float:
 
 
 def rows_of(model: str, full: bool = True) -> list[Row]:
-    """The rows of a model that are reported (see `frontier_extent`); without `full` one row a curve, its middle one."""
+    """The rows of a model that are reported (see `frontier_extent`); without `full` one row a curve."""
     rows = [row for row in grid(model) if wanted(row)]
     return rows if full else quick(rows)
 
@@ -168,6 +169,8 @@ def grid(model: str) -> list[Row]:
             parts: Parts = ((name, chosen(model, name)),)
             found += curve(model, "rival", name, parts, rival.knob, cfg, rival.free)
     for name, parts in {**RECOMMENDED, **PUBLISHED}.items():
+        if name == "TPSO, published" and model not in WITH_CLIP:
+            continue  # neither the paper nor its code has a rule for language models
         found.append(Row(model, "method", name, cfg, parts, False))
     found += curve(model, "method", "Diversify", (("Diversify", {"strength": 0.5}),), BESIDE["Diversify"].knob, cfg)
     for name, ours in OURS.items():
@@ -193,12 +196,18 @@ def grid(model: str) -> list[Row]:
             found += [Row(model, "method", f"{name}, over CFG", other, parts, False) for other in CFGS if other != cfg]
     found += [Row(model, "method", name, cfg, parts, False) for name, parts in extra.items()]
     found += [more_dropped(row) for row in found if "Keep the Best" in row.settings]
-    return list({row.key: row for row in found}.values())
+    unique: dict[str, Row] = {}
+    for row in found:
+        if row.factor == 1 or row.key not in unique:
+            unique[row.key] = row
+    return list(unique.values())
 
 
 def quick(rows: Sequence[Row]) -> list[Row]:
-    """Of every curve the row at the chosen settings, which is the one in its middle."""
+    """Of every curve the row at the chosen settings; where it has none, or one at each of several CFGs, that in the
+    middle."""
     curves: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         curves.setdefault((row.role, row.name), []).append(row)
-    return [found[len(found) // 2] for found in curves.values()]
+    chosen = ([row for row in found if row.factor == 1] or found for found in curves.values())
+    return [found[len(found) // 2] for found in chosen]

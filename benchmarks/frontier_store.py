@@ -1,7 +1,8 @@
 """Rows of the frontier on disk: half done ones, from which a stopped run goes on, and the committed list of all.
 
 A row in progress lies below `.dev/benchmarks/frontier/REVISION`, so that what another revision made is never met. The
-committed file is one list; beside rows of another revision of their model new ones are refused.
+committed file is one list; beside rows of another revision of their model, or of other numbers of prompts and images,
+new ones are refused.
 """
 
 from __future__ import annotations
@@ -44,26 +45,34 @@ def load(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def merged(path: Path, rows: Sequence[Mapping[str, Any]], model: str, current: Set[str]) -> list[dict[str, Any]]:
-    """The rows of the file with these of `model` in place of earlier ones of the same key. Raises ValueError for a file
-    with rows of the model that are of none of the `current` revisions, or of other numbers of prompts and images."""
-    old = load(path)
-    others = {row["revision"] for row in old if row["model"] == model} - current
-    if others:
-        theirs, own = (", ".join(sorted(one)) for one in (others, current))
+def check(path: Path, model: str, current: Set[str], prompts: int, images: int) -> list[dict[str, Any]]:
+    """The rows of the file. Raises ValueError where rows of the model cannot stand beside new ones: they are of none of
+    the `current` revisions, or of other numbers of prompts, or of images of a prompt."""
+    rows = load(path)
+    own = [row for row in rows if row["model"] == model]
+    if others := {row["revision"] for row in own} - current:
+        theirs, new = (", ".join(sorted(one)) for one in (others, current))
         raise ValueError(
-            f"{path} holds rows of revision {theirs} of {model}; this is {own}. "
+            f"{path} holds rows of revision {theirs} of {model}; this is {new}. "
             "Rows of two revisions are not mixed: give another folder by --out, or drop the other ones by --replace."
         )
-    found = {row["key"]: dict(row) for row in [*old, *rows]}
-    sizes = {(row["prompts"], row["images"]) for row in found.values() if row["model"] == model}
-    if rows and len(sizes) > 1:
-        theirs = " and ".join(f"{images} images of {prompts} prompts" for prompts, images in sorted(sizes))
+    if others := {(row["prompts"], row["images"] // row["prompts"]) for row in own} - {(prompts, images)}:
+        theirs, new = (" and ".join(map(_size, sorted(one))) for one in (others, {(prompts, images)}))
         raise ValueError(
-            f"{path} would hold rows of {theirs} for {model}, which cannot be compared: give the same --prompts and "
-            "--images, or another folder by --out."
+            f"{path} holds rows of {theirs} for {model}; this is {new}. Such rows cannot be compared: give the same "
+            "numbers, another folder by --out, or drop the other ones by --replace."
         )
-    return list(found.values())
+    return rows
+
+
+def _size(size: tuple[int, int]) -> str:
+    return "--prompts {} --images {}".format(*size)
+
+
+def merged(path: Path, row: Mapping[str, Any], current: Set[str]) -> list[dict[str, Any]]:
+    """The rows of the file with this one in place of an earlier one of the same key. Raises as `check` does."""
+    old = check(path, row["model"], current, row["prompts"], row["images"] // row["prompts"])
+    return list({one["key"]: dict(one) for one in [*old, row]}.values())
 
 
 def save(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

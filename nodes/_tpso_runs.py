@@ -43,7 +43,8 @@ _NEGATIVE_SEED = 0x7B50
 # ComfyUI does not serve folders with such a name, and they are kept apart from users' own.
 _VARIANTS, _BANK = Path("__diversity", "variants"), Path("__diversity", "published_bank")
 
-# What mode published takes of these options, and why nothing else; the others may be changed, and the report says so.
+# What mode published takes of Diverse Prompts Options, and why nothing else; the other options may be changed, and the
+# report says so.
 _NOT_PUBLISHED: dict[str, tuple[tuple[Any, ...], str]] = {
     "added_tokens": ((-1, 0), ", which varies the prompt's own words; or choose mode recommended"),
     "keep_words": ((False,), ", which does not have it; or choose mode recommended"),

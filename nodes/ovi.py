@@ -1,4 +1,4 @@
-"""Text in, CLIP vision outputs out: optimised (OVI), or the text's own vector; and one of them for each image."""
+"""Text in, CLIP vision outputs out: optimised (OVI), or the text's own vector."""
 
 from __future__ import annotations
 

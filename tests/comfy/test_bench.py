@@ -14,7 +14,8 @@ import torch
 from comfyui_diversity.core.hooks.sampling import SamplerRun, with_noise_change
 
 from benchmarks import bench, frontier_store, provenance
-from benchmarks.frontier_rows import PARTS, TOGETHER, Row, rows_of, together
+from benchmarks.frontier_extent import REPORTED
+from benchmarks.frontier_rows import MODELS, PARTS, TOGETHER, Row, grid, rows_of, together
 from benchmarks.job import finished, new_job
 from benchmarks.rivals.group_selection import group_selection
 from benchmarks.world import World
@@ -212,10 +213,48 @@ def test_the_command_refuses_rows_of_another_revision(tmp_path: Path, capsys: py
     assert bench.main([*only, "--replace", "--rows", "nothing"]) == 1
     assert "--rows is ['nothing']" in capsys.readouterr().err
     assert json.loads(path.read_text()) == [other]
+    assert bench.main([*only, "--full", "--rows", "Minority + Noise"]) == 1
+    assert "come with --every" in capsys.readouterr().err
+
+
+def test_rows_of_another_size_are_refused_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "carry_out", lambda *_: pytest.fail("made something"))
+    path, figures = tmp_path / "frontier.json", dict.fromkeys(frontier_store.NEEDED, 0)
+    one = {"revision": provenance.revision("baseline", "mmdit"), "model": "mmdit", "prompts": 4, "images": 40}
+    frontier_store.save(path, [{**figures, **one, "key": "a"}])
+    assert bench.main(["--full", "--out", str(tmp_path), "--model", "distilled", "mmdit"]) == 1
+    assert "--prompts 4 --images 10 for mmdit; this is --prompts 60 --images 20" in capsys.readouterr().err
+    assert [row["key"] for row in frontier_store.load(path)] == ["a"]
+
+
+@pytest.mark.parametrize(("arguments", "models", "size", "folder"), [
+    ([], ["distilled"], (4, 5), bench.QUICK_OUT),
+    (["--full"], list(REPORTED), (60, 20), bench.OUT),
+    (["--every"], list(MODELS), (60, 20), bench.OUT),
+    (["--every", "--one"], list(MODELS), (60, 20), bench.OUT),
+])  # fmt: skip
+def test_how_much_is_made(
+    arguments: list[str], models: list[str], size: tuple[int, int], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+    monkeypatch.setattr(bench, "carry_out", lambda *given: found.extend(given))
+    monkeypatch.setattr(bench, "check", lambda *_: [])
+    monkeypatch.setattr(bench, "draw_frontier", lambda *_: None)
+    assert bench.main(arguments) == 0
+    made, rows, path, _ = found
+    assert (len(made.prompts), made.images) == size
+    assert path == folder / "frontier.json"
+    wanted = [row for model in models for row in (grid(model) if "--every" in arguments else rows_of(model))]
+    curves = {(row.model, row.role, row.name) for row in wanted}
+    one_each = not arguments or "--one" in arguments
+    assert {(row.model, row.role, row.name) for row in rows} == curves
+    assert len(rows) == (len(curves) if one_each else len(wanted))
 
 
 def test_other_starts_go_before_all_that_optimises_noise() -> None:
-    for row in rows_of("distilled"):
+    for row in grid("distilled"):
         names = [name for name, _ in row.parts]
         for start in {"pink noise", "wide noise"} & set(names):
             assert set(names[: names.index(start)]) <= {"Keep the Best"}
@@ -248,6 +287,6 @@ def test_the_best_are_kept_of_images_as_ksampler_makes_them() -> None:
 
 
 def test_the_best_are_kept_of_a_larger_batch_that_all_other_parts_see() -> None:
-    rows = [row for row in rows_of("distilled") if "Keep the Best" in row.settings]
+    rows = [row for row in grid("distilled") if "Keep the Best" in row.settings]
     assert rows
     assert all(row.parts[0][0] == "Keep the Best" for row in rows)

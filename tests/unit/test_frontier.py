@@ -15,7 +15,7 @@ from benchmarks.frontier_figures import best_at, hypervolume, summary
 from benchmarks.frontier_page import front, gains, made, outline, rounded, with_part
 from benchmarks.frontier_plot import draw_frontier, looks, picture
 from benchmarks.frontier_rows import MODELS, TOGETHER, grid, quick, rows_of
-from benchmarks.frontier_store import load, merged, save
+from benchmarks.frontier_store import check, load, merged, save
 from benchmarks.intervals import mean_interval, resampled
 from benchmarks.search import survivors
 from devtools.places import HERE
@@ -109,18 +109,19 @@ def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
 def test_rows_of_another_revision_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "frontier.json"
     model = ROWS[0]["model"]
-    save(path, merged(path, ROWS, model, {"a"}))
+    for one in ROWS:
+        save(path, merged(path, one, {"a"}))
     assert load(path) == ROWS
     better = {**ROWS[1], "vendi": 9.0}
-    assert merged(path, [better], model, {"a", "b"}) == [ROWS[0], better, *ROWS[2:]]
+    assert merged(path, better, {"a", "b"}) == [ROWS[0], better, *ROWS[2:]]
     with pytest.raises(ValueError, match=f"revision a of {model}; this is b, c"):
-        merged(path, [], model, {"b", "c"})
-    fewer = {**ROWS[1], "key": "of fewer", "prompts": 4, "images": 40}
-    with pytest.raises(ValueError, match="40 images of 4 prompts and 400 images of 40 prompts for mmdit"):
-        merged(path, [fewer], model, {"a"})
-    assert merged(path, [{**fewer, "model": "another"}], "another", {"a"})[:-1] == ROWS
+        check(path, model, {"b", "c"}, 40, 10)
+    fewer = {**ROWS[1], "prompts": 4, "images": 40}
+    with pytest.raises(ValueError, match="rows of --prompts 40 --images 10 for mmdit; this is --prompts 4 --images 10"):
+        merged(path, fewer, {"a"})
+    assert merged(path, {**fewer, "model": "another", "key": "of another"}, {"a"})[:-1] == ROWS
     other = {**ROWS[0], "model": "another", "key": "another", "revision": "b"}
-    assert merged(path, [other], "another", {"b"}) == [*ROWS, other]
+    assert merged(path, other, {"b"}) == [*ROWS, other]
     path.write_text("[{]")
     with pytest.raises(ValueError, match=r"frontier\.json cannot be read"):
         load(path)
@@ -142,6 +143,14 @@ def test_all_that_is_to_be_reported_is_in_the_grid(model: str) -> None:
         own = [one for one in grid(model) if one.name == name]
         there = {one.cfg if name.endswith("over CFG") else one.factor for one in own}
         assert set(wanted) <= there, name
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_one_row_a_curve_is_that_at_the_chosen_settings(model: str) -> None:
+    for one in rows_of(model, full=False):
+        chosen = {other.factor for other in rows_of(model) if (other.role, other.name) == (one.role, one.name)}
+        assert one.factor == 1 or 1 not in chosen
+    assert [one.cfg for one in rows_of("mmdit", full=False) if one.role == "rival" and one.name == "CFG"] == [3.0]
 
 
 @pytest.mark.parametrize("model", REPORTED)
