@@ -15,7 +15,7 @@ from benchmarks.frontier_figures import best_at, hypervolume, summary
 from benchmarks.frontier_page import front, gains, made, outline, rounded, with_part
 from benchmarks.frontier_plot import draw_frontier, looks, picture
 from benchmarks.frontier_rows import MODELS, TOGETHER, grid, quick, rows_of
-from benchmarks.frontier_store import check, load, merged, save
+from benchmarks.frontier_store import FRONTIER, check, load, merged, save
 from benchmarks.intervals import mean_interval, resampled
 from benchmarks.search import survivors
 from devtools.places import HERE
@@ -159,6 +159,13 @@ def test_rivals_are_reported_at_their_chosen_settings(model: str) -> None:
     for one in grid(model):
         if one.role == "rival" and one.factor == 1:
             assert one in rows
+
+
+def test_what_is_reported_has_been_run() -> None:
+    """The rows of the committed file are those that `bench --full` makes, no fewer and no others."""
+    there = {one["key"] for one in load(FRONTIER) if one["role"] != "data"}
+    assert there == {one.key for model in REPORTED for one in rows_of(model)}
+    assert {(one["prompts"], one["images"]) for one in load(FRONTIER)} == {(60, 1200)}
 
 
 def test_half_of_the_tries_go_on_and_the_best_of_them_first() -> None:
