@@ -22,6 +22,9 @@ COLOURS = {"method": ("#d62728", "#ff9500", "#8e1b8c", "#8c4a2f", "#e0559a"),
            "rival": ("#1f77b4", "#2ca02c", "#17a2b8", "#6b7280", "#3f3fbf", "#8a8d00")}  # fmt: skip
 MARKERS = {"method": "sD^ovP<>phd", "rival": "oD^svPX"}
 BASELINE: Look = {"color": "black", "marker": "o", "markersize": 11, "markeredgecolor": "white", "zorder": 5}
+# The front of each group: how good its images can be for at least so much diversity.
+FRONTS = {"method": "#d62728", "rival": "#1f77b4"}
+_FRONT: Look = {"linewidth": 3.5, "alpha": 0.4, "zorder": 2.5}
 DATA: Look = {"color": "black", "marker": "*", "markersize": 14, "zorder": 4}
 WIDTH, DPI, COLUMNS = 9.0, 160, 2  # inches, at 100 of a page's pixels each
 _KEYS = 5  # columns of the legend
@@ -38,7 +41,7 @@ def draw_frontier(rows: Sequence[Entry], target: Path) -> None:
 
 def picture(rows: Sequence[Entry]) -> Figure:
     """One panel a model, and one legend below: every row with its 95 % intervals, rows of one curve joined from the
-    baseline on, and the data's own point."""
+    baseline on, the front of each group as stairs, and the data's own point."""
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(row["model"] for row in rows))
@@ -87,6 +90,8 @@ def _panel(axis: Any, rows: Sequence[Entry], found: Mapping[tuple[str, str], Loo
     axis.autoscale_view()
     for row in data:
         _data(axis, row)
+    for role, colour in FRONTS.items():
+        _front(axis, [*bases, *(row for row in rows if row["role"] == role)], colour)
     first = rows[0]
     axis.set_title(f"{TITLES.get(first['model'], first['model'])} ({first['model']})\n", fontsize=11, fontweight="bold")
     axis.text(0.5, 1.02, f"{first['prompts']} prompts, {first['images']} images a point", transform=axis.transAxes,
@@ -102,6 +107,15 @@ def _points(axis: Any, rows: Sequence[Entry], look: Look, name: str) -> None:
     bars = {"xerr": _bars(rows, "vendi"), "yerr": _bars(rows, "good_share")}
     axis.errorbar(*_places(rows), **bars, fmt="none", ecolor=look["color"], elinewidth=0.7, alpha=0.25, zorder=1)
     axis.plot(*_places(rows), label=name, linestyle="none", **look)
+
+
+def _front(axis: Any, rows: Sequence[Entry], colour: str) -> None:
+    """The greatest good share of rows with at least so much Vendi, over Vendi."""
+    ordered = sorted(rows, key=lambda row: row["vendi"])
+    shares = [max(row["good_share"] for row in ordered[k:]) for k in range(len(ordered))]
+    left, _ = axis.get_xlim()
+    axis.stairs(shares, [left, *(row["vendi"] for row in ordered)], baseline=None, color=colour, **_FRONT)
+    axis.set_xlim(left, None)
 
 
 def _data(axis: Any, row: Entry) -> None:
@@ -125,6 +139,8 @@ def _legend(figure: Figure, found: Mapping[tuple[str, str], Look]) -> None:
     from matplotlib.lines import Line2D
 
     groups = [[("", {}), ("baseline", BASELINE), ("the data itself", DATA)]]
+    stair = {"marker": "_", "markersize": 14, "markeredgewidth": _FRONT["linewidth"], "alpha": _FRONT["alpha"]}
+    groups[0] += [(f"front of {GROUPS[role]}", {"color": colour, **stair}) for role, colour in FRONTS.items()]
     for role, title in GROUPS.items():
         groups.append([(title, {}), *((name, look) for (of, name), look in found.items() if of == role)])
     height = next(k for k in count(5) if sum(-(-len(group) // k) for group in groups) <= _KEYS)

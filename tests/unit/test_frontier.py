@@ -330,3 +330,15 @@ def test_what_stands_on_pink_noise_is_swept_as_pink_noise_alone(name: str) -> No
 
 def test_a_zero_has_no_minus() -> None:
     assert [rounded(-0.004, 2), rounded(-0.004, 2, "+"), rounded(-0.006, 2, "+")] == ["0.00", "+0.00", "-0.01"]
+
+
+def test_the_front_of_a_group_is_the_best_share_for_at_least_so_much_diversity() -> None:
+    [axis] = picture([*ROWS, row("rival", "beaten", 0.92, 1.7)]).axes
+    stairs = {tuple(patch.get_edgecolor()[:3]): patch.get_data() for patch in axis.patches}
+    assert len(stairs) == 2
+    ours, rivals = ([*map(float, one.values)] for one in stairs.values())
+    assert ours == [0.95, 0.95, 0.85]  # the baseline, and what has more at the same share, then less
+    assert rivals == [0.96, 0.96, 0.96, 0.96, 0.90]  # "selection" beats all that have less
+    edges = [float(edge) for edge in next(iter(stairs.values())).edges]
+    assert edges[1:] == [1.6, 2.2, 2.6]
+    assert edges[0] == axis.get_xlim()[0]
