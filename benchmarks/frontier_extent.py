@@ -97,6 +97,7 @@ _OWN: dict[str, dict[str, tuple[float, ...]]] = {
         "TPSO, published": _ONE,
         "Noise, two cells": _ONE,
         "Noise on wide": _ONE,
+        "all together": _ONE,
         "Diversify, the best kept": (2.0,),
         "Diversify, more dropped": (2.0,),
         "Diversify, over CFG": (1.0, 1.5),
