@@ -336,7 +336,7 @@ def test_a_zero_has_no_minus() -> None:
 
 def test_the_front_of_a_group_is_the_best_share_for_at_least_so_much_diversity() -> None:
     [axis] = picture([*ROWS, row("rival", "beaten", 0.92, 1.7)]).axes
-    stairs = [patch.get_data() for patch in axis.patches if isinstance(patch, StepPatch)]
+    stairs: list[Any] = [patch.get_data() for patch in axis.patches if isinstance(patch, StepPatch)]
     ours, rivals = ([*map(float, one.values)] for one in stairs)
     assert ours == [0.95, 0.95, 0.85]  # the baseline, and what has more at the same share, then less
     assert rivals == [0.96, 0.96, 0.96, 0.96, 0.90]  # "selection" beats all that have less
