@@ -94,10 +94,7 @@ def _prompts(world: World) -> Tensor:
 
 
 def _conditioning(world: World) -> Tensor:
-    node, options = (
-        _node("DiverseConditioning"),
-        _options("DiversePromptsOptions", steps=FEW),
-    )
+    node, options = _node("DiverseConditioning"), _options("DiversePromptsOptions", steps=FEW)
     found = node.execute(world.positive, world.clip, TEXT, world.batch, 0.8, 0.4, 0, options)
     PACK_LOG.info("%s", found.args[-1])
     return world.sample(world.model, found.args[0])
