@@ -227,6 +227,11 @@ def test_rows_of_another_size_are_refused_before_anything_is_made(
     assert bench.main(["--full", "--out", str(tmp_path), "--model", "distilled", "mmdit"]) == 1
     assert "--prompts 4 --images 10 for mmdit; this is --prompts 60 --images 20" in capsys.readouterr().err
     assert [row["key"] for row in frontier_store.load(path)] == ["a"]
+    bench.begin_anew(path, ["distilled"], 60, 20)
+    bench.begin_anew(path, ["mmdit"], 4, 10)
+    assert [row["key"] for row in frontier_store.load(path)] == ["a"]
+    bench.begin_anew(path, ["mmdit"], 60, 20)
+    assert frontier_store.load(path) == []
 
 
 @pytest.mark.parametrize(("arguments", "models", "size", "folder"), [
